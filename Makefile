@@ -1,0 +1,243 @@
+# One Makefile for the whole tree. `make help` lists what it can do.
+#
+#   make BUILD=asan check        the same targets with other flags, in other folders
+#   make CC=clang WERROR=1       another compiler, warnings are errors
+#   make V=1                     show the commands
+
+PREFIX     ?= /usr/local
+SYSCONFDIR ?= $(if $(filter /usr /usr/local,$(PREFIX)),/etc,$(PREFIX)/etc)
+DESTDIR    ?=
+CC         ?= cc
+BUILD      ?= release
+CFLAGS     ?= -O2 -g
+V          ?= 0
+VERSION    := 0.1.0
+
+# CFLAGS belongs to the user; what the code needs is here. -ffp-contract=off keeps
+# a multiply and an add two roundings unless a kernel asks for FMA by name.
+B       := build$(if $(filter release:cc release:gcc,$(BUILD):$(CC)),,/$(BUILD)-$(notdir $(CC)))
+NEEDED  := -std=gnu17 -I. -I$B/gen -MMD -MP -fvisibility=hidden -fPIC -ffp-contract=off \
+	-D_GNU_SOURCE -DTRIKV_VERSION='"$(VERSION)"' -DTRIKV_SYSCONFDIR='"$(SYSCONFDIR)"'
+WARN    := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes \
+	-Wcast-qual -Wpointer-arith -Wvla -Wwrite-strings $(if $(WERROR),-Werror)
+
+FLAGS_release :=
+FLAGS_debug   := -O0 -DTRIKV_CHECKS
+FLAGS_asan    := -O1 -DTRIKV_CHECKS -fno-omit-frame-pointer -fsanitize=address,undefined \
+	-fno-sanitize-recover=all
+FLAGS_tsan    := -O1 -DTRIKV_CHECKS -fsanitize=thread
+ifeq ($(origin FLAGS_$(BUILD)),undefined)
+$(error BUILD=$(BUILD) is not one of: release debug asan tsan)
+endif
+FLAGS := $(CFLAGS) $(FLAGS_$(BUILD))
+
+# A kernel file's name says its instruction set; no other file is built with it.
+ISA_avx2   := -mavx2 -mfma -mf16c
+ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
+ARCH := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
+isa   = $(if $(filter x86_64,$(ARCH)),$(ISA_$(lastword $(subst _, ,$(basename $(notdir $1))))))
+
+PKG      ?= pkg-config
+pkg       = $(shell $(PKG) --libs $1 2>/dev/null)
+LIB_uv    = $(call pkg,libuv)
+LIB_pbc   = $(call pkg,libprotobuf-c)
+LIB_yaml  = $(call pkg,yaml-0.1)
+LIB_xxh   = $(call pkg,libxxhash)
+# A sanitizer brings its own allocator.
+LIB_alloc = $(if $(filter release debug,$(BUILD)),$(call pkg,jemalloc))
+
+# One line a layer; a layer may include only those above its own line (tests/check_layers).
+CORE   := $(wildcard core/*.c)
+PROTO  := $(wildcard proto/*.c)
+STORE  := $(wildcard store/*.c)
+DAEMON := $(filter-out daemon/main.c,$(wildcard daemon/*.c))
+CLIENT := $(wildcard client/*.c)
+# A file of tools or bench with a hyphen-less twin in PROGRAMS is a main; the rest is shared.
+TOOL_MAINS := $(wildcard tools/trikv_*.c tools/trikvctl.c)
+TOOLS  := $(filter-out $(TOOL_MAINS),$(wildcard tools/*.c))
+CHECKS := $(wildcard tests/check_*.c)
+AIDS   := $(filter-out $(CHECKS),$(wildcard tests/*.c))
+SOURCES = $(wildcard */*.[ch])
+
+objs  = $(patsubst %.c,$B/obj/%.o,$1)
+GEN  := $B/gen/proto/trikv.pb-c
+tests := $(patsubst tests/%.c,$B/tests/%,$(CHECKS))
+programs := $B/bin/trikvd $(patsubst tools/%.c,$B/bin/%,$(subst _,-,$(TOOL_MAINS)))
+libs  := $B/lib/libtrikv.a $B/lib/libtrikv.so.0
+say   = $(if $(filter 0,$V),@printf '  %-4s %s\n' $1 $@;)
+
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: all
+
+all: $(programs) $(libs) ## build the daemon, the tools and the library
+
+$(GEN).c: proto/trikv.proto
+	@mkdir -p $B/gen
+	$(call say,GEN)protoc-c --c_out=$B/gen $<
+
+$(GEN).h: $(GEN).c ;
+
+# Generated code is not ours to warn about.
+$B/obj/gen/trikv.pb-c.o: $(GEN).c
+	@mkdir -p $(@D)
+	$(call say,CC)$(CC) $(NEEDED) $(FLAGS) -c -o $@ $<
+
+$(call objs,$(PROTO) $(DAEMON) daemon/main.c $(CLIENT) $(TOOLS) $(TOOL_MAINS) $(CHECKS) $(AIDS)): | $(GEN).h
+
+$B/obj/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(call say,CC)$(CC) $(NEEDED) $(WARN) $(FLAGS) $(call isa,$<) -c -o $@ $<
+
+archive = $(call say,AR)mkdir -p $(@D) && rm -f $@ && $(CROSS)ar rcs $@ $^
+$B/lib/core.a: $(call objs,$(CORE)) ; $(archive)
+$B/lib/proto.a: $(call objs,$(PROTO)) $B/obj/gen/trikv.pb-c.o ; $(archive)
+$B/lib/store.a: $(call objs,$(STORE)) ; $(archive)
+$B/lib/daemon.a: $(call objs,$(DAEMON)) ; $(archive)
+$B/lib/tools.a: $(call objs,$(TOOLS)) ; $(archive)
+$B/lib/aids.a: $(call objs,$(AIDS)) ; $(archive)
+$B/lib/libtrikv.a: $(call objs,$(CLIENT) $(PROTO) $(CORE)) $B/obj/gen/trikv.pb-c.o ; $(archive)
+
+$B/lib/libtrikv.so.0: $(call objs,$(CLIENT) $(PROTO) $(CORE)) $B/obj/gen/trikv.pb-c.o client/trikv.map
+	$(call say,LD)$(CC) $(FLAGS) $(LDFLAGS) -shared -Wl,-soname,libtrikv.so.0 \
+		-Wl,--version-script=client/trikv.map -o $@ $(filter %.o,$^) $(LIB_pbc) -lm
+
+link = $(call say,LD)mkdir -p $(@D) && $(CC) $(FLAGS) $(LDFLAGS) -Wl,--as-needed -o $@ $^
+
+$B/bin/trikvd: $B/obj/daemon/main.o $(patsubst %,$B/lib/%.a,daemon store proto core)
+	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(LIB_alloc) -lm -pthread
+
+# Tools may read profiles, so they link the daemon's YAML reader.
+.SECONDEXPANSION:
+$(filter-out $B/bin/trikvd,$(programs)): $B/bin/%: $B/obj/tools/$$(subst -,_,$$*).o \
+	$(patsubst %,$B/lib/%.a,tools daemon libtrikv store core)
+	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) -lm -pthread
+
+$(tests): $B/tests/%: $B/obj/tests/%.o \
+	$(patsubst %,$B/lib/%.a,aids tools daemon libtrikv store proto core)
+	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(call pkg,cmocka) -ljansson -lm -pthread
+
+# Programs know their configuration's place: another one means compiling them again.
+$B/gen/places: FORCE
+	@mkdir -p $(@D)
+	@echo '$(SYSCONFDIR) $(PREFIX)' | cmp -s - $@ || echo '$(SYSCONFDIR) $(PREFIX)' >$@
+$(call objs,$(DAEMON) daemon/main.c $(TOOLS) $(TOOL_MAINS)): $B/gen/places
+
+SCRIPTS := $(wildcard tests/check_*.sh)
+# What the instruction set of a kernel cannot change.
+ISA_FREE := client config daemon frame gguf header pool profile tokenizer
+isa_tests := $(filter-out $(ISA_FREE:%=$B/tests/check_%),$(tests))
+run_tests := TRIKV_BUILD=$B tests/run
+
+.PHONY: FORCE setup test build-tests check check-programs check-isa check-asan check-tsan \
+	check-clang check-layers check-neon check-all lint format install uninstall clean help
+
+setup: ## install the missing Debian packages, saying which and why
+	./setup.sh build test
+
+test: ## install what is missing, build, run every test
+	./setup.sh build test
+	@$(MAKE) check
+
+build-tests: all $(tests)
+
+check: build-tests ## build and run every test
+	@$(run_tests) $(tests) $(SCRIPTS)
+
+check-programs: build-tests
+	@$(run_tests) $(tests)
+
+check-isa: build-tests ## the numeric tests again, instruction sets taken away newest first
+	@TRIKV_CPU_DISABLE=avx512 $(run_tests) $(isa_tests)
+	@TRIKV_CPU_DISABLE=avx512,avx2,neon $(run_tests) $(isa_tests)
+
+check-asan: ## every test program under AddressSanitizer and UBSan
+	@$(MAKE) BUILD=asan check-programs
+
+check-tsan: ## every test program under ThreadSanitizer
+	@$(MAKE) BUILD=tsan check-programs
+
+check-clang: ## build everything with clang, warnings are errors
+	@$(MAKE) CC=clang WERROR=1 build-tests
+
+check-layers: build-tests ## includes and symbols against the layers
+	@$(run_tests) tests/check_layers.sh
+
+# A root of arm64 libraries, in the build folder, so that nothing changes on this machine.
+ARM   := aarch64-linux-gnu
+ARM_B := build/release-$(ARM)-gcc
+ARM_ROOT := build/arm64
+ARM_RUN := qemu-aarch64-static -L $(abspath $(ARM_ROOT))
+check-neon: ## build for arm64, run every test program under qemu as Cortex-A76 and A72
+	@tests/arm64_root.sh $(ARM_ROOT)
+	@$(MAKE) CC=$(ARM)-gcc CROSS=$(ARM)- CFLAGS='-O2 -g --sysroot=$(abspath $(ARM_ROOT))' \
+		PKG='env PKG_CONFIG_LIBDIR=$(abspath $(ARM_ROOT))/usr/lib/$(ARM)/pkgconfig pkg-config' \
+		build-tests
+	@mkdir -p $(ARM_B)/emulated
+	@printf '#!/bin/sh\nexec %s %s "$$@"\n' '$(ARM_RUN)' '$(abspath $(ARM_B))/bin/trikvd' \
+		>$(ARM_B)/emulated/trikvd
+	@chmod +x $(ARM_B)/emulated/trikvd
+	@for cpu in cortex-a76 cortex-a72; do \
+		echo "as $$cpu:"; \
+		QEMU_CPU=$$cpu TRIKV_BIN=$(abspath $(ARM_B))/emulated/trikvd TRIKV_RUNNER='$(ARM_RUN)' \
+		tests/run $(patsubst $B/%,$(ARM_B)/%,$(tests)) || exit 1; \
+	done
+
+check-all: ## everything that CI runs; each of these also runs alone
+	@$(MAKE) lint
+	@$(MAKE) WERROR=1 check
+	@$(MAKE) check-isa
+	@$(MAKE) check-clang
+	@$(MAKE) check-asan
+	@$(MAKE) check-tsan
+	@$(MAKE) check-neon
+
+lint: ## formatting, and what cppcheck and the shell find
+	@tests/lint $(SOURCES)
+
+format: ## bring every source into form
+	clang-format -i $(SOURCES)
+
+UNITDIR ?= $(or $(if $(filter /usr /usr/local,$(PREFIX)),$(shell \
+	$(PKG) --variable=systemdsystemunitdir systemd 2>/dev/null)),$(PREFIX)/lib/systemd/system)
+units := trikvd.service trikvd.socket
+fill_in = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g' \
+	-e 's|@VERSION@|$(VERSION)|g'
+D := $(DESTDIR)
+
+install: all ## install into DESTDIR/PREFIX; an existing configuration is left alone
+	install -d $D$(PREFIX)/bin $D$(PREFIX)/lib/pkgconfig $D$(PREFIX)/include \
+		$D$(PREFIX)/share/trikv/models $D$(PREFIX)/lib/sysusers.d \
+		$D$(SYSCONFDIR)/trikv/profiles $D$(UNITDIR)
+	install -m 755 $(programs) $D$(PREFIX)/bin
+	install -m 644 $B/lib/libtrikv.a $D$(PREFIX)/lib
+	install -m 755 $B/lib/libtrikv.so.0 $D$(PREFIX)/lib
+	ln -sf libtrikv.so.0 $D$(PREFIX)/lib/libtrikv.so
+	install -m 644 client/trikv.h $D$(PREFIX)/include
+	$(fill_in) client/trikv.pc.in >$D$(PREFIX)/lib/pkgconfig/libtrikv.pc
+	for u in $(units); do $(fill_in) systemd/$$u >$D$(UNITDIR)/$$u || exit 1; done
+	install -m 644 systemd/trikv.sysusers.conf $D$(PREFIX)/lib/sysusers.d/trikv.conf
+	install -m 644 $(wildcard models/*.gguf models/README.md) $D$(PREFIX)/share/trikv/models
+	for f in $(wildcard conf/profiles/*); do \
+		test -e $D$(SYSCONFDIR)/trikv/profiles/$${f##*/} || \
+		install -m 644 $$f $D$(SYSCONFDIR)/trikv/profiles || exit 1; done
+	test -e $D$(SYSCONFDIR)/trikv/trikvd.yaml || sed 's|/etc/trikv|$(SYSCONFDIR)/trikv|g' \
+		conf/trikvd.yaml >$D$(SYSCONFDIR)/trikv/trikvd.yaml
+
+uninstall: ## remove what install put there, except the configuration
+	rm -f $(patsubst $B/bin/%,$D$(PREFIX)/bin/%,$(programs)) $D$(PREFIX)/include/trikv.h \
+		$D$(PREFIX)/lib/libtrikv.a $D$(PREFIX)/lib/libtrikv.so.0 $D$(PREFIX)/lib/libtrikv.so \
+		$D$(PREFIX)/lib/pkgconfig/libtrikv.pc $(units:%=$D$(UNITDIR)/%) \
+		$D$(PREFIX)/lib/sysusers.d/trikv.conf
+	rm -rf $D$(PREFIX)/share/trikv
+
+clean: ## remove the build folder
+	rm -rf build
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@echo
+	@echo 'BUILD=release|debug|asan|tsan, CC, CFLAGS, WERROR=1, V=1, PREFIX, SYSCONFDIR, DESTDIR'
+
+-include $(wildcard $B/obj/*/*.d)

@@ -1,0 +1,20 @@
+/* Which instruction sets the kernels may use on this machine. */
+#ifndef TKV_CORE_CPU_H
+#define TKV_CORE_CPU_H
+
+enum tkv_cpu_flag {
+    TKV_CPU_AVX2 = 1u << 0,   /* AVX2 + FMA + F16C, usable together or not at all */
+    TKV_CPU_AVX512 = 1u << 1, /* F + BW + DQ + VL */
+    TKV_CPU_NEON = 1u << 2,
+};
+
+/*
+ * Flags of the running CPU, minus those named in `disable`, a comma-separated
+ * list such as "avx512,avx2" (NULL: none). Never fails; pure but for CPUID.
+ */
+unsigned tkv_cpu_flags(const char *disable);
+
+/* The names of the flags, comma-separated, in buf[n] ("scalar" if there are none). */
+const char *tkv_cpu_names(unsigned flags, char *buf, unsigned n);
+
+#endif /* TKV_CORE_CPU_H */

@@ -1,0 +1,21 @@
+/* Chooses the kernel variants for a set of CPU flags: the reference, then newer over older. */
+#include "core/kernels.h"
+
+#include "core/cpu.h"
+#include "core/kernels_priv.h"
+
+void tkv_kernels_init(struct tkv_kernels *k, unsigned cpu)
+{
+    *k = TKV_KERNELS(c);
+#if defined(__x86_64__)
+    if (cpu & TKV_CPU_AVX2)
+        *k = TKV_KERNELS(avx2);
+    if (cpu & TKV_CPU_AVX512)
+        *k = TKV_KERNELS(avx512);
+#elif defined(__aarch64__)
+    if (cpu & TKV_CPU_NEON)
+        *k = TKV_KERNELS(neon);
+#else
+    (void)cpu;
+#endif
+}

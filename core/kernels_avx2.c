@@ -1,0 +1,85 @@
+/* AVX2 with FMA and F16C: 8 lanes, tails by the masked moves. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define ISA       avx2
+#define LANES     8
+#define GEMM_VECS 2 /* 8 sums, 2 columns and a weight of 16 registers */
+
+typedef __m256 vec;
+typedef __m256i vec_int;
+
+/* Eight words from entry 8 - n on: n of all ones, then zeros. */
+static const int32_t head_mask[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+
+static inline __m256i mask_of(size_t n)
+{
+    return _mm256_loadu_si256((const __m256i_u *)(head_mask + 8 - n));
+}
+
+static inline vec load_part(const float *p, size_t n)
+{
+    return _mm256_maskload_ps(p, mask_of(n));
+}
+
+static inline void store_part(float *p, vec v, size_t n)
+{
+    _mm256_maskstore_ps(p, mask_of(n), v);
+}
+
+static inline vec fma_vec(vec a, vec b, vec c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+
+struct table {
+    __m256 low, high;
+};
+
+static inline struct table load_table(const float *lut, float factor)
+{
+    const __m256 f = _mm256_set1_ps(factor);
+
+    return (struct table){_mm256_mul_ps(_mm256_loadu_ps(lut), f),
+                          _mm256_mul_ps(_mm256_loadu_ps(lut + 8), f)};
+}
+
+static inline __m256i widen(const uint8_t *bytes)
+{
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i_u *)bytes));
+}
+
+/* Both halves are looked up by the low three bits; bit 3, moved to the sign, chooses. */
+static inline vec lookup_vec(const struct table *t, __m256i index)
+{
+    const __m256 choose = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
+
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t->low, index),
+                            _mm256_permutevar8x32_ps(t->high, index), choose);
+}
+
+#include "core/kernels_simd.h"
+
+void tkv_f16_to_f32_avx2(float *dst, const uint16_t *src, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i_u *)(src + i))));
+    for (; i < n; i++)
+        dst[i] = _cvtsh_ss(src[i]);
+}
+
+void tkv_f32_to_f16_avx2(uint16_t *dst, const float *src, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i_u *)(dst + i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
+    for (; i < n; i++)
+        dst[i] = _cvtss_sh(src[i], _MM_FROUND_TO_NEAREST_INT);
+}
+#endif

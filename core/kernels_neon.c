@@ -1,0 +1,91 @@
+/* NEON of the 64-bit ARM base architecture: 4 lanes, tails by single floats. */
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define ISA       neon
+#define LANES     4
+#define GEMM_VECS 4
+
+typedef float32x4_t vec;
+typedef uint32x4_t vec_int;
+
+static inline vec load_part(const float *p, size_t n)
+{
+    float x[4] = {0};
+
+    for (size_t i = 0; i < n; i++)
+        x[i] = p[i];
+    return vld1q_f32(x);
+}
+
+static inline void store_part(float *p, vec v, size_t n)
+{
+    float x[4];
+
+    vst1q_f32(x, v);
+    for (size_t i = 0; i < n; i++)
+        p[i] = x[i];
+}
+
+static inline vec fma_vec(vec a, vec b, vec c)
+{
+    return vfmaq_f32(c, a, b);
+}
+
+/* The 64 bytes of 16 floats, which is what one table instruction can address. */
+struct table {
+    uint8x16x4_t bytes;
+};
+
+static inline struct table load_table(const float *lut, float factor)
+{
+    struct table t;
+
+    for (int i = 0; i < 4; i++)
+        t.bytes.val[i] = vreinterpretq_u8_f32(vmulq_n_f32(vld1q_f32(lut + 4 * i), factor));
+    return t;
+}
+
+static inline uint32x4_t widen(const uint8_t *bytes)
+{
+    uint32_t word;
+
+    memcpy(&word, bytes, sizeof(word));
+    return vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(word)))));
+}
+
+/* The bytes of float i are 4i .. 4i + 3: i times 0x04040404, plus 0x03020100. */
+static inline vec lookup_vec(const struct table *t, uint32x4_t index)
+{
+    const uint32x4_t bytes = vmlaq_n_u32(vdupq_n_u32(0x03020100u), index, 0x04040404u);
+
+    return vreinterpretq_f32_u8(vqtbl4q_u8(t->bytes, vreinterpretq_u8_u32(bytes)));
+}
+
+#include "core/kernels_simd.h"
+
+#include "core/half.h"
+
+void tkv_f16_to_f32_neon(float *dst, const uint16_t *src, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + 4 <= n; i += 4)
+        vst1q_f32(dst + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(src + i))));
+    for (; i < n; i++)
+        dst[i] = tkv_f16_to_f32(src[i]);
+}
+
+void tkv_f32_to_f16_neon(uint16_t *dst, const float *src, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + 4 <= n; i += 4)
+        vst1_u16(dst + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(src + i))));
+    for (; i < n; i++)
+        dst[i] = tkv_f32_to_f16(src[i]);
+}
+#endif

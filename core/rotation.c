@@ -1,0 +1,107 @@
+/*
+ * The rotation's parts: signs from SplitMix64, a Hartley table, and the transform.
+ * The table is made with + - * / only, since a libm may round differently and
+ * packed bytes must not depend on it.
+ */
+#include "core/rotation.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "core/kernels.h"
+
+/* SplitMix64 (Steele, Lea, Flood 2014): the next draw of a stream. */
+static uint64_t draw(uint64_t *state)
+{
+    uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
+
+    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
+    return z ^ z >> 31;
+}
+
+/* Coordinate j takes bit j % 64 of draw j / 64. */
+static void fill_signs(float *signs, uint32_t dim, uint64_t seed)
+{
+    uint64_t bits = 0;
+
+    for (uint32_t j = 0; j < dim; j++) {
+        if (j % 64 == 0)
+            bits = draw(&seed);
+        signs[j] = bits >> j % 64 & 1 ? -1.0f : 1.0f;
+    }
+}
+
+/*
+ * cas(2 pi k / n) = cos + sin = the real plus the imaginary part of exp(i x). The
+ * angle is brought to (-pi, pi]; the series then needs x^k / k! < 1e-17, which
+ * k = 36 gives, and loses some 1e-15 to cancellation: far below a float's rounding.
+ */
+static double cas(uint32_t k, uint32_t n)
+{
+    const double turn = 2 * k > n ? (double)k - (double)n : (double)k;
+    const double x = 2 * 3.14159265358979323846 * turn / (double)n;
+    double sum = 0, term = 1;
+
+    for (unsigned i = 0; i < 36; i++) {
+        sum += i % 4 < 2 ? term : -term;
+        term *= x / (double)(i + 1);
+    }
+    return sum;
+}
+
+void tkv_rotation_init(struct tkv_rotation *r, uint32_t dim, uint64_t seed)
+{
+    assert(dim >= TKV_MIN_HEAD_DIM && dim <= TKV_MAX_HEAD_DIM && dim % 2 == 0);
+    memset(r, 0, sizeof(*r));
+    r->dim = dim;
+    r->pow2 = dim & -dim;
+    r->odd = dim / r->pow2;
+    r->scale = (float)(1 / sqrt((double)dim));
+    fill_signs(r->signs, dim, seed);
+    for (uint32_t k = 0; k < r->odd; k++)
+        r->hartley[k] = (float)cas(k, r->odd);
+}
+
+/* y[pow2] += weight * x[pow2] */
+static void add_row(float *restrict y, const float *restrict x, float weight, uint32_t pow2)
+{
+    for (uint32_t b = 0; b < pow2; b++)
+        y[b] += weight * x[b];
+}
+
+/*
+ * With x seen as [odd][pow2]: Walsh-Hadamard along the rows, then
+ *
+ *     y[k][b] = sum over a of cas(2 pi a k / odd) x[a][b]
+ *
+ * down the columns, a ascending. Symmetric, and its own inverse but for a factor dim.
+ */
+static void transform(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *x)
+{
+    float y[TKV_MAX_HEAD_DIM] = {0};
+
+    for (uint32_t a = 0; a < r->odd; a++)
+        kn->fwht(x + a * r->pow2, r->pow2);
+    if (r->odd == 1)
+        return;
+    for (uint32_t k = 0; k < r->odd; k++)
+        for (uint32_t a = 0; a < r->odd; a++)
+            add_row(y + k * r->pow2, x + a * r->pow2, r->hartley[a * k % r->odd], r->pow2);
+    memcpy(x, y, r->dim * sizeof(*x));
+}
+
+void tkv_rotate(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *x)
+{
+    for (uint32_t j = 0; j < r->dim; j++)
+        x[j] *= r->scale * r->signs[j];
+    transform(r, kn, x);
+}
+
+void tkv_unrotate(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *x)
+{
+    transform(r, kn, x);
+    for (uint32_t j = 0; j < r->dim; j++)
+        x[j] *= r->scale * r->signs[j];
+}

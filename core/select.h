@@ -1,0 +1,27 @@
+/*
+ * From scores to the tokens that stay: the three modes of TriAttention (paper
+ * equations 12-13; names as in TensorRT-LLM). Deterministic: ties go to the lower
+ * index, output is ascending, NaN counts as lowest.
+ */
+#ifndef TKV_CORE_SELECT_H
+#define TKV_CORE_SELECT_H
+
+#include "core/types.h"
+
+enum tkv_eviction_mode {
+    TKV_PER_LAYER_PERHEAD = 0, /* each (layer, KV head) keeps its own best */
+    TKV_PER_HEAD = 1,          /* KV head j keeps the same set in all layers: mean over layers */
+    TKV_UNION = 2,             /* one set for all: max over layers and KV heads */
+};
+
+/* dst[n] = max(dst, src) and dst += src * weight: the folds over a group, heads and layers. */
+void tkv_fold_max(float *dst, const float *src, size_t n);
+void tkv_fold_sum(float *dst, const float *src, float weight, size_t n);
+
+/*
+ * keep[k] = the indices of the k largest of scores[n], ascending; k > n keeps all.
+ * Returns how many were written. scratch[n] is the caller's.
+ */
+size_t tkv_select_top(const float *scores, size_t n, size_t k, uint32_t *keep, uint32_t *scratch);
+
+#endif /* TKV_CORE_SELECT_H */

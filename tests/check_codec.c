@@ -1,0 +1,351 @@
+/* Codecs: blocks and what tiles, rows and decoders make of them, copies, and damaged blocks. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "core/codec.h"
+#include "core/cpu.h"
+#include "core/half.h"
+#include "core/kernels.h"
+#include "tests/codec_aid.h"
+#include "tests/guard.h"
+
+static const uint32_t dims[] = {8, 16, 18, 34, 48, 64, 80, 96, 112, 128, 192, 256, 512, 576};
+enum { N_DIMS = 14, LANES = TKV_BLOCK_TOKENS };
+
+/* A coder, 64 vectors, and blocks between guard pages, so that any step outside is fatal. */
+struct fixture {
+    struct tkv_kernels kn;
+    struct tkv_coder coder;
+    size_t n;
+    float *x;
+    uint8_t *keys, *values;
+    float *tile, *rows;
+    float *decoded; /* [dim] */
+};
+
+static float *new_floats(size_t n)
+{
+    return guard_alloc(n * sizeof(float), GUARD_END);
+}
+
+static void free_floats(float *x, size_t n)
+{
+    assert_true(guard_intact(x, n * sizeof(float)));
+    guard_free(x, n * sizeof(float));
+}
+
+static void begin(struct fixture *f, const struct tkv_codec *codec, uint32_t dim, size_t n)
+{
+    struct rng rng = {dim + n};
+
+    memset(f, 0, sizeof(*f));
+    tkv_kernels_init(&f->kn, tkv_cpu_flags(NULL));
+    codec_aid_coder(&f->coder, codec, dim);
+    f->n = n;
+    f->x = new_floats(n * dim);
+    for (size_t i = 0; i < n * dim; i++)
+        f->x[i] = rng_gauss(&rng);
+    f->keys = guard_alloc(f->coder.k_block_bytes, GUARD_END);
+    f->values = guard_alloc(f->coder.v_block_bytes, GUARD_END);
+    f->tile = new_floats((size_t)f->coder.tile_dim * LANES);
+    f->rows = new_floats(n * dim);
+    f->decoded = new_floats(dim);
+}
+
+static void encode(struct fixture *f)
+{
+    tkv_encode_keys(&f->coder, &f->kn, f->x, f->n, f->keys);
+    if (f->coder.v_block_bytes)
+        tkv_encode_values(&f->coder, &f->kn, f->x, f->n, f->values);
+}
+
+static void end(struct fixture *f)
+{
+    const size_t dim = f->coder.dim;
+
+    assert_true(guard_intact(f->keys, f->coder.k_block_bytes));
+    assert_true(guard_intact(f->values, f->coder.v_block_bytes));
+    guard_free(f->keys, f->coder.k_block_bytes);
+    guard_free(f->values, f->coder.v_block_bytes);
+    free_floats(f->x, f->n * dim);
+    free_floats(f->tile, (size_t)f->coder.tile_dim * LANES);
+    free_floats(f->rows, f->n * dim);
+    free_floats(f->decoded, dim);
+}
+
+static double dot(const float *a, const float *b, size_t n, size_t stride)
+{
+    double sum = 0;
+
+    for (size_t i = 0; i < n; i++)
+        sum += (double)a[i] * (double)b[i * stride];
+    return sum;
+}
+
+static double norm(const float *x, size_t n)
+{
+    return sqrt(dot(x, x, n, 1));
+}
+
+/* The tile's lane t against a query is the inner product with the decoded key. */
+static void check_tile(struct fixture *f)
+{
+    const uint32_t dim = f->coder.dim;
+    float q[TKV_MAX_HEAD_DIM], coded[2 * TKV_MAX_HEAD_DIM];
+    struct rng rng = {99};
+
+    for (uint32_t j = 0; j < dim; j++)
+        q[j] = rng_gauss(&rng);
+    tkv_code_query(&f->coder, &f->kn, q, coded);
+    tkv_key_tile(&f->coder, &f->kn, f->keys, f->tile);
+    for (size_t t = 0; t < f->n; t++) {
+        double got = dot(coded, f->tile + t, f->coder.tile_dim, LANES), want;
+
+        tkv_decode_key(&f->coder, &f->kn, f->keys, t, f->decoded);
+        want = dot(q, f->decoded, dim, 1);
+        assert_true(fabs(got - want) <= 1e-5 * norm(q, dim) * (norm(f->decoded, dim) + 1e-30));
+    }
+    for (size_t t = f->n; t < LANES; t++) /* unused lanes are zero, or finite with scale 0 */
+        assert_true(dot(coded, f->tile + t, f->coder.tile_dim, LANES) == 0);
+}
+
+/* A weighted sum of rows, turned back, is the weighted sum of decoded values. */
+static void check_rows(struct fixture *f)
+{
+    const uint32_t dim = f->coder.dim;
+    float sum[TKV_MAX_HEAD_DIM] = {0};
+    double want[TKV_MAX_HEAD_DIM] = {0}, error = 0, size = 1e-30;
+
+    tkv_value_rows(&f->coder, &f->kn, f->values, f->n, f->rows);
+    for (size_t t = 0; t < f->n; t++) {
+        const float w = 1.0f / (float)(t + 1);
+
+        tkv_decode_value(&f->coder, &f->kn, f->values, t, f->decoded);
+        for (uint32_t j = 0; j < dim; j++) {
+            sum[j] += w * f->rows[t * dim + j];
+            want[j] += (double)w * (double)f->decoded[j];
+        }
+    }
+    tkv_uncode_value(&f->coder, &f->kn, sum);
+    for (uint32_t j = 0; j < dim; j++) {
+        error += ((double)sum[j] - want[j]) * ((double)sum[j] - want[j]);
+        size += want[j] * want[j];
+    }
+    assert_true(sqrt(error) <= 1e-5 * sqrt(size));
+}
+
+static void test_tiles_and_rows(void **state)
+{
+    static const size_t counts[] = {0, 1, 15, 16, 17, 63, 64};
+
+    (void)state;
+    for (const struct tkv_codec *c = tkv_codecs; c->name; c++) {
+        for (size_t d = 0; d < N_DIMS; d++) {
+            struct fixture f;
+
+            begin(&f, c, dims[d], counts[(d + (size_t)(c - tkv_codecs)) % 7]);
+            encode(&f);
+            check_tile(&f);
+            if (f.coder.v_block_bytes)
+                check_rows(&f);
+            end(&f);
+        }
+    }
+}
+
+/* Code j of n of w bits, read as the drawing in core/codec.h says. */
+static unsigned plane_bits(const uint8_t *plane, size_t n, unsigned b, size_t j)
+{
+    const size_t bytes = n * b / 8;
+
+    return (unsigned)plane[j % bytes] >> (b * (j / bytes)) & ((1u << b) - 1);
+}
+
+static unsigned code_at(const uint8_t *planes, size_t n, unsigned w, size_t j)
+{
+    if (w == 3)
+        return plane_bits(planes, n, 2, j) | plane_bits(planes + n / 4, n, 1, j) << 2;
+    return plane_bits(planes, n, w, j);
+}
+
+/* Codes and scale of token t by the header's words alone, turned back to a vector. */
+static void decode_by_hand(const struct fixture *f, bool key, size_t t, float *x)
+{
+    const struct tkv_codec *codec = f->coder.codec;
+    const uint32_t dim = f->coder.dim, half = dim / 2;
+    const unsigned w[2] = {codec->bits_first, codec->bits_second};
+    const size_t padded = tkv_align(half, 8);
+    const size_t row_bytes = padded * (w[0] + w[1]) / 8;
+    const uint8_t *scales =
+        key ? f->keys + (size_t)half * 8 * (w[0] + w[1]) : f->values + LANES * row_bytes;
+    uint16_t scale;
+
+    memcpy(&scale, scales + 2 * t, sizeof(scale));
+    for (uint32_t j = 0; j < dim; j++) {
+        const uint32_t h = j >= half, i = j - h * half;
+        const uint8_t *key_row = f->keys + h * half * 8 * w[0] + i * 8 * w[h];
+        const uint8_t *value_row = f->values + t * row_bytes + h * padded * w[0] / 8;
+        const unsigned code =
+            key ? code_at(key_row, LANES, w[h], t) : code_at(value_row, padded, w[h], i);
+
+        x[j] = f->coder.lut[h][code] * tkv_f16_to_f32(scale);
+    }
+    tkv_unrotate(&f->coder.rotation, &f->kn, x);
+}
+
+static void test_layout(void **state)
+{
+    (void)state;
+    for (const struct tkv_codec *c = tkv_codecs; c->name; c++) {
+        for (size_t d = 0; d < N_DIMS && c->rotated && !c->qjl; d++) {
+            float want[TKV_MAX_HEAD_DIM];
+            struct fixture f;
+
+            begin(&f, c, dims[d], LANES);
+            encode(&f);
+            for (size_t t = 0; t < LANES; t += 7) {
+                decode_by_hand(&f, true, t, want);
+                tkv_decode_key(&f.coder, &f.kn, f.keys, t, f.decoded);
+                assert_memory_equal(f.decoded, want, dims[d] * sizeof(float));
+                decode_by_hand(&f, false, t, want);
+                tkv_decode_value(&f.coder, &f.kn, f.values, t, f.decoded);
+                assert_memory_equal(f.decoded, want, dims[d] * sizeof(float));
+            }
+            end(&f);
+        }
+    }
+}
+
+/* Tokens moved to other lanes of fresh blocks are, bit for bit, as if they had been coded there. */
+static void test_copies(void **state)
+{
+    (void)state;
+    for (const struct tkv_codec *c = tkv_codecs; c->name; c++) {
+        for (size_t d = 0; d < N_DIMS; d += 2) {
+            struct fixture f, g;
+
+            begin(&f, c, dims[d], LANES);
+            begin(&g, c, dims[d], LANES);
+            encode(&f);
+            for (size_t t = 0; t < LANES; t++)
+                memcpy(g.x + t * dims[d], f.x + t * 29 % LANES * dims[d], dims[d] * sizeof(float));
+            encode(&g);
+            memset(f.tile, 0, f.coder.tile_dim * LANES * sizeof(float)); /* a fresh block */
+            for (size_t t = 0; t < LANES; t++)
+                tkv_copy_key(&f.coder, f.tile, t, f.keys, t * 29 % LANES);
+            assert_memory_equal(f.tile, g.keys, f.coder.k_block_bytes);
+            memset(f.tile, 0, f.coder.tile_dim * LANES * sizeof(float));
+            for (size_t t = 0; f.coder.v_block_bytes && t < LANES; t++)
+                tkv_copy_value(&f.coder, f.tile, t, f.values, t * 29 % LANES);
+            assert_memory_equal(f.tile, g.values, f.coder.v_block_bytes);
+            end(&f);
+            end(&g);
+        }
+    }
+}
+
+/* Random bytes are some block: whatever they decode to, nothing outside is touched. */
+static void test_garbage(void **state)
+{
+    struct rng rng = {5};
+
+    (void)state;
+    for (const struct tkv_codec *c = tkv_codecs; c->name; c++) {
+        for (size_t d = 0; d < N_DIMS; d++) {
+            struct fixture f;
+
+            begin(&f, c, dims[d], LANES);
+            for (size_t i = 0; i < f.coder.k_block_bytes; i++)
+                f.keys[i] = (uint8_t)rng_next(&rng);
+            for (size_t i = 0; i < f.coder.v_block_bytes; i++)
+                f.values[i] = (uint8_t)rng_next(&rng);
+            tkv_key_tile(&f.coder, &f.kn, f.keys, f.tile);
+            tkv_decode_key(&f.coder, &f.kn, f.keys, 63, f.decoded);
+            if (f.coder.v_block_bytes) {
+                tkv_value_rows(&f.coder, &f.kn, f.values, LANES, f.rows);
+                tkv_decode_value(&f.coder, &f.kn, f.values, 63, f.decoded);
+            }
+            end(&f);
+        }
+    }
+}
+
+/* Relative error of token t's decoded key. */
+static double key_error(struct fixture *f, size_t t)
+{
+    const uint32_t dim = f->coder.dim;
+    double error = 0;
+
+    tkv_decode_key(&f->coder, &f->kn, f->keys, t, f->decoded);
+    for (uint32_t j = 0; j < dim; j++)
+        error += pow((double)f->decoded[j] - (double)f->x[t * dim + j], 2);
+    return error / pow(norm(f->x + t * dim, dim), 2);
+}
+
+/* Zero, one-hot, constant; and lengths whose squares leave the range of a float. */
+static void test_awkward_vectors(void **state)
+{
+    static const int exponents[] = {-120, -70, -24, -10, 0, 9, 15, 40, 120};
+
+    (void)state;
+    for (const struct tkv_codec *c = tkv_codecs; c->name; c++) {
+        struct fixture f;
+
+        begin(&f, c, 64, 12);
+        memset(f.x, 0, 3 * 64 * sizeof(float));
+        f.x[64 + 5] = 2;
+        for (uint32_t j = 0; j < 64; j++)
+            f.x[2 * 64 + j] = -1;
+        for (size_t t = 3; t < 12; t++)
+            for (uint32_t j = 0; j < 64; j++)
+                f.x[t * 64 + j] = ldexpf(f.x[t * 64 + j], exponents[t - 3]);
+        encode(&f);
+        for (size_t t = 0; t < 12; t++) {
+            tkv_decode_key(&f.coder, &f.kn, f.keys, t, f.decoded);
+            for (uint32_t j = 0; j < 64; j++)
+                assert_true(isfinite(f.decoded[j]) && (t != 0 || f.decoded[j] == 0));
+        }
+        assert_true(key_error(&f, 1) < 0.4 && key_error(&f, 2) < 0.4);
+        for (size_t t = 6; t < 9; t++) /* within the range of a half: ordinary quality */
+            assert_true(key_error(&f, t) < 0.3);
+        end(&f);
+    }
+}
+
+/* Lengths beyond the scale's range still get the right codes, with the largest scale. */
+static void test_huge_keeps_direction(void **state)
+{
+    struct fixture f;
+    double cosine;
+
+    (void)state;
+    begin(&f, tkv_codec_by_name("tq4"), 64, 1);
+    for (uint32_t j = 0; j < 64; j++)
+        f.x[j] = ldexpf(f.x[j], 120);
+    encode(&f);
+    tkv_decode_key(&f.coder, &f.kn, f.keys, 0, f.decoded);
+    for (uint32_t j = 0; j < 64; j++)
+        f.x[j] = ldexpf(f.x[j], -120);
+    cosine = dot(f.x, f.decoded, 64, 1) / (norm(f.x, 64) * norm(f.decoded, 64));
+    assert_true(cosine > 0.99);
+    assert_true(fabs(norm(f.decoded, 64) / (65504 * 8) - 1) < 0.05);
+    end(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_layout),          cmocka_unit_test(test_tiles_and_rows),
+        cmocka_unit_test(test_copies),          cmocka_unit_test(test_garbage),
+        cmocka_unit_test(test_awkward_vectors), cmocka_unit_test(test_huge_keeps_direction),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

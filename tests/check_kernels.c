@@ -1,0 +1,254 @@
+/*
+ * Every kernel variant this CPU can run against the C reference: for each
+ * instruction set in turn the table is filled with one more flag, and each slot
+ * whose pointer changed is checked. Then wrong kernels, one for each slot, which
+ * the same checks must notice.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "core/cpu.h"
+#include "tests/kernel_cases.h"
+
+static const uint64_t seed = 20261122;
+
+static bool slot_differs(const struct kernel_case *c, const struct tkv_kernels *a,
+                         const struct tkv_kernels *b)
+{
+    return memcmp((const char *)a + c->offset, (const char *)b + c->offset, sizeof(void *)) != 0;
+}
+
+/* Checks the slots that differ between two tables; returns how many. */
+static unsigned check_changed(const struct tkv_kernels *before, const struct tkv_kernels *now,
+                              const char *isa)
+{
+    unsigned n = 0;
+
+    for (size_t i = 0; i < N_KERNEL_CASES; i++) {
+        const struct kernel_case *c = &kernel_cases[i];
+        struct kernel_run run;
+
+        if (!slot_differs(c, before, now))
+            continue;
+        kernel_run_init(&run, now, seed);
+        c->check(&run);
+        n++;
+        if (run.n_failures)
+            print_error("%s %s, seed %llu: %u of %u differ, first: %s\n", isa, c->name,
+                        (unsigned long long)seed, run.n_failures, run.n_compared,
+                        run.first_failure);
+        assert_int_equal(run.n_failures, 0);
+        assert_true(run.n_compared > 0);
+    }
+    return n;
+}
+
+/* Each instruction set brings a variant of every kernel; a lesser number is a silent fallback. */
+static void test_variants(void **state)
+{
+    static const unsigned flags[] = {TKV_CPU_AVX2, TKV_CPU_AVX512, TKV_CPU_NEON};
+    const unsigned cpu = tkv_cpu_flags(getenv("TRIKV_CPU_DISABLE"));
+    struct tkv_kernels before, now;
+    unsigned mask = 0;
+
+    (void)state;
+    tkv_kernels_init(&before, 0);
+    for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
+        char isa[32];
+
+        if (!(cpu & flags[i]))
+            continue;
+        mask |= flags[i];
+        tkv_cpu_names(flags[i], isa, sizeof(isa));
+        tkv_kernels_init(&now, mask);
+        assert_int_equal(check_changed(&before, &now, isa), N_KERNEL_CASES);
+        print_message("%s: %d variants\n", isa, N_KERNEL_CASES);
+        before = now;
+    }
+    if (!mask)
+        print_message("no instruction set beside the reference on this CPU\n");
+}
+
+static struct tkv_kernels reference;
+
+static void wrong_fwht(float *x, size_t n)
+{
+    reference.fwht(x, n);
+    x[n - 1] = nextafterf(x[n - 1], INFINITY);
+}
+
+/* The right sum in another order. */
+static float wrong_norm2(const float *x, size_t n)
+{
+    float sum = 0;
+
+    for (size_t i = 0; i < n; i++)
+        sum += x[i] * x[i];
+    return sum;
+}
+
+static float wrong_dot(const float *a, const float *b, size_t n)
+{
+    return reference.dot(a, b, n > 16 ? n - 1 : n);
+}
+
+/* Flushes what is subnormal. */
+static void wrong_f16_to_f32(float *dst, const uint16_t *src, size_t n)
+{
+    reference.f16_to_f32(dst, src, n);
+    for (size_t i = 0; i < n; i++)
+        dst[i] = fabsf(dst[i]) < 0x1p-14f ? 0 : dst[i];
+}
+
+/* Rounds ties away from zero. */
+static void wrong_f32_to_f16(uint16_t *dst, const float *src, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const float up = nextafterf(src[i], src[i] < 0 ? -INFINITY : INFINITY);
+
+        reference.f32_to_f16(dst + i, isfinite(src[i]) ? &up : src + i, 1);
+    }
+}
+
+/* An edge belongs to the cell below. */
+static void wrong_quantise(uint8_t *codes, const float *x, size_t n, const float *edge,
+                           unsigned n_edges, float scale)
+{
+    for (size_t i = 0; i < n; i++) {
+        codes[i] = 0;
+        for (unsigned e = 0; e < n_edges; e++)
+            codes[i] = (uint8_t)(codes[i] + (edge[e] < x[i] * scale));
+    }
+}
+
+/* Writes one element too many. */
+static void wrong_lookup(float *dst, const uint8_t *codes, size_t n, const float *lut, float scale)
+{
+    reference.lookup(dst, codes, n, lut, scale);
+    if (n % 1024 != 0 && (uintptr_t)dst % 4096 == 0)
+        dst[n] = 0;
+}
+
+/* Loses the third bit. */
+static void wrong_expand(float *dst, const uint8_t *planes, size_t n, unsigned w, const float *lut,
+                         float scale)
+{
+    float low[16];
+
+    for (size_t i = 0; i < 16; i++)
+        low[i] = lut[w == 3 ? i & 3 : i];
+    reference.expand(dst, planes, n, w, low, scale);
+}
+
+/* One scale for all lanes. */
+static void wrong_expand_tile(float *tile, const uint8_t *rows, size_t n_rows, unsigned w,
+                              const float *lut, const float *scale)
+{
+    for (size_t r = 0; r < n_rows; r++)
+        reference.expand(tile + r * TKV_BLOCK_TOKENS, rows + r * (8 * w), TKV_BLOCK_TOKENS, w, lut,
+                         scale[0]);
+}
+
+/* Drops the last row when their number is odd. */
+static void wrong_logits(float *out, const float *q, size_t n_rows, const float *tile, size_t dim)
+{
+    reference.logits(out, q, n_rows & ~(size_t)1, tile, dim);
+}
+
+/* Overwrites what it should add to. */
+static void wrong_accumulate(float *acc, const float *w, size_t n_rows, const float *rows,
+                             size_t n_tokens, size_t dim)
+{
+    memset(acc, 0, n_rows * dim * sizeof(*acc));
+    reference.accumulate(acc, w, n_rows, rows, n_tokens, dim);
+}
+
+/* The classic: exp(x) = 2^(x log2 e) in floats, without a second part of ln 2. */
+static float wrong_exp_sum(float *x, size_t n, float max)
+{
+    float sum = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        x[i] = exp2f((x[i] - max) * 1.44269504f);
+        sum += x[i];
+    }
+    return sum;
+}
+
+static void test_wrong_kernels_are_noticed(void **state)
+{
+    const struct tkv_kernels wrong = {
+        .fwht = wrong_fwht,
+        .norm2 = wrong_norm2,
+        .dot = wrong_dot,
+        .f16_to_f32 = wrong_f16_to_f32,
+        .f32_to_f16 = wrong_f32_to_f16,
+        .quantise = wrong_quantise,
+        .lookup = wrong_lookup,
+        .expand = wrong_expand,
+        .expand_tile = wrong_expand_tile,
+        .logits = wrong_logits,
+        .accumulate = wrong_accumulate,
+        .exp_sum = wrong_exp_sum,
+    };
+
+    (void)state;
+    tkv_kernels_init(&reference, 0);
+    for (size_t i = 0; i < N_KERNEL_CASES; i++) {
+        struct kernel_run run;
+
+        kernel_run_init(&run, &wrong, seed);
+        kernel_cases[i].check(&run);
+        if (!run.n_failures)
+            print_error("a wrong %s passes\n", kernel_cases[i].name);
+        assert_true(run.n_failures > 0);
+    }
+}
+
+static void test_reference_agrees_with_itself(void **state)
+{
+    (void)state;
+    tkv_kernels_init(&reference, 0);
+    for (size_t i = 0; i < N_KERNEL_CASES; i++) {
+        struct kernel_run run;
+
+        kernel_run_init(&run, &reference, seed);
+        kernel_cases[i].check(&run);
+        assert_int_equal(run.n_failures, 0);
+    }
+}
+
+static void test_flags(void **state)
+{
+    const unsigned all = tkv_cpu_flags(NULL);
+    char names[32], tight[4];
+
+    (void)state;
+    assert_int_equal(tkv_cpu_flags(""), all);
+    assert_int_equal(tkv_cpu_flags("avx,avx2x,avx51,avx5120,neon2"), all);
+    assert_int_equal(tkv_cpu_flags("avx2"), all & ~(unsigned)TKV_CPU_AVX2);
+    assert_int_equal(tkv_cpu_flags("x,avx512"), all & ~(unsigned)TKV_CPU_AVX512);
+    assert_int_equal(tkv_cpu_flags("neon,avx512,avx2"), 0);
+    assert_string_equal(tkv_cpu_names(0, names, sizeof(names)), "scalar");
+    assert_string_equal(tkv_cpu_names(TKV_CPU_AVX2 | TKV_CPU_AVX512, names, sizeof(names)),
+                        "avx2,avx512");
+    assert_string_equal(tkv_cpu_names(TKV_CPU_NEON, tight, sizeof(tight)), "neo");
+    assert_string_equal(tkv_cpu_names(TKV_CPU_NEON, tight, 0), "");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_flags),
+        cmocka_unit_test(test_reference_agrees_with_itself),
+        cmocka_unit_test(test_variants),
+        cmocka_unit_test(test_wrong_kernels_are_noticed),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
