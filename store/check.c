@@ -1,0 +1,165 @@
+/* Is a session's configuration sound? Every number in it may come from a peer. */
+#include <math.h>
+#include <string.h>
+
+#include "proto/errors.h"
+#include "proto/limits.h"
+#include "store/session_priv.h"
+
+const char *const tkv_method_names[] = {"none", "triattention", NULL};
+const char *const tkv_eviction_mode_names[] = {"per_layer_perhead", "per_head", "union", NULL};
+const char *const tkv_aggregation_names[] = {"mean", "max", NULL};
+
+int tkv_name_index(const char *const *names, const char *name)
+{
+    for (int i = 0; names[i]; i++)
+        if (strcmp(names[i], name) == 0)
+            return i;
+    return -1;
+}
+
+static int check_dim(const char *name, uint32_t layer, uint32_t dim, struct tkv_report *why)
+{
+    if (dim < TKV_MIN_HEAD_DIM || dim > TKV_MAX_HEAD_DIM || dim % 2 != 0)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "layer %u: %s is %u, want an even number %d..%d",
+                        layer, name, dim, TKV_MIN_HEAD_DIM, TKV_MAX_HEAD_DIM);
+    return 0;
+}
+
+static int check_shape(uint32_t layer, const struct tkv_shape *s, struct tkv_report *why)
+{
+    int e;
+
+    if (s->n_q_heads == 0 || s->n_q_heads > TRIKV_MAX_HEADS)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "layer %u: n_q_heads is %u, want 1..%d", layer,
+                        s->n_q_heads, TRIKV_MAX_HEADS);
+    if (s->n_kv_heads == 0 || s->n_q_heads % s->n_kv_heads != 0 || tkv_group(s) > TKV_MAX_GROUP)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "layer %u: n_kv_heads is %u, want a divisor of n_q_heads %u, groups of at "
+                        "most %d",
+                        layer, s->n_kv_heads, s->n_q_heads, TKV_MAX_GROUP);
+    e = check_dim("head_dim_k", layer, s->head_dim_k, why);
+    return e ? e : check_dim("head_dim_v", layer, s->head_dim_v, why);
+}
+
+static int check_attention(uint32_t layer, const struct tkv_layer_config *l, struct tkv_report *why)
+{
+    if (!isfinite(l->attn.scale) || l->attn.scale == 0)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "layer %u: scale is %g, want a finite number not 0",
+                        layer, (double)l->attn.scale);
+    if (!isfinite(l->attn.softcap) || l->attn.softcap < 0)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "layer %u: softcap is %g, want 0 or more", layer,
+                        (double)l->attn.softcap);
+    for (uint32_t h = 0; l->sinks && h < l->shape.n_q_heads; h++)
+        if (!isfinite(l->sinks[h]))
+            return tkv_fail(why, TRIKV_E_ARGUMENT, "layer %u: sink of head %u is not finite", layer,
+                            h);
+    return 0;
+}
+
+static int check_codecs(uint32_t layer, const struct tkv_layer_config *l, struct tkv_report *why)
+{
+    if (!l->codec_k || !l->codec_v)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "layer %u: no codec for %s", layer,
+                        l->codec_k ? "values" : "keys");
+    if (l->codec_v->qjl)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "layer %u: codec %s is for keys only, values need another", layer,
+                        l->codec_v->name);
+    return 0;
+}
+
+static int check_budget(const struct tkv_session_config *c, uint32_t layer, struct tkv_report *why)
+{
+    const uint32_t tokens = c->layers[layer].budget_tokens;
+    const uint32_t least = c->pinned_tokens + c->recent_tokens + 1;
+
+    if (tokens < least)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "layer %u: budget is %u tokens, want at least %u: pinned %u + recent %u "
+                        "+ 1",
+                        layer, tokens, least, c->pinned_tokens, c->recent_tokens);
+    if (c->eviction_mode != TKV_PER_LAYER_PERHEAD && tokens != c->layers[0].budget_tokens)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "layer %u: budget is %u tokens, layer 0 has %u; eviction_mode %s keeps "
+                        "one set for all layers",
+                        layer, tokens, c->layers[0].budget_tokens,
+                        tkv_eviction_mode_names[c->eviction_mode]);
+    return 0;
+}
+
+static int check_triattention_layer(const struct tkv_session_config *c, uint32_t layer,
+                                    struct tkv_report *why)
+{
+    const struct tkv_layer_config *l = &c->layers[layer];
+
+    if (!l->stats)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "layer %u: method triattention needs calibrated statistics", layer);
+    if (l->shape.head_dim_k != c->rope->head_dim)
+        return tkv_fail(why, TRIKV_E_GEOMETRY, "layer %u: head_dim_k is %u, rope has %u", layer,
+                        l->shape.head_dim_k, c->rope->head_dim);
+    if (c->eviction_mode != TKV_PER_LAYER_PERHEAD &&
+        l->shape.n_kv_heads != c->layers[0].shape.n_kv_heads)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "layer %u: n_kv_heads is %u, layer 0 has %u; eviction_mode %s needs them "
+                        "equal",
+                        layer, l->shape.n_kv_heads, c->layers[0].shape.n_kv_heads,
+                        tkv_eviction_mode_names[c->eviction_mode]);
+    return check_budget(c, layer, why);
+}
+
+static int check_triattention(const struct tkv_session_config *c, struct tkv_report *why)
+{
+    static struct tkv_tri_fold const zero;
+    struct tkv_tri_fold fold = zero;
+    const char *text;
+
+    if (!c->rope)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "method triattention needs a profile with the model's rope");
+    text = tkv_tri_fold_init(&fold, c->rope, &c->tri);
+    if (text)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "triattention: %s", text);
+    for (uint32_t i = 0; i < c->n_layers; i++) {
+        const int e = check_triattention_layer(c, i, why);
+
+        if (e)
+            return e;
+    }
+    return 0;
+}
+
+static int check_tier(const char *name, uint32_t tokens, uint32_t least, struct tkv_report *why)
+{
+    if (tokens < least || tokens > TRIKV_MAX_REQUEST_TOKENS)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "%s is %u tokens, want %u..%d", name, tokens, least,
+                        TRIKV_MAX_REQUEST_TOKENS);
+    return 0;
+}
+
+static int check_session_numbers(const struct tkv_session_config *c, struct tkv_report *why)
+{
+    int e;
+
+    if (c->n_layers == 0 || c->n_layers > TRIKV_MAX_LAYERS)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "n_layers is %u, want 1..%d", c->n_layers,
+                        TRIKV_MAX_LAYERS);
+    e = check_tier("beta", c->beta_tokens, 1, why);
+    e = e ? e : check_tier("recent", c->recent_tokens, 0, why);
+    return e ? e : check_tier("pinned", c->pinned_tokens, 0, why);
+}
+
+int tkv_session_check(const struct tkv_session_config *c, struct tkv_report *why)
+{
+    int e = check_session_numbers(c, why);
+
+    for (uint32_t i = 0; !e && i < c->n_layers; i++) {
+        e = check_shape(i, &c->layers[i].shape, why);
+        e = e ? e : check_attention(i, &c->layers[i], why);
+        e = e ? e : check_codecs(i, &c->layers[i], why);
+    }
+    if (!e && c->method == TKV_METHOD_TRIATTENTION)
+        e = check_triattention(c, why);
+    return e;
+}

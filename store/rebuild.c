@@ -1,0 +1,270 @@
+/*
+ * After a selection: survivors move into new blocks, warm ones are encoded on the way, and the
+ * old blocks are released. Codes are copied as they are, never decoded and coded again.
+ */
+#include <string.h>
+
+#include "core/half.h"
+#include "core/kernels.h"
+#include "store/session_priv.h"
+
+/* Where a survivor comes from. */
+struct source {
+    void *block;
+    uint32_t lane;
+    int32_t position;
+};
+
+/* One KV head on its way: sources[n] are the survivors that go to new blocks. */
+struct head_work {
+    struct source *sources;
+    uint8_t *encoded;        /* blocks of the warm survivors */
+    float *x;                /* [64][dim] */
+    struct tkv_block *fresh; /* new entries */
+    uint32_t n_sources;
+    uint32_t n_whole; /* leading blocks that stay */
+    uint32_t n_fresh;
+};
+
+struct rebuild {
+    struct tkv_session *s;
+    struct tkv_layer *l;
+    const struct tkv_keep *keep;
+    uint8_t *memory;
+    size_t head_bytes;
+    uint32_t n_warm;
+};
+
+static void *take(uint8_t *base, size_t *at, size_t bytes)
+{
+    void *p = base ? base + *at : NULL;
+
+    *at += tkv_align(bytes, 64);
+    return p;
+}
+
+/* How many survivors can move: without eviction only a last, unfilled block and the warm ones. */
+static size_t most_moving(const struct tkv_session *s, size_t n_candidates, uint32_t n_warm)
+{
+    return s->config.method == TKV_METHOD_NONE ? TKV_BLOCK_TOKENS + (size_t)n_warm : n_candidates;
+}
+
+/* The head's own state sits at the start of its memory, so that it lasts from phase to phase. */
+static struct head_work *head_layout(const struct tkv_layer *l, size_t n_moving, uint32_t n_warm,
+                                     uint8_t *base, size_t *bytes)
+{
+    const struct tkv_shape *shape = &l->config.shape;
+    const size_t dim =
+        shape->head_dim_k > shape->head_dim_v ? shape->head_dim_k : shape->head_dim_v;
+    const size_t n_encoded = (n_warm + TKV_BLOCK_TOKENS - 1) / TKV_BLOCK_TOKENS;
+    size_t at = 0;
+    struct head_work *h = take(base, &at, sizeof(*h));
+    struct source *sources = take(base, &at, n_moving * sizeof(*sources));
+    uint8_t *encoded = take(base, &at, n_encoded * l->layout.bytes);
+    float *x = take(base, &at, dim * TKV_BLOCK_TOKENS * sizeof(float));
+    struct tkv_block *fresh = take(base, &at, n_moving * sizeof(*fresh));
+
+    if (h) {
+        *h = (struct head_work){.sources = sources, .encoded = encoded, .x = x, .fresh = fresh};
+        memset(encoded, 0, n_encoded * l->layout.bytes);
+    }
+    *bytes = at;
+    return h;
+}
+
+size_t tkv_rebuild_bytes(const struct tkv_session *s, const struct tkv_layer *l,
+                         size_t n_candidates, uint32_t n_warm)
+{
+    size_t bytes;
+
+    (void)head_layout(l, most_moving(s, n_candidates, n_warm), n_warm, NULL, &bytes);
+    return bytes;
+}
+
+/* ---- phase 1: what stays, what moves -------------------------------------------------------- */
+
+static uint32_t kept_index(const struct tkv_keep *keep, uint32_t i)
+{
+    return keep->index ? keep->index[i] : i;
+}
+
+/*
+ * Leading blocks that stay: kept whole, and full unless more blocks follow (one cut short because
+ * positions lie far apart). Returns how many kept candidates they hold.
+ */
+static uint32_t count_whole(const struct tkv_head *head, const struct tkv_keep *keep,
+                            struct head_work *w)
+{
+    uint32_t first = 0;
+
+    while (w->n_whole < head->n_blocks) {
+        const uint32_t n = head->blocks[w->n_whole].n_tokens;
+        const uint32_t last = first + n - 1;
+
+        if ((n < TKV_BLOCK_TOKENS && w->n_whole + 1 == head->n_blocks) || last >= keep->n ||
+            kept_index(keep, last) != last)
+            break;
+        w->n_whole++;
+        first += n;
+    }
+    return first;
+}
+
+static uint32_t gather_cold(const struct rebuild *r, const struct tkv_head *head,
+                            const struct tkv_keep *keep, struct head_work *w, uint32_t i)
+{
+    uint32_t first = i; /* candidate index of lane 0 of block b: all before it are kept */
+
+    for (uint32_t b = w->n_whole; b < head->n_blocks; b++) {
+        const struct tkv_block *block = &head->blocks[b];
+        void *bytes = tkv_arena_at(r->s->arena, block->id);
+        const uint16_t *distance = tkv_block_positions(&r->l->layout, bytes);
+
+        for (; i < keep->n && kept_index(keep, i) < first + block->n_tokens; i++) {
+            const uint32_t lane = kept_index(keep, i) - first;
+
+            w->sources[w->n_sources++] =
+                (struct source){bytes, lane, block->first_position + distance[lane]};
+        }
+        first += block->n_tokens;
+    }
+    return i;
+}
+
+/* Encode n warm tokens, whose places in the tail are given, into one block. */
+static void encode_warm(const struct rebuild *r, uint32_t kv_head, const uint32_t *token,
+                        uint32_t n, float *x, uint8_t *block)
+{
+    const struct tkv_layer *l = r->l;
+    const struct tkv_half_tier *tail = &l->tail;
+    const size_t dk = l->config.shape.head_dim_k;
+    const size_t dv = l->config.shape.head_dim_v;
+    const size_t at = (size_t)kv_head * tail->cap;
+
+    for (uint32_t i = 0; i < n; i++)
+        r->s->kn->f16_to_f32(x + i * dk, tail->k + (at + token[i]) * dk, dk);
+    tkv_encode_keys(l->layout.k, r->s->kn, x, n, block);
+    for (uint32_t i = 0; i < n; i++)
+        r->s->kn->f16_to_f32(x + i * dv, tail->v + (at + token[i]) * dv, dv);
+    tkv_encode_values(l->layout.v, r->s->kn, x, n, tkv_block_values(&l->layout, block));
+    for (uint32_t g = 0; g < l->layout.n_score_heads; g++) {
+        const size_t q_head = (size_t)kv_head * l->layout.n_score_heads + g;
+        uint16_t *norm_terms = tkv_block_scores(&l->layout, block, g);
+
+        for (uint32_t i = 0; i < n; i++)
+            norm_terms[i] = tkv_f32_to_f16(tail->scores[q_head * tail->cap + token[i]]);
+    }
+}
+
+static void gather_warm(const struct rebuild *r, uint32_t kv_head, const struct tkv_keep *keep,
+                        struct head_work *w, uint32_t i)
+{
+    const uint32_t n_cold = r->l->heads[kv_head].n_cold;
+    uint8_t *block = w->encoded;
+    uint32_t token[TKV_BLOCK_TOKENS];
+
+    while (i < keep->n) {
+        uint32_t n = 0;
+
+        for (; i < keep->n && n < TKV_BLOCK_TOKENS; i++, n++) {
+            token[n] = kept_index(keep, i) - n_cold;
+            w->sources[w->n_sources++] = (struct source){block, n, r->l->tail.positions[token[n]]};
+        }
+        encode_warm(r, kv_head, token, n, w->x, block);
+        block += r->l->layout.bytes;
+    }
+}
+
+/* Cut the sources into blocks: 64 tokens, or fewer where positions lie too far apart. */
+static void cut_blocks(struct head_work *w)
+{
+    for (uint32_t i = 0; i < w->n_sources; i++) {
+        struct tkv_block *last = w->n_fresh ? &w->fresh[w->n_fresh - 1] : NULL;
+        const int32_t position = w->sources[i].position;
+
+        if (!last || last->n_tokens == TKV_BLOCK_TOKENS ||
+            position - last->first_position > TKV_BLOCK_SPAN) {
+            last = &w->fresh[w->n_fresh++];
+            *last = (struct tkv_block){.first_position = position};
+        }
+        last->n_tokens++;
+    }
+}
+
+static struct head_work *head_at(const struct rebuild *r, size_t kv_head)
+{
+    return (struct head_work *)(void *)(r->memory + kv_head * r->head_bytes);
+}
+
+static void plan_head(void *arg, size_t kv_head)
+{
+    const struct rebuild *r = arg;
+    const struct tkv_head *head = &r->l->heads[kv_head];
+    const struct tkv_keep *keep = &r->keep[kv_head];
+    struct head_work *w;
+    uint32_t i;
+    size_t bytes;
+
+    w = head_layout(r->l, most_moving(r->s, (size_t)head->n_cold + r->n_warm, r->n_warm), r->n_warm,
+                    r->memory + kv_head * r->head_bytes, &bytes);
+    i = count_whole(head, keep, w);
+    i = gather_cold(r, head, keep, w, i);
+    gather_warm(r, (uint32_t)kv_head, keep, w, i);
+    cut_blocks(w);
+}
+
+/* ---- phases 2 to 4: blocks are allocated, filled, and take the place of the old ------------- */
+
+static void fill_head(void *arg, size_t kv_head)
+{
+    const struct rebuild *r = arg;
+    const struct head_work *w = head_at(r, kv_head);
+    const struct source *from = w->sources;
+
+    for (uint32_t b = 0; b < w->n_fresh; b++) {
+        void *bytes = tkv_arena_at(r->s->arena, w->fresh[b].id);
+        uint16_t *distance = tkv_block_positions(&r->l->layout, bytes);
+
+        for (uint32_t lane = 0; lane < w->fresh[b].n_tokens; lane++, from++) {
+            tkv_block_copy_token(&r->l->layout, bytes, lane, from->block, from->lane);
+            distance[lane] = (uint16_t)(from->position - w->fresh[b].first_position);
+        }
+    }
+}
+
+static void install_head(const struct rebuild *r, uint32_t kv_head)
+{
+    struct tkv_head *head = &r->l->heads[kv_head];
+    const struct head_work *w = head_at(r, kv_head);
+    const uint32_t n_candidates = head->n_cold + r->n_warm;
+
+    for (uint32_t b = w->n_whole; b < head->n_blocks; b++)
+        tkv_arena_unref(r->s->arena, head->blocks[b].id);
+    memcpy(head->blocks + w->n_whole, w->fresh, w->n_fresh * sizeof(*w->fresh));
+    head->n_blocks = w->n_whole + w->n_fresh;
+    head->n_cold = r->keep[kv_head].n;
+    r->s->n_evicted += n_candidates - head->n_cold;
+}
+
+void tkv_layer_rebuild(struct tkv_session *s, struct tkv_layer *l, const struct tkv_keep *keep,
+                       void *memory, size_t head_bytes, const struct tkv_exec *exec)
+{
+    const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
+    struct rebuild r = {.s = s,
+                        .l = l,
+                        .keep = keep,
+                        .memory = memory,
+                        .head_bytes = head_bytes,
+                        .n_warm = tkv_layer_warm(s, l)};
+
+    tkv_exec_run(exec, n_kv_heads, plan_head, &r);
+    for (uint32_t h = 0; h < n_kv_heads; h++)
+        for (uint32_t b = 0; b < head_at(&r, h)->n_fresh; b++)
+            head_at(&r, h)->fresh[b].id = tkv_arena_alloc(s->arena, l->layout.bytes);
+    tkv_exec_run(exec, n_kv_heads, fill_head, &r);
+    for (uint32_t h = 0; h < n_kv_heads; h++)
+        install_head(&r, h);
+    tkv_tail_drop(&l->tail, &l->config.shape, r.n_warm);
+    l->n_rounds++;
+    s->generation++;
+}

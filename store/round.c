@@ -1,0 +1,350 @@
+/*
+ * A round: score what could stay, select, rebuild. Everything that could fail is done before, in
+ * tkv_round_prepare, from bounds on what the coming rounds can need.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "proto/errors.h"
+#include "proto/limits.h"
+#include "store/budget.h"
+#include "store/session_priv.h"
+
+/* The most that one KV head of a layer can come to. */
+struct bound {
+    size_t candidates;
+    size_t blocks;    /* in its table */
+    size_t transient; /* new blocks of one round, while the old ones still live */
+};
+
+static uint32_t keep_count(const struct tkv_session *s, const struct tkv_layer *l, uint32_t n_hot)
+{
+    const uint32_t fixed = l->pinned.n + n_hot;
+
+    if (s->config.method == TKV_METHOD_NONE)
+        return UINT32_MAX;
+    return l->config.budget_tokens > fixed ? l->config.budget_tokens - fixed : 0;
+}
+
+static size_t most_cold(const struct tkv_layer *l)
+{
+    size_t n = 0;
+
+    for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)
+        n = l->heads[h].n_cold > n ? l->heads[h].n_cold : n;
+    return n;
+}
+
+static struct bound layer_bound(const struct tkv_session *s, const struct tkv_layer *l,
+                                uint32_t n_new, int32_t last_position)
+{
+    const size_t spans = (size_t)(last_position > 0 ? last_position : 0) / TKV_BLOCK_SPAN + 1;
+    const size_t all = most_cold(l) + l->tail.n + n_new;
+    size_t kept = all;
+    struct bound b = {.candidates = all};
+
+    if (s->config.method != TKV_METHOD_NONE) {
+        const size_t keep = keep_count(s, l, 0);
+        const size_t cold = most_cold(l) > keep ? most_cold(l) : keep;
+
+        b.candidates = all < cold + s->config.beta_tokens ? all : cold + s->config.beta_tokens;
+        kept = keep < b.candidates ? keep : b.candidates;
+    }
+    b.blocks = kept / TKV_BLOCK_TOKENS + 1 + spans;
+    b.transient = b.blocks;
+    if (s->config.method == TKV_METHOD_NONE)
+        b.transient = (s->config.beta_tokens + TKV_BLOCK_TOKENS) / TKV_BLOCK_TOKENS + 1 + spans;
+    return b;
+}
+
+/* ---- preparation -------------------------------------------------------------------------- */
+
+static int grow_table(struct tkv_session *s, struct tkv_head *h, size_t n, struct tkv_report *why)
+{
+    uint32_t cap = h->cap_blocks ? h->cap_blocks : 4;
+    struct tkv_block *blocks;
+
+    if (n <= h->cap_blocks)
+        return 0;
+    while (cap < n)
+        cap *= 2;
+    blocks = tkv_session_alloc(s, cap * sizeof(*blocks));
+    if (!blocks)
+        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for a table of %u blocks", cap);
+    if (h->n_blocks > 0)
+        memcpy(blocks, h->blocks, h->n_blocks * sizeof(*blocks));
+    tkv_session_free(s, h->blocks, h->cap_blocks * sizeof(*blocks));
+    h->blocks = blocks;
+    h->cap_blocks = cap;
+    return 0;
+}
+
+/* The rows and index lists of selection for one head. */
+static size_t select_bytes(size_t n_candidates)
+{
+    return tkv_align(n_candidates * sizeof(float), 64) +
+           2 * tkv_align(n_candidates * sizeof(uint32_t), 64);
+}
+
+/* Working memory of one head in a round: its selection, then scoring or rebuilding. */
+static size_t head_bytes(const struct tkv_session *s, const struct tkv_layer *l,
+                         size_t n_candidates)
+{
+    const size_t rebuild = tkv_rebuild_bytes(s, l, n_candidates, s->config.beta_tokens);
+    size_t score;
+
+    if (s->config.method == TKV_METHOD_NONE)
+        return rebuild;
+    score = tkv_score_bytes(s, l, n_candidates);
+    return select_bytes(n_candidates) + (score > rebuild ? score : rebuild);
+}
+
+struct need {
+    size_t blocks;    /* more in the tables */
+    size_t transient; /* of the largest layer */
+    size_t bytes;     /* of working memory, of the largest layer */
+};
+
+static int prepare_layer(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new,
+                         int32_t last_position, struct need *need, struct tkv_report *why)
+{
+    const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
+    const struct bound b = layer_bound(s, l, n_new, last_position);
+    const size_t shared = tkv_session_couples_layers(s) ? select_bytes(b.candidates) : 0;
+    const size_t bytes =
+        n_kv_heads * (sizeof(struct tkv_keep) + shared + head_bytes(s, l, b.candidates)) + 64;
+
+    for (uint32_t h = 0; h < n_kv_heads; h++) {
+        const int e = grow_table(s, &l->heads[h], b.blocks, why);
+
+        if (e)
+            return e;
+        if (b.blocks > l->heads[h].n_blocks)
+            need->blocks += b.blocks - l->heads[h].n_blocks;
+    }
+    if (b.transient * n_kv_heads > need->transient)
+        need->transient = b.transient * n_kv_heads;
+    if (bytes > need->bytes)
+        need->bytes = bytes;
+    return 0;
+}
+
+/* Layers whose blocks are of one size share slabs: sum their needs, then reserve. */
+static int reserve_blocks(struct tkv_session *s, const struct need *needs, uint32_t first,
+                          uint32_t n, struct tkv_report *why)
+{
+    for (uint32_t i = first; i < first + n; i++) {
+        const size_t bytes = s->layers[i].layout.bytes;
+        size_t blocks = 0;
+        size_t transient = 0;
+        int e;
+
+        for (uint32_t j = first; j < first + n; j++) {
+            if (s->layers[j].layout.bytes != bytes)
+                continue;
+            if (j < i)
+                break; /* done with layer j */
+            blocks += needs[j].blocks;
+            transient = needs[j].transient > transient ? needs[j].transient : transient;
+        }
+        e = tkv_arena_reserve(s->arena, bytes, blocks + transient, why);
+        if (e)
+            return e;
+    }
+    return 0;
+}
+
+int tkv_round_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new,
+                      int32_t last_position, struct tkv_round_memory *m, struct tkv_report *why)
+{
+    const bool all = !l || tkv_session_couples_layers(s);
+    const uint32_t first = all ? 0 : (uint32_t)(l - s->layers);
+    const uint32_t n = all ? s->config.n_layers : 1;
+    struct need needs[TRIKV_MAX_LAYERS] = {{0}};
+    size_t bytes = 0;
+    int e = 0;
+
+    *m = (struct tkv_round_memory){0};
+    for (uint32_t i = first; !e && i < first + n; i++) {
+        e = prepare_layer(s, &s->layers[i], n_new, last_position, &needs[i], why);
+        bytes = needs[i].bytes > bytes ? needs[i].bytes : bytes;
+    }
+    e = e ? e : reserve_blocks(s, needs, first, n, why);
+    if (!e) {
+        m->base = tkv_budget_take(s->budget, bytes);
+        m->bytes = m->base ? bytes : 0;
+        if (!m->base)
+            e = tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for %zu bytes of round scratch", bytes);
+    }
+    if (e)
+        tkv_round_release(s, m);
+    return e;
+}
+
+void tkv_round_release(struct tkv_session *s, struct tkv_round_memory *m)
+{
+    tkv_budget_free(s->budget, m->base, m->bytes);
+    *m = (struct tkv_round_memory){0};
+    tkv_arena_trim(s->arena);
+}
+
+/* ---- a round of one layer ------------------------------------------------------------------- */
+
+/* All of a round's working memory: keep lists, shared rows if layers are coupled, then the heads. */
+struct round {
+    struct tkv_session *s;
+    struct tkv_layer *l;
+    struct tkv_keep *keep; /* [n_kv_heads] */
+    uint8_t *heads;
+    size_t head_bytes;
+    size_t n_candidates; /* of every head: they keep the same number */
+    uint32_t n_keep;
+};
+
+static float *head_scores(const struct round *r, size_t kv_head)
+{
+    return (float *)(void *)(r->heads + kv_head * r->head_bytes);
+}
+
+static uint32_t *head_index(const struct round *r, size_t kv_head)
+{
+    return (uint32_t *)(void *)((uint8_t *)head_scores(r, kv_head) +
+                                tkv_align(r->n_candidates * sizeof(float), 64));
+}
+
+static void score_one(void *arg, size_t kv_head)
+{
+    const struct round *r = arg;
+
+    tkv_score_head(r->s, r->l, (uint32_t)kv_head, head_scores(r, kv_head),
+                   r->heads + kv_head * r->head_bytes + select_bytes(r->n_candidates));
+}
+
+static void select_one(const struct round *r, size_t kv_head, const float *scores)
+{
+    uint32_t *index = head_index(r, kv_head);
+    uint32_t *scratch = index + tkv_align(r->n_candidates, 16);
+
+    r->keep[kv_head].index = index;
+    r->keep[kv_head].n =
+        (uint32_t)tkv_select_top(scores, r->n_candidates, r->n_keep, index, scratch);
+}
+
+static void score_and_select(void *arg, size_t kv_head)
+{
+    const struct round *r = arg;
+
+    score_one(arg, kv_head);
+    select_one(r, kv_head, head_scores(r, kv_head));
+}
+
+static struct round round_begin(struct tkv_session *s, struct tkv_layer *l, uint8_t *memory,
+                                size_t offset)
+{
+    const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
+    const uint32_t n_warm = tkv_layer_warm(s, l);
+    const size_t keep_bytes = tkv_align(n_kv_heads * sizeof(struct tkv_keep), 64);
+    struct round r = {.s = s, .l = l, .keep = (struct tkv_keep *)(void *)memory};
+
+    r.n_candidates = l->heads[0].n_cold + n_warm;
+    r.n_keep = keep_count(s, l, l->tail.n - n_warm);
+    r.heads = memory + keep_bytes + offset;
+    r.head_bytes = head_bytes(s, l, r.n_candidates);
+    return r;
+}
+
+static void rebuild(const struct round *r, const struct tkv_exec *exec)
+{
+    const size_t skip = r->s->config.method == TKV_METHOD_NONE ? 0 : select_bytes(r->n_candidates);
+
+    tkv_layer_rebuild(r->s, r->l, r->keep, r->heads + skip, r->head_bytes, exec);
+}
+
+static void round_of_layer(struct tkv_session *s, struct tkv_layer *l, uint8_t *memory,
+                           const struct tkv_exec *exec)
+{
+    struct round r = round_begin(s, l, memory, 0);
+    const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
+
+    if (tkv_layer_warm(s, l) == 0)
+        return;
+    if (r.n_candidates <= r.n_keep)
+        for (uint32_t h = 0; h < n_kv_heads; h++)
+            r.keep[h] = (struct tkv_keep){NULL, l->heads[h].n_cold + tkv_layer_warm(s, l)};
+    else
+        tkv_exec_run(exec, n_kv_heads, score_and_select, &r);
+    rebuild(&r, exec);
+}
+
+/* ---- a round of all layers together --------------------------------------------------------- */
+
+/* Fold one layer's scores into the rows that all layers share: the mean over layers for each KV
+ * head, or one maximum of all. */
+static void fold_layer(const struct round *r, float *shared, size_t stride)
+{
+    const float weight = 1.0f / (float)r->s->config.n_layers;
+
+    for (uint32_t h = 0; h < r->l->config.shape.n_kv_heads; h++) {
+        if (r->s->config.eviction_mode == TKV_UNION)
+            tkv_fold_max(shared, head_scores(r, h), r->n_candidates);
+        else
+            tkv_fold_sum(shared + h * stride, head_scores(r, h), weight, r->n_candidates);
+    }
+}
+
+static void score_all(struct tkv_session *s, uint8_t *memory, float *shared, size_t stride,
+                      size_t shared_bytes, const struct tkv_exec *exec)
+{
+    const size_t n = stride * s->layers[0].config.shape.n_kv_heads;
+
+    for (size_t i = 0; i < n; i++)
+        shared[i] = s->config.eviction_mode == TKV_UNION ? -INFINITY : 0.0f;
+    for (uint32_t i = 0; i < s->config.n_layers; i++) {
+        struct round r = round_begin(s, &s->layers[i], memory, shared_bytes);
+
+        tkv_exec_run(exec, s->layers[i].config.shape.n_kv_heads, score_one, &r);
+        fold_layer(&r, shared, stride);
+    }
+}
+
+static void round_of_all(struct tkv_session *s, uint8_t *memory, const struct tkv_exec *exec)
+{
+    const uint32_t n_kv_heads = s->layers[0].config.shape.n_kv_heads;
+    const size_t n = s->layers[0].heads[0].n_cold + tkv_layer_warm(s, &s->layers[0]);
+    const size_t stride = tkv_align(n, 16);
+    const size_t shared_bytes = n_kv_heads * stride * sizeof(float);
+    float *shared = (float *)(void *)(memory + tkv_align(n_kv_heads * sizeof(struct tkv_keep), 64));
+
+    score_all(s, memory, shared, stride, shared_bytes, exec);
+    for (uint32_t i = 0; i < s->config.n_layers; i++) {
+        struct round r = round_begin(s, &s->layers[i], memory, shared_bytes);
+
+        for (uint32_t h = 0; h < n_kv_heads; h++)
+            select_one(&r, h, s->config.eviction_mode == TKV_UNION ? shared : shared + h * stride);
+        rebuild(&r, exec);
+    }
+}
+
+/* With few enough tokens nothing is dropped, and there is nothing to score. */
+static bool all_fit(const struct tkv_session *s)
+{
+    const struct tkv_layer *l = &s->layers[0];
+    const uint32_t n_warm = tkv_layer_warm(s, l);
+
+    return l->heads[0].n_cold + n_warm <= keep_count(s, l, l->tail.n - n_warm);
+}
+
+void tkv_round_run(struct tkv_session *s, struct tkv_layer *l, const struct tkv_round_memory *m,
+                   const struct tkv_exec *exec)
+{
+    if (!tkv_session_couples_layers(s) && l) {
+        round_of_layer(s, l, m->base, exec);
+        return;
+    }
+    if (tkv_session_couples_layers(s) && tkv_layer_warm(s, &s->layers[0]) > 0 && !all_fit(s)) {
+        round_of_all(s, m->base, exec);
+        return;
+    }
+    for (uint32_t i = 0; i < s->config.n_layers; i++)
+        round_of_layer(s, &s->layers[i], m->base, exec);
+}

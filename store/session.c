@@ -1,0 +1,220 @@
+/*
+ * Creating, checking and destroying sessions, and the requests on them: the order of things
+ * (check, reserve, then change) is here; each tier's work is in a file of its own.
+ */
+#include "store/session.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/half.h"
+#include "core/kernels.h"
+#include "proto/errors.h"
+#include "proto/limits.h"
+#include "store/budget.h"
+#include "store/session_priv.h"
+
+void *tkv_session_alloc(struct tkv_session *s, size_t bytes)
+{
+    void *p = tkv_budget_alloc(s->budget, bytes);
+
+    if (p)
+        s->own_bytes += bytes;
+    return p;
+}
+
+void tkv_session_free(struct tkv_session *s, void *p, size_t bytes)
+{
+    if (!p)
+        return;
+    tkv_budget_free(s->budget, p, bytes);
+    s->own_bytes -= bytes;
+}
+
+/* ---- the parts of a layer ----------------------------------------------------------------- */
+
+static bool tier_alloc(struct tkv_session *s, struct tkv_half_tier *t,
+                       const struct tkv_shape *shape, uint32_t cap, bool scores)
+{
+    const size_t k_bytes = tkv_align((size_t)shape->n_kv_heads * cap * shape->head_dim_k * 2, 64);
+    const size_t v_bytes = tkv_align((size_t)shape->n_kv_heads * cap * shape->head_dim_v * 2, 64);
+    const size_t p_bytes = tkv_align((size_t)cap * sizeof(int32_t), 64);
+    const size_t s_bytes = scores ? (size_t)shape->n_q_heads * cap * sizeof(float) : 0;
+
+    t->cap = cap;
+    if (cap == 0)
+        return true;
+    t->bytes = k_bytes + v_bytes + p_bytes + s_bytes;
+    t->memory = tkv_session_alloc(s, t->bytes);
+    if (!t->memory)
+        return false;
+    t->k = t->memory;
+    t->v = (uint16_t *)(void *)((uint8_t *)t->memory + k_bytes);
+    t->positions = (int32_t *)(void *)((uint8_t *)t->memory + k_bytes + v_bytes);
+    if (scores)
+        t->scores = (float *)(void *)((uint8_t *)t->memory + k_bytes + v_bytes + p_bytes);
+    return true;
+}
+
+/* The coder of (codec, dim), made at its first use. The table has room for two per layer. */
+static const struct tkv_coder *coder_get(struct tkv_session *s, const struct tkv_codec *codec,
+                                         uint32_t dim)
+{
+    struct tkv_coder *c;
+
+    for (uint32_t i = 0; i < s->n_coders; i++)
+        if (s->coders[i].codec == codec && s->coders[i].dim == dim)
+            return &s->coders[i];
+    c = &s->coders[s->n_coders];
+    if (tkv_coder_init(c, codec, dim, TKV_ROTATION_SEED))
+        return NULL; /* cannot be: the config was checked */
+    s->n_coders++;
+    return c;
+}
+
+static uint32_t count_coders(const struct tkv_session_config *c)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < c->n_layers; i++) {
+        const struct tkv_layer_config *l = &c->layers[i];
+        bool k_known = false;
+        bool v_known = l->codec_k == l->codec_v && l->shape.head_dim_k == l->shape.head_dim_v;
+
+        for (uint32_t j = 0; j < i; j++) {
+            const struct tkv_layer_config *o = &c->layers[j];
+
+            k_known |= (o->codec_k == l->codec_k && o->shape.head_dim_k == l->shape.head_dim_k) ||
+                       (o->codec_v == l->codec_k && o->shape.head_dim_v == l->shape.head_dim_k);
+            v_known |= (o->codec_k == l->codec_v && o->shape.head_dim_k == l->shape.head_dim_v) ||
+                       (o->codec_v == l->codec_v && o->shape.head_dim_v == l->shape.head_dim_v);
+        }
+        n += (k_known ? 0u : 1u) + (v_known ? 0u : 1u);
+    }
+    return n;
+}
+
+static bool layer_make_weights(struct tkv_session *s, struct tkv_layer *l)
+{
+    const uint32_t n_bands = s->rope.n_bands;
+    const uint32_t n_heads = l->config.shape.n_q_heads;
+
+    l->norm_weights = tkv_session_alloc(s, (size_t)n_heads * n_bands * sizeof(float));
+    if (!l->norm_weights)
+        return false;
+    for (uint32_t h = 0; h < n_heads; h++) {
+        const float *base = l->config.stats + (size_t)h * 3 * n_bands;
+        const struct tkv_tri_stats stats = {base, base + n_bands, base + 2 * (size_t)n_bands};
+
+        tkv_tri_norm_weights(&s->fold, &s->rope, &stats, l->norm_weights + (size_t)h * n_bands);
+    }
+    return true;
+}
+
+static bool layer_create(struct tkv_session *s, struct tkv_layer *l,
+                         const struct tkv_layer_config *c)
+{
+    const bool scores = s->config.method == TKV_METHOD_TRIATTENTION;
+    const size_t sink_bytes = c->shape.n_q_heads * sizeof(float);
+
+    l->config = *c;
+    l->last_position = -1;
+    if (c->sinks) {
+        l->sinks = tkv_session_alloc(s, sink_bytes);
+        if (!l->sinks)
+            return false;
+        memcpy(l->sinks, c->sinks, sink_bytes);
+    }
+    l->config.sinks = l->sinks;
+    tkv_block_layout_init(&l->layout, coder_get(s, c->codec_k, c->shape.head_dim_k),
+                          coder_get(s, c->codec_v, c->shape.head_dim_v),
+                          scores ? tkv_group(&c->shape) : 0);
+    l->heads = tkv_session_alloc(s, c->shape.n_kv_heads * sizeof(*l->heads));
+    return l->heads && tier_alloc(s, &l->pinned, &c->shape, s->config.pinned_tokens, false) &&
+           tier_alloc(s, &l->tail, &c->shape, s->config.recent_tokens + s->config.beta_tokens,
+                      scores) &&
+           (!scores || layer_make_weights(s, l));
+}
+
+static void layer_destroy(struct tkv_session *s, struct tkv_layer *l)
+{
+    const struct tkv_shape *shape = &l->config.shape;
+
+    for (uint32_t h = 0; l->heads && h < shape->n_kv_heads; h++)
+        tkv_session_free(s, l->heads[h].blocks, l->heads[h].cap_blocks * sizeof(struct tkv_block));
+    tkv_session_free(s, l->heads, shape->n_kv_heads * sizeof(*l->heads));
+    tkv_session_free(s, l->pinned.memory, l->pinned.bytes);
+    tkv_session_free(s, l->tail.memory, l->tail.bytes);
+    tkv_session_free(s, l->sinks, shape->n_q_heads * sizeof(float));
+    tkv_session_free(s, l->norm_weights,
+                     (size_t)shape->n_q_heads * s->rope.n_bands * sizeof(float));
+}
+
+/* ---- a session's life --------------------------------------------------------------------- */
+
+static bool session_fill(struct tkv_session *s, const struct tkv_session_config *c)
+{
+    const uint32_t n_coders = count_coders(c);
+
+    s->coders_bytes = n_coders * sizeof(*s->coders);
+    s->coders = tkv_session_alloc(s, s->coders_bytes);
+    s->layers = tkv_session_alloc(s, c->n_layers * sizeof(*s->layers));
+    if (!s->coders || !s->layers)
+        return false;
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        if (!layer_create(s, &s->layers[i], &c->layers[i]))
+            return false;
+    return true;
+}
+
+int tkv_session_create(struct tkv_session **session, const struct tkv_session_config *config,
+                       struct tkv_budget *budget, const struct tkv_kernels *kn,
+                       struct tkv_report *why)
+{
+    struct tkv_session *s;
+    int e = tkv_session_check(config, why);
+
+    *session = NULL;
+    if (e)
+        return e;
+    s = tkv_budget_alloc(budget, sizeof(*s));
+    if (!s)
+        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for a session");
+    s->budget = budget;
+    s->kn = kn;
+    s->own_bytes = sizeof(*s);
+    s->config = *config;
+    if (config->method == TKV_METHOD_TRIATTENTION) {
+        s->rope = *config->rope;
+        (void)tkv_tri_fold_init(&s->fold, &s->rope, &config->tri); /* checked */
+    }
+    s->config.rope = &s->rope;
+    e = tkv_arena_create(&s->arena, budget, why);
+    if (!e && !session_fill(s, config))
+        e = tkv_fail(why, TRIKV_E_MEMORY_CAP,
+                     "a session of %u layers does not fit: %zu bytes used of the cap of %zu",
+                     config->n_layers, atomic_load(&budget->used_bytes), budget->cap_bytes);
+    s->config.layers = NULL; /* each layer has its own copy */
+    if (e) {
+        tkv_session_destroy(&s);
+        return e;
+    }
+    *session = s;
+    return 0;
+}
+
+void tkv_session_destroy(struct tkv_session **session)
+{
+    struct tkv_session *s = *session;
+
+    if (!s)
+        return;
+    for (uint32_t i = 0; s->layers && i < s->config.n_layers; i++)
+        layer_destroy(s, &s->layers[i]);
+    tkv_session_free(s, s->layers, s->config.n_layers * sizeof(*s->layers));
+    tkv_session_free(s, s->coders, s->coders_bytes);
+    tkv_arena_destroy(&s->arena);
+    tkv_budget_free(s->budget, s, sizeof(*s));
+    *session = NULL;
+}

@@ -1,0 +1,158 @@
+/*
+ * A session: the KV cache of one sequence, in tiers.
+ *
+ *   pinned  the first `pinned` tokens of a layer, halves, kept for good
+ *   tail    the newest tokens, halves, up to `recent` + `beta` of them: the hot `recent` ones
+ *           and before them the warm ones that wait for a round
+ *   cold    everything else that is kept: immutable blocks of up to 64 tokens per KV head
+ *
+ * When a layer's tail is full and another token comes, a round is held first: the warm
+ * tokens and the cold ones are scored and selected by the policy, survivors are encoded into
+ * new blocks, and the old blocks are released. So the attention of a step always
+ * sees every token of that step, and the result does not depend on how a caller cuts its
+ * tokens into requests.
+ *
+ * A session belongs to one thread at a time; different sessions are independent. Calls that
+ * take an executor may spread their work over its threads.
+ */
+#ifndef TKV_STORE_SESSION_H
+#define TKV_STORE_SESSION_H
+
+#include "core/attention.h"
+#include "core/codec.h"
+#include "core/rope.h"
+#include "core/select.h"
+#include "core/triattention.h"
+#include "core/types.h"
+#include "proto/report.h"
+
+struct tkv_budget;
+struct tkv_kernels;
+struct tkv_session;
+
+enum tkv_method { TKV_METHOD_NONE = 0, TKV_METHOD_TRIATTENTION = 1 };
+
+/* "none", "triattention", ...: the names of configuration and wire, NULL-ended. */
+extern const char *const tkv_method_names[];
+extern const char *const tkv_eviction_mode_names[];
+extern const char *const tkv_aggregation_names[];
+
+/* The index of name in one of these lists, or -1. */
+int tkv_name_index(const char *const *names, const char *name);
+
+struct tkv_layer_config {
+    struct tkv_shape shape;
+    struct tkv_attn_params attn; /* scale is set, never 0 */
+    const float *sinks;          /* [n_q_heads] or NULL; copied */
+    const struct tkv_codec *codec_k;
+    const struct tkv_codec *codec_v;
+    uint32_t budget_tokens; /* kept per KV head after a round, pinned and tail included */
+    const float *stats;     /* [n_q_heads][3][n_bands]: mean_re, mean_im, mean_abs; a view that
+                             * outlives the session; NULL if the method needs none */
+};
+
+struct tkv_session_config {
+    uint32_t n_layers;
+    const struct tkv_layer_config *layers; /* copied */
+    enum tkv_method method;
+    uint32_t beta_tokens; /* >= 1 */
+    uint32_t recent_tokens;
+    uint32_t pinned_tokens;
+    enum tkv_eviction_mode eviction_mode;
+    bool normalize_scores;
+    struct tkv_tri_params tri;
+    const struct tkv_rope *rope; /* copied; NULL if the method needs none */
+};
+
+/* Tokens of one layer; see trikv_step in client/trikv.h for the shapes. Pointers are views. */
+struct tkv_step {
+    uint32_t layer;
+    uint32_t n_tokens;
+    enum tkv_dtype dtype;
+    const int32_t *positions; /* or NULL: continue; attend: the last n_tokens appended */
+    const void *k;
+    const void *v;
+    const void *q;
+    float *out;
+    float *lse; /* or NULL */
+};
+
+struct tkv_layer_stats {
+    uint64_t n_seen;
+    uint64_t n_kept; /* sum over KV heads */
+    uint64_t pinned_bytes;
+    uint64_t tail_bytes;
+    uint64_t cold_bytes_k;
+    uint64_t cold_bytes_v;
+    uint64_t cold_bytes_meta;
+    uint64_t n_cold_tokens; /* sum over KV heads */
+    uint32_t n_blocks;
+    const char *codec_k;
+    const char *codec_v;
+};
+
+struct tkv_session_stats {
+    uint64_t n_seen; /* the largest over layers */
+    double n_kept;   /* mean over layers and KV heads */
+    uint64_t resident_bytes;
+    uint64_t fp16_bytes;
+    double bits_k;
+    double bits_v;
+    uint32_t n_layers;
+    uint32_t n_rounds;
+    uint64_t n_evicted;
+    uint64_t arena_bytes;
+    uint64_t slack_bytes;
+};
+
+/*
+ * Create a session. The config is checked whole: every number from a peer may be wrong, and
+ * the report names the field and the layer. *session is NULL on failure.
+ */
+int tkv_session_create(struct tkv_session **session, const struct tkv_session_config *config,
+                       struct tkv_budget *budget, const struct tkv_kernels *kn,
+                       struct tkv_report *why);
+void tkv_session_destroy(struct tkv_session **session);
+
+/* Bytes that k, v, q (of the request's dtype), out and lse of n_tokens of a layer take; error if
+ * the layer does not exist or n_tokens is 0 or over the limit. NULL outputs are not wanted. */
+struct tkv_step_bytes {
+    size_t k, v, q, out, lse;
+};
+int tkv_session_step_bytes(const struct tkv_session *s, uint32_t layer, uint32_t n_tokens,
+                           enum tkv_dtype dtype, struct tkv_step_bytes *bytes,
+                           struct tkv_report *why);
+
+/*
+ * Add tokens; attend; or both. Values are checked before anything changes, memory is
+ * reserved before anything changes: an error leaves the session as it was.
+ */
+int tkv_session_append(struct tkv_session *s, const struct tkv_step *step,
+                       const struct tkv_exec *exec, struct tkv_report *why);
+int tkv_session_attend(struct tkv_session *s, const struct tkv_step *step,
+                       const struct tkv_exec *exec, struct tkv_report *why);
+int tkv_session_append_attend(struct tkv_session *s, const struct tkv_step *step,
+                              const struct tkv_exec *exec, struct tkv_report *why);
+
+/* Hold a round now in every layer that has warm tokens. */
+int tkv_session_round(struct tkv_session *s, const struct tkv_exec *exec, struct tkv_report *why);
+
+void tkv_session_stats(const struct tkv_session *s, struct tkv_session_stats *out);
+void tkv_session_layer_stats(const struct tkv_session *s, uint32_t layer,
+                             struct tkv_layer_stats *out);
+/* What a token reply says: tokens seen by a layer, the most kept by one of its KV heads. */
+uint64_t tkv_session_n_seen(const struct tkv_session *s, uint32_t layer);
+uint32_t tkv_session_n_kept(const struct tkv_session *s, uint32_t layer);
+uint32_t tkv_session_n_rounds(const struct tkv_session *s);
+
+/*
+ * The arena as a read-only descriptor (the session keeps it: duplicate to keep longer) and
+ * the block table in the form of proto/shm_layout.h. Call with table NULL to
+ * learn the size; table must be tkv_session_table_bytes() long.
+ */
+int tkv_session_arena_fd(const struct tkv_session *s);
+size_t tkv_session_table_bytes(const struct tkv_session *s);
+void tkv_session_table(const struct tkv_session *s, void *table);
+uint64_t tkv_session_generation(const struct tkv_session *s);
+
+#endif /* TKV_STORE_SESSION_H */

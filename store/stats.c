@@ -1,0 +1,201 @@
+/* What a session says of itself: honest sizes, and the table that lets others find its blocks. */
+#include <string.h>
+
+#include "proto/shm_layout.h"
+#include "store/session_priv.h"
+
+static uint64_t layer_kept(const struct tkv_layer *l, uint64_t *n_cold, uint32_t *n_blocks)
+{
+    const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
+
+    *n_cold = 0;
+    *n_blocks = 0;
+    for (uint32_t h = 0; h < n_kv_heads; h++) {
+        *n_cold += l->heads[h].n_cold;
+        *n_blocks += l->heads[h].n_blocks;
+    }
+    return *n_cold + (uint64_t)(l->tail.n + l->pinned.n) * n_kv_heads;
+}
+
+void tkv_session_layer_stats(const struct tkv_session *s, uint32_t layer,
+                             struct tkv_layer_stats *out)
+{
+    const struct tkv_layer *l = &s->layers[layer];
+
+    *out = (struct tkv_layer_stats){.n_seen = l->n_seen};
+    out->n_kept = layer_kept(l, &out->n_cold_tokens, &out->n_blocks);
+    out->pinned_bytes = l->pinned.bytes;
+    out->tail_bytes = l->tail.bytes;
+    out->cold_bytes_k = (uint64_t)out->n_blocks * l->layout.k->k_block_bytes;
+    out->cold_bytes_v = (uint64_t)out->n_blocks * l->layout.v->v_block_bytes;
+    out->cold_bytes_meta = out->n_blocks * l->layout.bytes - out->cold_bytes_k - out->cold_bytes_v;
+    out->codec_k = l->config.codec_k->name;
+    out->codec_v = l->config.codec_v->name;
+}
+
+/* Bytes that are plainly of keys or plainly of values, and the counts to divide by. */
+struct split {
+    uint64_t k_bytes, v_bytes;
+    uint64_t k_values, v_values;
+};
+
+static void split_layer(const struct tkv_session *s, uint32_t layer, struct split *sum,
+                        uint64_t *n_kept)
+{
+    const struct tkv_shape *shape = &s->layers[layer].config.shape;
+    const uint64_t dims = shape->head_dim_k + shape->head_dim_v;
+    struct tkv_layer_stats l;
+    uint64_t half_bytes;
+
+    tkv_session_layer_stats(s, layer, &l);
+    half_bytes = (uint64_t)(s->layers[layer].pinned.cap + s->layers[layer].tail.cap) *
+                 shape->n_kv_heads * dims * 2;
+    sum->k_bytes += l.cold_bytes_k + half_bytes * shape->head_dim_k / dims;
+    sum->v_bytes += l.cold_bytes_v + half_bytes * shape->head_dim_v / dims;
+    sum->k_values += l.n_kept * shape->head_dim_k;
+    sum->v_values += l.n_kept * shape->head_dim_v;
+    *n_kept += l.n_kept;
+}
+
+/* What belongs to no side (positions, norm terms, tables, slack) is split evenly per byte, so that
+ * bits_k and bits_v add up to every byte there is. */
+static void bits(const struct split *sum, uint64_t resident_bytes, double *bits_k, double *bits_v)
+{
+    const double own = (double)(sum->k_bytes + sum->v_bytes);
+    const double factor = own > 0 ? (double)resident_bytes / own : 0;
+
+    *bits_k = sum->k_values ? 8 * factor * (double)sum->k_bytes / (double)sum->k_values : 0;
+    *bits_v = sum->v_values ? 8 * factor * (double)sum->v_bytes / (double)sum->v_values : 0;
+}
+
+static uint64_t fp16_bytes(const struct tkv_session *s)
+{
+    uint64_t n = 0;
+
+    for (uint32_t i = 0; i < s->config.n_layers; i++) {
+        const struct tkv_shape *shape = &s->layers[i].config.shape;
+
+        n += s->layers[i].n_seen * shape->n_kv_heads * (shape->head_dim_k + shape->head_dim_v) * 2;
+    }
+    return n;
+}
+
+void tkv_session_stats(const struct tkv_session *s, struct tkv_session_stats *out)
+{
+    struct split sum = {0};
+    uint64_t n_kept = 0;
+    uint64_t n_heads = 0;
+
+    *out = (struct tkv_session_stats){.n_layers = s->config.n_layers, .n_evicted = s->n_evicted};
+    for (uint32_t i = 0; i < s->config.n_layers; i++) {
+        split_layer(s, i, &sum, &n_kept);
+        n_heads += s->layers[i].config.shape.n_kv_heads;
+        if (s->layers[i].n_seen > out->n_seen)
+            out->n_seen = s->layers[i].n_seen;
+    }
+    out->n_kept = (double)n_kept / (double)n_heads;
+    out->n_rounds = tkv_session_n_rounds(s);
+    out->arena_bytes = tkv_arena_slab_bytes(s->arena);
+    out->slack_bytes = out->arena_bytes - tkv_arena_live_bytes(s->arena);
+    out->resident_bytes = s->own_bytes + out->arena_bytes + tkv_arena_table_bytes(s->arena);
+    out->fp16_bytes = fp16_bytes(s);
+    bits(&sum, out->resident_bytes, &out->bits_k, &out->bits_v);
+}
+
+uint64_t tkv_session_n_seen(const struct tkv_session *s, uint32_t layer)
+{
+    return s->layers[layer].n_seen;
+}
+
+uint32_t tkv_session_n_kept(const struct tkv_session *s, uint32_t layer)
+{
+    const struct tkv_layer *l = &s->layers[layer];
+    uint32_t most = 0;
+
+    for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)
+        if (l->heads[h].n_cold > most)
+            most = l->heads[h].n_cold;
+    return most + l->tail.n + l->pinned.n;
+}
+
+uint32_t tkv_session_n_rounds(const struct tkv_session *s)
+{
+    uint32_t most = 0;
+
+    for (uint32_t i = 0; i < s->config.n_layers; i++)
+        if (s->layers[i].n_rounds > most)
+            most = s->layers[i].n_rounds;
+    return most;
+}
+
+/* ---- the block table -------------------------------------------------------------------------- */
+
+int tkv_session_arena_fd(const struct tkv_session *s)
+{
+    return tkv_arena_read_fd(s->arena);
+}
+
+uint64_t tkv_session_generation(const struct tkv_session *s)
+{
+    return s->generation;
+}
+
+static uint32_t count_blocks(const struct tkv_session *s)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < s->config.n_layers; i++)
+        for (uint32_t h = 0; h < s->layers[i].config.shape.n_kv_heads; h++)
+            n += s->layers[i].heads[h].n_blocks;
+    return n;
+}
+
+size_t tkv_session_table_bytes(const struct tkv_session *s)
+{
+    return sizeof(struct trikv_table_header) +
+           (size_t)count_blocks(s) * sizeof(struct trikv_table_entry);
+}
+
+static struct trikv_table_entry *fill_head(const struct tkv_session *s, uint32_t layer,
+                                           uint32_t kv_head, struct trikv_table_entry *e)
+{
+    const struct tkv_layer *l = &s->layers[layer];
+    const struct tkv_head *head = &l->heads[kv_head];
+
+    for (uint32_t b = 0; b < head->n_blocks; b++)
+        *e++ = (struct trikv_table_entry){
+            .block_offset = tkv_arena_offset(s->arena, head->blocks[b].id),
+            .block_bytes = (uint32_t)l->layout.bytes,
+            .k_bytes = (uint32_t)l->layout.values_offset,
+            .v_bytes = (uint32_t)(l->layout.positions_offset - l->layout.values_offset),
+            .first_position = (uint32_t)head->blocks[b].first_position,
+            .layer = (uint16_t)layer,
+            .kv_head = (uint16_t)kv_head,
+            .codec_k = (uint16_t)l->config.codec_k->id,
+            .codec_v = (uint16_t)l->config.codec_v->id,
+            .head_dim_k = (uint16_t)l->config.shape.head_dim_k,
+            .head_dim_v = (uint16_t)l->config.shape.head_dim_v,
+            .n_tokens = (uint16_t)head->blocks[b].n_tokens,
+            .n_score_heads = (uint16_t)l->layout.n_score_heads,
+        };
+    return e;
+}
+
+void tkv_session_table(const struct tkv_session *s, void *table)
+{
+    struct trikv_table_header *h = table;
+    struct trikv_table_entry *e = (struct trikv_table_entry *)(h + 1);
+
+    *h = (struct trikv_table_header){
+        .magic = TRIKV_SHM_MAGIC,
+        .version = TRIKV_SHM_VERSION,
+        .generation = s->generation,
+        .arena_bytes = tkv_arena_capacity_bytes(s->arena),
+        .n_entries = count_blocks(s),
+        .entry_bytes = sizeof(struct trikv_table_entry),
+        .rotation_seed = TKV_ROTATION_SEED,
+    };
+    for (uint32_t i = 0; i < s->config.n_layers; i++)
+        for (uint32_t k = 0; k < s->layers[i].config.shape.n_kv_heads; k++)
+            e = fill_head(s, i, k, e);
+}

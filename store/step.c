@@ -1,0 +1,391 @@
+/*
+ * The requests that carry tensors. Everything a request can be refused for is checked, and
+ * everything it needs is allocated, before the session changes.
+ */
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "core/half.h"
+#include "core/kernels.h"
+#include "proto/errors.h"
+#include "proto/limits.h"
+#include "store/budget.h"
+#include "store/session_priv.h"
+
+/* Below this many multiply-adds a request is done by one thread: handing work out costs more. */
+enum { MIN_PARALLEL_WORK = 1 << 17 };
+
+/* What a request holds while it runs. */
+struct run {
+    struct tkv_session *s;
+    struct tkv_layer *l;
+    const struct tkv_step *step;
+    const struct tkv_exec *exec;
+    int32_t *positions; /* [n_tokens], own copy */
+    uint16_t *k;        /* halves of the request */
+    uint16_t *v;
+    void *memory; /* positions, k, v */
+    size_t memory_bytes;
+    void *attend; /* scratch */
+    size_t attend_bytes;
+    struct tkv_round_memory rounds;
+    bool has_rounds;
+};
+
+static int check_step(const struct tkv_session *s, uint32_t layer, uint32_t n_tokens,
+                      struct tkv_report *why)
+{
+    if (layer >= s->config.n_layers)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "layer is %u, the session has %u", layer,
+                        s->config.n_layers);
+    if (n_tokens == 0 || n_tokens > TRIKV_MAX_REQUEST_TOKENS)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "n_tokens is %u, want 1..%d", n_tokens,
+                        TRIKV_MAX_REQUEST_TOKENS);
+    return 0;
+}
+
+int tkv_session_step_bytes(const struct tkv_session *s, uint32_t layer, uint32_t n_tokens,
+                           enum tkv_dtype dtype, struct tkv_step_bytes *bytes,
+                           struct tkv_report *why)
+{
+    const struct tkv_shape *shape;
+    const size_t element_bytes = tkv_dtype_bytes(dtype);
+    const int e = check_step(s, layer, n_tokens, why);
+
+    if (e)
+        return e;
+    /* At most 2^20 tokens * 2^10 heads * 2^10 dims * 4 bytes: no overflow. */
+    shape = &s->layers[layer].config.shape;
+    bytes->k = (size_t)n_tokens * shape->n_kv_heads * shape->head_dim_k * element_bytes;
+    bytes->v = (size_t)n_tokens * shape->n_kv_heads * shape->head_dim_v * element_bytes;
+    bytes->q = (size_t)n_tokens * shape->n_q_heads * shape->head_dim_k * element_bytes;
+    bytes->out = (size_t)n_tokens * shape->n_q_heads * shape->head_dim_v * sizeof(float);
+    bytes->lse = (size_t)n_tokens * shape->n_q_heads * sizeof(float);
+    return 0;
+}
+
+/* ---- positions ------------------------------------------------------------------------------ */
+
+static int check_new_positions(const struct run *r, struct tkv_report *why)
+{
+    int64_t last = r->l->last_position;
+
+    for (uint32_t i = 0; i < r->step->n_tokens; i++) {
+        if (r->positions[i] <= last || r->positions[i] > TRIKV_MAX_POSITION)
+            return tkv_fail(why, TRIKV_E_POSITION,
+                            "layer %u: position of token %u is %d, want over %lld and at most %d",
+                            r->step->layer, i, r->positions[i], (long long)last,
+                            TRIKV_MAX_POSITION);
+        last = r->positions[i];
+    }
+    return 0;
+}
+
+static int new_positions(struct run *r, struct tkv_report *why)
+{
+    const uint32_t n = r->step->n_tokens;
+
+    if (r->step->positions) {
+        memcpy(r->positions, r->step->positions, n * sizeof(int32_t));
+        return check_new_positions(r, why);
+    }
+    if (r->l->last_position > TRIKV_MAX_POSITION - (int32_t)n)
+        return tkv_fail(why, TRIKV_E_POSITION, "layer %u: %u tokens after position %d pass %d",
+                        r->step->layer, n, r->l->last_position, TRIKV_MAX_POSITION);
+    for (uint32_t i = 0; i < n; i++)
+        r->positions[i] = r->l->last_position + 1 + (int32_t)i;
+    return 0;
+}
+
+/* Where queries without keys sit: where the caller says, or on the newest tokens. */
+static int query_positions(struct run *r, struct tkv_report *why)
+{
+    const struct tkv_half_tier *tail = &r->l->tail;
+    const uint32_t n = r->step->n_tokens;
+
+    if (r->step->positions) {
+        memcpy(r->positions, r->step->positions, n * sizeof(int32_t));
+        for (uint32_t i = 0; i < n; i++)
+            if (r->positions[i] < 0 || (i > 0 && r->positions[i] <= r->positions[i - 1]))
+                return tkv_fail(why, TRIKV_E_POSITION,
+                                "layer %u: position of query %u is %d, want increasing from 0",
+                                r->step->layer, i, r->positions[i]);
+        return 0;
+    }
+    if (n > tail->n)
+        return tkv_fail(why, TRIKV_E_POSITION,
+                        "layer %u: %u queries without positions, but only the newest %u tokens "
+                        "have theirs at hand",
+                        r->step->layer, n, tail->n);
+    memcpy(r->positions, tail->positions + tail->n - n, n * sizeof(int32_t));
+    return 0;
+}
+
+/* ---- values ----------------------------------------------------------------------------------- */
+
+static int bad_value(const struct run *r, const char *name, size_t at, uint32_t heads, uint32_t dim,
+                     struct tkv_report *why)
+{
+    return tkv_fail(why, TRIKV_E_VALUE,
+                    "layer %u: %s[token %zu][head %zu][%zu] is not a finite number of at most "
+                    "65504",
+                    r->step->layer, name, at / dim / heads, at / dim % heads, at % dim);
+}
+
+static int convert(const struct run *r, struct tkv_report *why)
+{
+    const struct tkv_shape *shape = &r->l->config.shape;
+    const size_t n_k = (size_t)r->step->n_tokens * shape->n_kv_heads * shape->head_dim_k;
+    const size_t n_v = (size_t)r->step->n_tokens * shape->n_kv_heads * shape->head_dim_v;
+    size_t good = tkv_to_f16(r->s->kn, r->k, r->step->k, r->step->dtype, n_k);
+
+    if (good < n_k)
+        return bad_value(r, "K", good, shape->n_kv_heads, shape->head_dim_k, why);
+    good = tkv_to_f16(r->s->kn, r->v, r->step->v, r->step->dtype, n_v);
+    if (good < n_v)
+        return bad_value(r, "V", good, shape->n_kv_heads, shape->head_dim_v, why);
+    return 0;
+}
+
+static int check_queries(const struct run *r, struct tkv_report *why)
+{
+    const struct tkv_shape *shape = &r->l->config.shape;
+    const size_t n = (size_t)r->step->n_tokens * shape->n_q_heads * shape->head_dim_k;
+    const size_t element_bytes = tkv_dtype_bytes(r->step->dtype);
+    uint16_t part[1024];
+
+    for (size_t at = 0; at < n; at += sizeof(part) / sizeof(part[0])) {
+        const size_t m = n - at < 1024 ? n - at : 1024;
+        const size_t good = tkv_to_f16(
+            r->s->kn, part, (const uint8_t *)r->step->q + at * element_bytes, r->step->dtype, m);
+
+        if (good < m)
+            return bad_value(r, "Q", at + good, shape->n_q_heads, shape->head_dim_k, why);
+    }
+    return 0;
+}
+
+/* ---- preparation -------------------------------------------------------------------------------- */
+
+static int run_begin(struct run *r, bool appends, struct tkv_report *why)
+{
+    const struct tkv_shape *shape;
+    size_t k_bytes, v_bytes, p_bytes;
+    const int e = check_step(r->s, r->step->layer, r->step->n_tokens, why);
+
+    if (e)
+        return e;
+    r->l = &r->s->layers[r->step->layer];
+    shape = &r->l->config.shape;
+    p_bytes = tkv_align(r->step->n_tokens * sizeof(int32_t), 64);
+    k_bytes = tkv_align((size_t)r->step->n_tokens * shape->n_kv_heads * shape->head_dim_k * 2, 64);
+    v_bytes = tkv_align((size_t)r->step->n_tokens * shape->n_kv_heads * shape->head_dim_v * 2, 64);
+    r->memory_bytes = p_bytes + (appends ? k_bytes + v_bytes : 0);
+    r->memory = tkv_budget_take(r->s->budget, r->memory_bytes);
+    if (!r->memory)
+        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for %zu bytes of new tokens",
+                        r->memory_bytes);
+    r->positions = r->memory;
+    r->k = (uint16_t *)(void *)((uint8_t *)r->memory + p_bytes);
+    r->v = (uint16_t *)(void *)((uint8_t *)r->memory + p_bytes + k_bytes);
+    return 0;
+}
+
+static void run_end(struct run *r)
+{
+    if (r->has_rounds)
+        tkv_round_release(r->s, &r->rounds);
+    tkv_budget_free(r->s->budget, r->attend, r->attend_bytes);
+    tkv_budget_free(r->s->budget, r->memory, r->memory_bytes);
+}
+
+static int prepare_attend(struct run *r, uint32_t most_tokens, struct tkv_report *why)
+{
+    const int e = check_queries(r, why);
+
+    if (e)
+        return e;
+    r->attend_bytes = tkv_attend_bytes(r->l, most_tokens);
+    r->attend = tkv_budget_take(r->s->budget, r->attend_bytes);
+    if (!r->attend)
+        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for %zu bytes of attention scratch",
+                        r->attend_bytes);
+    return 0;
+}
+
+static uint32_t room(const struct tkv_layer *l)
+{
+    return l->pinned.cap - l->pinned.n + l->tail.cap - l->tail.n;
+}
+
+/* Layers that hold their rounds together must be at the same token when one is due. */
+static int check_in_step(const struct run *r, struct tkv_report *why)
+{
+    const struct tkv_session *s = r->s;
+    const uint32_t most = tkv_layer_full(r->l) ? s->config.beta_tokens : room(r->l);
+
+    if (r->step->n_tokens > most)
+        return tkv_fail(why, TRIKV_E_STATE,
+                        "layer %u: %u tokens at once would need a round of all layers midway; "
+                        "with eviction_mode %s append at most %u now",
+                        r->step->layer, r->step->n_tokens,
+                        tkv_eviction_mode_names[s->config.eviction_mode], most);
+    if (!tkv_layer_full(r->l))
+        return 0;
+    for (uint32_t i = 0; i < s->config.n_layers; i++)
+        if (s->layers[i].n_seen != r->l->n_seen)
+            return tkv_fail(why, TRIKV_E_STATE,
+                            "a round of all layers is due, but layer %u has seen %llu tokens and "
+                            "layer %u %llu",
+                            r->step->layer, (unsigned long long)r->l->n_seen, i,
+                            (unsigned long long)s->layers[i].n_seen);
+    return 0;
+}
+
+static int prepare_rounds(struct run *r, struct tkv_report *why)
+{
+    const uint32_t n = r->step->n_tokens;
+    int e;
+
+    if (tkv_session_couples_layers(r->s)) {
+        e = check_in_step(r, why);
+        if (e)
+            return e;
+    }
+    if (n <= room(r->l))
+        return 0;
+    r->has_rounds = true;
+    return tkv_round_prepare(r->s, r->l, n, r->positions[n - 1], &r->rounds, why);
+}
+
+/* ---- running -------------------------------------------------------------------------------------- */
+
+static const struct tkv_exec *attend_exec(const struct run *r, uint32_t n_tokens)
+{
+    const struct tkv_layer *l = r->l;
+    const size_t kept = l->heads[0].n_cold + l->tail.n + l->pinned.n;
+    const size_t work = kept * n_tokens * l->config.shape.n_q_heads * l->config.shape.head_dim_k;
+
+    return work < MIN_PARALLEL_WORK ? NULL : r->exec;
+}
+
+static void attend_part(const struct run *r, uint32_t first, uint32_t n)
+{
+    const struct tkv_shape *shape = &r->l->config.shape;
+    const size_t q_row = (size_t)shape->n_q_heads * shape->head_dim_k;
+    struct tkv_step part = *r->step;
+
+    part.n_tokens = n;
+    part.q = (const uint8_t *)part.q + first * q_row * tkv_dtype_bytes(part.dtype);
+    part.out += (size_t)first * shape->n_q_heads * shape->head_dim_v;
+    if (part.lse)
+        part.lse += (size_t)first * shape->n_q_heads;
+    tkv_layer_attend(r->s, r->l, &part, r->positions + first, r->attend, attend_exec(r, n));
+}
+
+static void push_part(const struct run *r, uint32_t first, uint32_t n)
+{
+    const struct tkv_shape *shape = &r->l->config.shape;
+    const size_t k_row = (size_t)shape->n_kv_heads * shape->head_dim_k;
+    const size_t v_row = (size_t)shape->n_kv_heads * shape->head_dim_v;
+    const struct tkv_half_tokens t = {
+        .k = r->k + first * k_row,
+        .v = r->v + first * v_row,
+        .exact_k = (const uint8_t *)r->step->k + first * k_row * tkv_dtype_bytes(r->step->dtype),
+        .dtype = r->step->dtype,
+        .positions = r->positions + first,
+        .n = n,
+    };
+
+    tkv_layer_push(r->s, r->l, &t, n * k_row < MIN_PARALLEL_WORK ? NULL : r->exec);
+}
+
+/* Token after token as if each came alone: a round whenever there is no room, then as many as fit,
+ * and their attention before the next round. */
+static void run_all(const struct run *r)
+{
+    for (uint32_t done = 0; done < r->step->n_tokens;) {
+        uint32_t n = r->step->n_tokens - done;
+
+        if (room(r->l) == 0)
+            tkv_round_run(r->s, r->l, &r->rounds, r->exec);
+        if (n > room(r->l))
+            n = room(r->l);
+        push_part(r, done, n);
+        if (r->step->out)
+            attend_part(r, done, n);
+        done += n;
+    }
+}
+
+static int append(struct tkv_session *s, const struct tkv_step *step, const struct tkv_exec *exec,
+                  struct tkv_report *why)
+{
+    struct run r = {.s = s, .step = step, .exec = exec};
+    int e = run_begin(&r, true, why);
+
+    e = e ? e : new_positions(&r, why);
+    e = e ? e : convert(&r, why);
+    if (!e && step->out)
+        e = prepare_attend(&r, step->n_tokens, why);
+    e = e ? e : prepare_rounds(&r, why);
+    if (!e)
+        run_all(&r);
+    run_end(&r);
+    return e;
+}
+
+int tkv_session_append(struct tkv_session *s, const struct tkv_step *step,
+                       const struct tkv_exec *exec, struct tkv_report *why)
+{
+    struct tkv_step only = *step;
+
+    only.out = NULL;
+    return append(s, &only, exec, why);
+}
+
+int tkv_session_append_attend(struct tkv_session *s, const struct tkv_step *step,
+                              const struct tkv_exec *exec, struct tkv_report *why)
+{
+    assert(step->out);
+    return append(s, step, exec, why);
+}
+
+int tkv_session_attend(struct tkv_session *s, const struct tkv_step *step,
+                       const struct tkv_exec *exec, struct tkv_report *why)
+{
+    struct run r = {.s = s, .step = step, .exec = exec};
+    int e = run_begin(&r, false, why);
+
+    e = e ? e : query_positions(&r, why);
+    e = e ? e : prepare_attend(&r, step->n_tokens, why);
+    if (!e)
+        attend_part(&r, 0, step->n_tokens);
+    run_end(&r);
+    return e;
+}
+
+int tkv_session_round(struct tkv_session *s, const struct tkv_exec *exec, struct tkv_report *why)
+{
+    struct tkv_round_memory m;
+    int32_t last = -1;
+    int e;
+
+    for (uint32_t i = 0; i < s->config.n_layers; i++) {
+        if (tkv_session_couples_layers(s) && s->layers[i].n_seen != s->layers[0].n_seen)
+            return tkv_fail(why, TRIKV_E_STATE,
+                            "a round of all layers needs them at the same token, but layer %u "
+                            "has seen %llu and layer 0 %llu",
+                            i, (unsigned long long)s->layers[i].n_seen,
+                            (unsigned long long)s->layers[0].n_seen);
+        if (s->layers[i].last_position > last)
+            last = s->layers[i].last_position;
+    }
+    e = tkv_round_prepare(s, NULL, 0, last, &m, why);
+    if (e)
+        return e;
+    tkv_round_run(s, NULL, &m, exec);
+    tkv_round_release(s, &m);
+    return 0;
+}
