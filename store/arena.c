@@ -24,6 +24,7 @@ struct slab {
     size_t block_bytes;
     uint32_t n_blocks;
     uint32_t n_free;
+    bool drains;    /* nothing is allocated here any more */
     uint32_t *refs; /* [n_blocks] */
 };
 
@@ -326,14 +327,26 @@ int tkv_arena_reserve(struct tkv_arena *a, size_t block_bytes, size_t n, struct 
 
 /* ---- blocks ----------------------------------------------------------------------------- */
 
+/* The fullest slab that has room, so that the emptiest ones drain and can be given back. */
+static uint32_t fullest_slab(const struct tkv_arena *a, size_t block_bytes)
+{
+    uint32_t best = a->n_slabs;
+
+    for (uint32_t i = 0; i < a->n_slabs; i++) {
+        const struct slab *s = &a->slabs[i];
+
+        if (s->n_blocks && s->block_bytes == block_bytes && s->n_free > 0 && !s->drains &&
+            (best == a->n_slabs || s->n_free < a->slabs[best].n_free))
+            best = i;
+    }
+    return best;
+}
+
 struct tkv_block_id tkv_arena_alloc(struct tkv_arena *a, size_t block_bytes)
 {
-    struct tkv_block_id id = {0, 0};
+    struct tkv_block_id id = {fullest_slab(a, block_bytes), 0};
     struct slab *s;
 
-    while (id.slab < a->n_slabs &&
-           (a->slabs[id.slab].block_bytes != block_bytes || a->slabs[id.slab].n_free == 0))
-        id.slab++;
     assert(id.slab < a->n_slabs);
     s = &a->slabs[id.slab];
     while (s->refs[id.index] != 0)
@@ -372,11 +385,77 @@ void *tkv_arena_at(const struct tkv_arena *a, struct tkv_block_id id)
     return a->base + tkv_arena_offset(a, id);
 }
 
+/* The emptiest slab of a's size that does not drain yet, or n_slabs. */
+static uint32_t emptiest_slab(const struct tkv_arena *a, size_t block_bytes)
+{
+    uint32_t best = a->n_slabs;
+
+    for (uint32_t i = 0; i < a->n_slabs; i++) {
+        const struct slab *s = &a->slabs[i];
+
+        if (s->n_blocks && s->block_bytes == block_bytes && !s->drains &&
+            (best == a->n_slabs ||
+             s->n_free * a->slabs[best].n_blocks > a->slabs[best].n_free * s->n_blocks))
+            best = i;
+    }
+    return best;
+}
+
+/* Drain slabs of one block size, emptiest first, while the others have room for their blocks. */
+static uint32_t drain_size(struct tkv_arena *a, size_t block_bytes)
+{
+    uint32_t n_drained = 0;
+    size_t room = 0; /* in slabs that do not drain, less what must move there */
+
+    for (uint32_t i = 0; i < a->n_slabs; i++)
+        if (a->slabs[i].n_blocks && a->slabs[i].block_bytes == block_bytes)
+            room += a->slabs[i].n_free;
+    for (;;) {
+        const uint32_t i = emptiest_slab(a, block_bytes);
+
+        /* Its free places no longer count, and its live blocks take others. */
+        if (i == a->n_slabs || a->slabs[i].n_blocks > room)
+            return n_drained;
+        room -= a->slabs[i].n_blocks;
+        a->slabs[i].drains = true;
+        n_drained++;
+    }
+}
+
+uint32_t tkv_arena_drain(struct tkv_arena *a)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < a->n_slabs; i++) {
+        bool seen = a->slabs[i].n_blocks == 0;
+
+        for (uint32_t j = 0; !seen && j < i; j++)
+            seen = a->slabs[j].n_blocks && a->slabs[j].block_bytes == a->slabs[i].block_bytes;
+        if (!seen)
+            n += drain_size(a, a->slabs[i].block_bytes);
+    }
+    return n;
+}
+
+struct tkv_block_id tkv_arena_move(struct tkv_arena *a, struct tkv_block_id id)
+{
+    const struct slab *s = &a->slabs[id.slab];
+    struct tkv_block_id to;
+
+    if (!s->drains || s->refs[id.index] > 1)
+        return id;
+    to = tkv_arena_alloc(a, s->block_bytes);
+    memcpy(tkv_arena_at(a, to), tkv_arena_at(a, id), s->block_bytes);
+    tkv_arena_unref(a, id);
+    return to;
+}
+
 void tkv_arena_trim(struct tkv_arena *a)
 {
     for (uint32_t i = 0; i < a->n_slabs; i++) {
         struct slab *s = &a->slabs[i];
 
+        s->drains = false;
         if (s->n_blocks == 0 || s->n_free < s->n_blocks)
             continue;
         if (fallocate(a->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)s->offset,

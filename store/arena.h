@@ -45,6 +45,14 @@ void tkv_arena_unref(struct tkv_arena *a, struct tkv_block_id id);
 void *tkv_arena_at(const struct tkv_arena *a, struct tkv_block_id id);
 uint64_t tkv_arena_offset(const struct tkv_arena *a, struct tkv_block_id id);
 
+/*
+ * Gather blocks that lie thinly spread: drain marks as many slabs as the others have room for and
+ * returns how many; then whoever refers to blocks gives each id to move, which copies a
+ * block out of a marked slab (if nobody else refers to it) and returns where it is now; then trim.
+ */
+uint32_t tkv_arena_drain(struct tkv_arena *a);
+struct tkv_block_id tkv_arena_move(struct tkv_arena *a, struct tkv_block_id id);
+
 /* Give empty slabs back to the system and the budget. */
 void tkv_arena_trim(struct tkv_arena *a);
 

@@ -181,11 +181,28 @@ int tkv_round_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new
     return e;
 }
 
+/* Rounds leave holes: gather what is left into fewer slabs when the holes come to a slab or more. */
+static void gather_blocks(struct tkv_session *s)
+{
+    tkv_arena_trim(s->arena);
+    if (tkv_arena_drain(s->arena) == 0)
+        return;
+    for (uint32_t i = 0; i < s->config.n_layers; i++)
+        for (uint32_t h = 0; h < s->layers[i].config.shape.n_kv_heads; h++) {
+            const struct tkv_head *head = &s->layers[i].heads[h];
+
+            for (uint32_t b = 0; b < head->n_blocks; b++)
+                head->blocks[b].id = tkv_arena_move(s->arena, head->blocks[b].id);
+        }
+    s->generation++;
+    tkv_arena_trim(s->arena);
+}
+
 void tkv_round_release(struct tkv_session *s, struct tkv_round_memory *m)
 {
     tkv_budget_free(s->budget, m->base, m->bytes);
     *m = (struct tkv_round_memory){0};
-    tkv_arena_trim(s->arena);
+    gather_blocks(s);
 }
 
 /* ---- a round of one layer ------------------------------------------------------------------- */

@@ -172,6 +172,47 @@ static void random_blocks_never_overlap(void **state)
     assert_int_equal(atomic_load(&b.used_bytes), 0);
 }
 
+/* Every other block goes; gathering the rest gives memory back and keeps every byte. */
+static void spread_blocks_can_be_gathered(void **state)
+{
+    struct tkv_budget b;
+    struct tkv_arena *a = NULL;
+    struct tkv_block_id id[400];
+    size_t before;
+
+    (void)state;
+    tkv_budget_init(&b, 16 << 20);
+    assert_int_equal(tkv_arena_create(&a, &b, NULL), 0);
+    assert_int_equal(tkv_arena_reserve(a, BLOCK_BYTES, 400, NULL), 0);
+    for (int i = 0; i < 400; i++) {
+        id[i] = tkv_arena_alloc(a, BLOCK_BYTES);
+        memset(tkv_arena_at(a, id[i]), i, BLOCK_BYTES);
+    }
+    tkv_arena_ref(a, id[1]); /* someone else's too: it must not move */
+    for (int i = 0; i < 400; i += 2)
+        tkv_arena_unref(a, id[i]);
+    before = tkv_arena_slab_bytes(a);
+    tkv_arena_trim(a);
+    assert_true(tkv_arena_slab_bytes(a) > before * 9 / 10);
+    assert_true(tkv_arena_drain(a) > 0);
+    for (int i = 1; i < 400; i += 2) {
+        const struct tkv_block_id to = tkv_arena_move(a, id[i]);
+
+        assert_true(i != 1 || (to.slab == id[1].slab && to.index == id[1].index));
+        id[i] = to;
+    }
+    tkv_arena_trim(a);
+    assert_true(tkv_arena_slab_bytes(a) < before * 6 / 10);
+    assert_int_equal(tkv_arena_drain(a), 0);
+    for (int i = 1; i < 400; i += 2) {
+        const uint8_t *p = tkv_arena_at(a, id[i]);
+
+        for (size_t at = 0; at < BLOCK_BYTES; at++)
+            assert_int_equal(p[at], (uint8_t)i);
+    }
+    tkv_arena_destroy(&a);
+}
+
 /* What another user who is handed the descriptor can do with it: read, nothing else. */
 static int try_to_write(int fd)
 {
@@ -226,6 +267,7 @@ int main(void)
         cmocka_unit_test(a_block_lives_until_its_last_reference),
         cmocka_unit_test(the_cap_is_an_error_not_a_crash),
         cmocka_unit_test(random_blocks_never_overlap),
+        cmocka_unit_test(spread_blocks_can_be_gathered),
         cmocka_unit_test(a_reader_cannot_write),
     };
 

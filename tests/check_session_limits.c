@@ -326,6 +326,7 @@ static void every_byte_is_reported(void **state)
     assert_int_equal(s.n_seen, 1000);
     assert_int_equal(s.fp16_bytes, 1000 * 2 * 128 * 2);
     assert_int_equal(s.n_evicted, 2 * (1000 - tkv_session_n_kept(a.session, 0)));
+    assert_true(s.slack_bytes < 128 << 10); /* less than two slabs, after many rounds */
     bits = s.n_kept * 2 * 2 * 64 * (s.bits_k + s.bits_v); /* layers * heads * dim */
     assert_true(fabs(bits / 8 / (double)s.resident_bytes - 1) < 1e-9);
     free(t.k);
