@@ -1,0 +1,31 @@
+/*
+ * The log: one logfmt line an event, on stderr. Under the service manager lines begin with
+ * the priority that the journal reads. Tensor data never goes in here. Loop thread
+ * (or main, before the loop) only.
+ */
+#ifndef TKV_DAEMON_LOG_H
+#define TKV_DAEMON_LOG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+enum tkv_log_level { TKV_LOG_ERROR = 0, TKV_LOG_WARN = 1, TKV_LOG_INFO = 2, TKV_LOG_DEBUG = 3 };
+
+struct tkv_log {
+    enum tkv_log_level level; /* lines above it are dropped */
+    bool journal;
+};
+
+/* "error", "warn", ...: the names of the configuration, NULL-ended. */
+extern const char *const tkv_log_level_names[];
+
+void tkv_log_init(struct tkv_log *log, enum tkv_log_level level);
+
+/* Write "level=... " and the rest, which the caller gives as key=value pairs. */
+void tkv_log(const struct tkv_log *log, enum tkv_log_level level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* text as a quoted value in buf[n], cut to fit; returns buf. For text that others chose. */
+const char *tkv_log_quote(char *buf, size_t n, const char *text);
+
+#endif /* TKV_DAEMON_LOG_H */

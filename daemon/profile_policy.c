@@ -1,0 +1,215 @@
+/* The policy of a profile: tokens, bits, and what single layers say for themselves. */
+#include <stdio.h>
+#include <string.h>
+
+#include "daemon/profile_priv.h"
+
+enum { MAX_CODEC_NAMES = 64 };
+
+static bool codec(struct tkv_profile_reader *r, const struct tkv_yaml_node *map, const char *what,
+                  const char *key, bool needed, uint32_t *out)
+{
+    const char *names[MAX_CODEC_NAMES + 1];
+    size_t n = 0;
+    uint32_t index;
+
+    for (; n < MAX_CODEC_NAMES && tkv_codecs[n].name; n++)
+        names[n] = tkv_codecs[n].name;
+    names[n] = NULL;
+    if (!tkv_profile_choice(r, map, what, key, needed, names, &index))
+        return false;
+    if (strcmp(key, "v") == 0 && tkv_codecs[index].qjl) {
+        tkv_yaml_error(r->y, tkv_yaml_find(map, key), "%s.v: %s is for keys only", what,
+                       names[index]);
+        r->good = false;
+        return false;
+    }
+    *out = tkv_codecs[index].id;
+    return true;
+}
+
+static void said(struct tkv_policy *p, bool is, uint32_t bit)
+{
+    if (is)
+        p->said |= bit;
+}
+
+static void check_budget(struct tkv_profile_reader *r, const struct tkv_yaml_node *at,
+                         uint32_t budget)
+{
+    const struct tkv_policy *p = &r->p->policy;
+    const uint32_t floor = p->pinned_tokens + p->recent_tokens; /* 0 for what is not said */
+
+    if (budget > floor)
+        return;
+    tkv_yaml_error(r->y, at, "budget: %u tokens, want more than pinned %u + recent %u", budget,
+                   p->pinned_tokens, p->recent_tokens);
+    r->good = false;
+}
+
+/* The whole numbers of policy.tokens, all needed by a method that drops tokens. */
+static void read_token_counts(struct tkv_profile_reader *r, const struct tkv_yaml_node *m,
+                              bool needed)
+{
+    struct tkv_policy *p = &r->p->policy;
+    const struct {
+        const char *key;
+        uint32_t min, max;
+        uint32_t *out;
+        uint32_t bit;
+    } counts[] = {
+        {"budget", 1, TKV_MAX_POLICY_TOKENS, &p->budget_tokens, TKV_POLICY_BUDGET},
+        {"beta", 1, TKV_MAX_POLICY_TOKENS, &p->beta_tokens, TKV_POLICY_BETA},
+        {"recent", 0, TKV_MAX_POLICY_TOKENS, &p->recent_tokens, TKV_POLICY_RECENT},
+        {"pinned", 0, TKV_MAX_POLICY_TOKENS, &p->pinned_tokens, TKV_POLICY_PINNED},
+        {"offset_max", 1, TKV_MAX_OFFSET, &p->offset_max, TKV_POLICY_OFFSET_MAX},
+    };
+
+    for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
+        if (tkv_profile_number(r, m, "tokens", counts[i].key, needed, counts[i].min, counts[i].max,
+                               counts[i].out))
+            p->said |= counts[i].bit;
+    }
+    if (p->said & TKV_POLICY_BUDGET)
+        check_budget(r, tkv_yaml_find(m, "budget"), p->budget_tokens);
+}
+
+static void read_normalize(struct tkv_profile_reader *r, const struct tkv_yaml_node *m, bool needed)
+{
+    const struct tkv_yaml_node *n = needed ? tkv_profile_need(r->y, m, "tokens", "normalize_scores")
+                                           : tkv_yaml_find(m, "normalize_scores");
+    struct tkv_policy *p = &r->p->policy;
+
+    if (n && tkv_yaml_bool(r->y, n, "tokens.normalize_scores", &p->normalize_scores))
+        p->said |= TKV_POLICY_NORMALIZE;
+    else
+        r->good &= !n && !needed;
+}
+
+static void read_tokens(struct tkv_profile_reader *r, const struct tkv_yaml_node *policy)
+{
+    static const char *const keys[] = {
+        "method",     "budget", "eviction_mode", "normalize_scores", "aggregation",
+        "offset_max", "beta",   "recent",        "pinned",           NULL};
+    const struct tkv_yaml_node *m = tkv_profile_part(r, policy, "policy", "tokens", keys, true);
+    struct tkv_policy *p = &r->p->policy;
+    bool needed;
+
+    if (!m)
+        return;
+    said(p, tkv_profile_choice(r, m, "tokens", "method", true, tkv_method_names, &p->method),
+         TKV_POLICY_METHOD);
+    needed = p->method != TKV_METHOD_NONE;
+    read_token_counts(r, m, needed);
+    read_normalize(r, m, needed);
+    said(p,
+         tkv_profile_choice(r, m, "tokens", "eviction_mode", needed, tkv_eviction_mode_names,
+                            &p->eviction_mode),
+         TKV_POLICY_MODE);
+    said(p,
+         tkv_profile_choice(r, m, "tokens", "aggregation", needed, tkv_aggregation_names,
+                            &p->aggregation),
+         TKV_POLICY_AGGREGATION);
+}
+
+static void read_bits(struct tkv_profile_reader *r, const struct tkv_yaml_node *policy)
+{
+    static const char *const keys[] = {"k", "v", NULL};
+    const struct tkv_yaml_node *m = tkv_profile_part(r, policy, "policy", "bits", keys, true);
+    struct tkv_policy *p = &r->p->policy;
+
+    if (!m)
+        return;
+    said(p, codec(r, m, "bits", "k", true, &p->codec_k), TKV_POLICY_CODEC_K);
+    said(p, codec(r, m, "bits", "v", true, &p->codec_v), TKV_POLICY_CODEC_V);
+}
+
+/* Later entries win, field by field. */
+static void override_layer(struct tkv_profile_layer *l, const struct tkv_policy *own)
+{
+    struct tkv_policy all = {.said = l->said,
+                             .budget_tokens = l->budget_tokens,
+                             .codec_k = l->codec_k,
+                             .codec_v = l->codec_v};
+
+    tkv_policy_merge(&all, own);
+    *l = (struct tkv_profile_layer){all.said, all.budget_tokens, all.codec_k, all.codec_v};
+}
+
+static void read_layer_list(struct tkv_profile_reader *r, const struct tkv_yaml_node *entry,
+                            const struct tkv_policy *own)
+{
+    const struct tkv_yaml_node *list = tkv_profile_need(r->y, entry, "policy.layers", "layers");
+
+    if (!list || list->kind != TKV_YAML_SEQUENCE || !list->n) {
+        if (list)
+            tkv_yaml_error(r->y, list, "policy.layers.layers: want a list of layer numbers");
+        r->good = false;
+        return;
+    }
+    for (const struct tkv_yaml_node *n = list->first; n; n = n->next) {
+        uint32_t layer;
+
+        if (tkv_yaml_u32(r->y, n, "policy.layers.layers", 0, r->p->n_layers - 1, &layer))
+            override_layer(&r->p->layers[layer], own);
+        else
+            r->good = false;
+    }
+}
+
+/* The modes that keep one set of tokens for all layers need one size for it. */
+static void check_shared_budget(struct tkv_profile_reader *r, const struct tkv_yaml_node *at,
+                                uint32_t budget)
+{
+    const struct tkv_policy *p = &r->p->policy;
+
+    if (p->eviction_mode == TKV_PER_LAYER_PERHEAD || budget == p->budget_tokens)
+        return;
+    tkv_yaml_error(r->y, at, "budget: %s needs the same budget in all layers, %u here and %u there",
+                   tkv_eviction_mode_names[p->eviction_mode], budget, p->budget_tokens);
+    r->good = false;
+}
+
+/* One entry of policy.layers: what it says goes to each of the layers it names. */
+static void read_override(struct tkv_profile_reader *r, const struct tkv_yaml_node *entry)
+{
+    static const char *const keys[] = {"layers", "budget", "k", "v", NULL};
+    const char *const what = "policy.layers";
+    struct tkv_policy own = {0};
+
+    if (!tkv_yaml_check_keys(r->y, entry, what, keys)) {
+        r->good = false;
+        return;
+    }
+    if (tkv_profile_number(r, entry, what, "budget", false, 1, TKV_MAX_POLICY_TOKENS,
+                           &own.budget_tokens)) {
+        own.said |= TKV_POLICY_BUDGET;
+        check_budget(r, tkv_yaml_find(entry, "budget"), own.budget_tokens);
+        check_shared_budget(r, tkv_yaml_find(entry, "budget"), own.budget_tokens);
+    }
+    said(&own, codec(r, entry, what, "k", false, &own.codec_k), TKV_POLICY_CODEC_K);
+    said(&own, codec(r, entry, what, "v", false, &own.codec_v), TKV_POLICY_CODEC_V);
+    read_layer_list(r, entry, &own);
+}
+
+void tkv_profile_read_policy(struct tkv_profile_reader *r)
+{
+    static const char *const keys[] = {"tokens", "bits", "layers", NULL};
+    const struct tkv_yaml_node *m =
+        tkv_profile_part(r, r->y->root, "profile", "policy", keys, true);
+    const struct tkv_yaml_node *layers = tkv_yaml_find(m, "layers");
+
+    if (!m)
+        return;
+    read_tokens(r, m);
+    read_bits(r, m);
+    if (!layers || r->p->n_layers == 0)
+        return;
+    if (layers->kind != TKV_YAML_SEQUENCE) {
+        tkv_yaml_error(r->y, layers, "policy.layers: want a list");
+        r->good = false;
+        return;
+    }
+    for (const struct tkv_yaml_node *n = layers->first; n; n = n->next)
+        read_override(r, n);
+}

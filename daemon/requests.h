@@ -1,0 +1,56 @@
+/* The handlers of dispatch.c. Each takes a message that is unpacked but not yet checked. */
+#ifndef TKV_DAEMON_REQUESTS_H
+#define TKV_DAEMON_REQUESTS_H
+
+#include <protobuf-c/protobuf-c.h>
+
+struct tkv_call;
+struct tkv_session_entry;
+
+/* protobuf-c has no const strings; messages that are only packed are not written to. */
+static inline char *tkv_pb_text(const char *s)
+{
+    const union {
+        const char *in;
+        char *out;
+    } u = {s};
+
+    return u.out;
+}
+
+/* requests_info.c */
+void tkv_handle_hello(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_profile_list(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_daemon_stats(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_config(struct tkv_call *call, const ProtobufCMessage *message);
+
+/* requests_stats.c */
+void tkv_handle_session_list(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_stats(struct tkv_call *call, const ProtobufCMessage *message);
+
+/* requests_open.c */
+void tkv_handle_open(struct tkv_call *call, const ProtobufCMessage *message);
+
+/* requests_session.c */
+void tkv_handle_close(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_drop(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_handle(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_staging(struct tkv_call *call, const ProtobufCMessage *message);
+
+/* The second half of STATS and DROP, from call->session_id; may wait and be called again. */
+void tkv_answer_stats(struct tkv_call *call);
+void tkv_answer_drop(struct tkv_call *call);
+
+/* A session that this user may look at or drop, or NULL with the reason in call->why. */
+struct tkv_session_entry *tkv_call_any_session(struct tkv_call *call);
+
+/* Wait for the job on e; tkv_call_again follows. */
+void tkv_call_wait(struct tkv_call *call, struct tkv_session_entry *e);
+
+/* requests_tokens.c */
+void tkv_handle_append(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_attend(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_append_attend(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_round(struct tkv_call *call, const ProtobufCMessage *message);
+
+#endif /* TKV_DAEMON_REQUESTS_H */

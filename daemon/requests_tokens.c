@@ -1,0 +1,261 @@
+/* APPEND, ATTEND, APPEND_ATTEND and ROUND: finding the tensors, running the job, answering. */
+#include <stddef.h>
+#include <string.h>
+
+#include "daemon/dispatch.h"
+#include "daemon/requests.h"
+#include "daemon/server.h"
+#include "proto/errors.h"
+#include "proto/trikv.pb-c.h"
+
+/* Sizes of what a request holds, in the order of the payload. */
+enum part { POSITIONS, KEYS, VALUES, QUERIES, N_PARTS };
+
+struct layout {
+    size_t bytes[N_PARTS]; /* 0: not there */
+    size_t offset[N_PARTS];
+    size_t total_bytes;
+    size_t o_bytes;
+    size_t lse_offset;
+    size_t out_bytes; /* O, padding, LSE */
+};
+
+static const char *const part_names[N_PARTS] = {"positions", "K", "V", "Q"};
+
+static int plan_layout(struct tkv_call *call, const Trikv__TokensRequest *m, bool appends,
+                       bool attends, struct layout *l)
+{
+    struct tkv_step_bytes b;
+    int e;
+
+    if (m->dtype > TKV_BF16)
+        return tkv_fail(&call->why, TRIKV_E_ARGUMENT, "dtype: %u, want 0 f32, 1 f16 or 2 bf16",
+                        m->dtype);
+    e = tkv_session_step_bytes(call->entry->session, m->layer, m->n_tokens,
+                               (enum tkv_dtype)m->dtype, &b, &call->why);
+    if (e)
+        return e;
+    *l = (struct layout){0};
+    l->bytes[POSITIONS] = m->has_positions ? m->n_tokens * sizeof(int32_t) : 0;
+    l->bytes[KEYS] = appends ? b.k : 0;
+    l->bytes[VALUES] = appends ? b.v : 0;
+    l->bytes[QUERIES] = attends ? b.q : 0;
+    for (int i = 0; i < N_PARTS; i++) {
+        if (!l->bytes[i])
+            continue;
+        l->offset[i] = tkv_align(l->total_bytes, TRIKV_FRAME_ALIGN);
+        l->total_bytes = l->offset[i] + l->bytes[i];
+    }
+    if (attends) {
+        l->o_bytes = b.out;
+        l->lse_offset = tkv_align(b.out, TRIKV_FRAME_ALIGN);
+        l->out_bytes = l->lse_offset + b.lse;
+    }
+    return TRIKV_OK;
+}
+
+static int fail_size(struct tkv_call *call, const struct layout *l, uint64_t got)
+{
+    char parts[128] = "";
+    size_t n = 0;
+
+    for (int i = 0; i < N_PARTS; i++) {
+        if (l->bytes[i])
+            n += (size_t)snprintf(parts + n, sizeof(parts) - n, "%s%s %zu", n ? ", " : "",
+                                  part_names[i], l->bytes[i]);
+    }
+    return tkv_fail(&call->why, TRIKV_E_SIZE,
+                    "want %zu bytes (%s, each at a multiple of 64), got %llu", l->total_bytes,
+                    parts, (unsigned long long)got);
+}
+
+static int find_input(struct tkv_call *call, const Trikv__TokensRequest *m, const struct layout *l,
+                      const char **base)
+{
+    const struct tkv_conn *conn = &call->client->conn;
+    char *p;
+    int e;
+
+    if (!m->has_input_offset) {
+        *base = conn->payload.data;
+        return conn->in.payload_bytes == l->total_bytes
+                   ? TRIKV_OK
+                   : fail_size(call, l, conn->in.payload_bytes);
+    }
+    if (conn->in.payload_bytes)
+        return tkv_fail(&call->why, TRIKV_E_ARGUMENT,
+                        "input_offset: the request also has a payload of %llu bytes",
+                        (unsigned long long)conn->in.payload_bytes);
+    if (!m->has_input_bytes || m->input_bytes != l->total_bytes)
+        return fail_size(call, l, m->has_input_bytes ? m->input_bytes : 0);
+    e = tkv_staging_range(&call->client->staging, m->input_offset, l->total_bytes, "input_offset",
+                          &p, &call->why);
+    *base = p;
+    return e;
+}
+
+static int find_output(struct tkv_call *call, const Trikv__TokensRequest *m, const struct layout *l,
+                       char **base)
+{
+    struct tkv_client *const client = call->client;
+
+    *base = NULL;
+    if (!l->out_bytes)
+        return TRIKV_OK;
+    if (!m->has_output_offset) {
+        if (!tkv_buffer_need(&client->output, &client->server->budget, l->out_bytes))
+            return tkv_fail(&call->why, TRIKV_E_MEMORY_CAP,
+                            "memory cap reached: no %zu bytes for the reply", l->out_bytes);
+        *base = client->output.data;
+        return TRIKV_OK;
+    }
+    call->out_in_staging = true;
+    if (m->has_input_offset && m->output_offset < m->input_offset + l->total_bytes &&
+        m->input_offset < m->output_offset + l->out_bytes)
+        return tkv_fail(&call->why, TRIKV_E_ARGUMENT, "output_offset: output and input overlap");
+    return tkv_staging_range(&client->staging, m->output_offset, l->out_bytes, "output_offset",
+                             base, &call->why);
+}
+
+static int fill_step(struct tkv_call *call, const Trikv__TokensRequest *m, const struct layout *l)
+{
+    struct tkv_step *const step = &call->step;
+    const char *in = NULL;
+    char *out;
+    int e = find_input(call, m, l, &in);
+
+    if (!e)
+        e = find_output(call, m, l, &out);
+    if (e)
+        return e;
+    step->layer = m->layer;
+    step->n_tokens = m->n_tokens;
+    step->dtype = (enum tkv_dtype)m->dtype;
+    if (l->bytes[POSITIONS]) /* the session copies them before it looks at them */
+        step->positions = (const int32_t *)(const void *)(in + l->offset[POSITIONS]);
+    if (l->bytes[KEYS])
+        step->k = in + l->offset[KEYS];
+    if (l->bytes[VALUES])
+        step->v = in + l->offset[VALUES];
+    if (l->bytes[QUERIES])
+        step->q = in + l->offset[QUERIES];
+    if (l->out_bytes) {
+        memset(out + l->o_bytes, 0, l->lse_offset - l->o_bytes);
+        step->out = (float *)(void *)out;
+        step->lse = (float *)(void *)(out + l->lse_offset);
+        call->out_bytes = l->out_bytes;
+    }
+    return TRIKV_OK;
+}
+
+static void step_work(struct tkv_job *job)
+{
+    struct tkv_call *const call = tkv_call_of(job);
+
+    call->work(call->entry->session, &call->step, tkv_pool_exec(call->client->server->pool),
+               &call->why);
+}
+
+static void count_step(struct tkv_call *call)
+{
+    struct tkv_counters *const n = &call->client->server->counters;
+
+    n->n_rounds += tkv_session_n_rounds(call->entry->session) - call->n_rounds_before;
+    if (call->why.error)
+        return;
+    if (call->step.k)
+        n->n_tokens_appended += call->step.n_tokens;
+    if (call->step.q)
+        n->n_rows_attended += call->step.n_tokens;
+}
+
+static void step_reply(struct tkv_call *call, uint64_t n_seen, uint32_t n_kept, uint32_t n_rounds)
+{
+    Trikv__TokensReply reply = TRIKV__TOKENS_REPLY__INIT;
+    const bool inline_output = call->out_bytes && !call->out_in_staging;
+
+    reply.n_seen = n_seen;
+    reply.n_kept = n_kept;
+    reply.output_bytes = call->out_bytes;
+    reply.has_n_rounds = true;
+    reply.n_rounds = n_rounds;
+    tkv_conn_reply(&call->client->conn, &reply.base, inline_output ? call->step.out : NULL,
+                   inline_output ? call->out_bytes : 0, -1);
+}
+
+static void step_done(struct tkv_job *job)
+{
+    struct tkv_call *const call = tkv_call_of(job);
+    struct tkv_session_entry *const e = call->entry;
+    const uint64_t n_seen = tkv_session_n_seen(e->session, call->step.layer);
+    const uint32_t n_kept = tkv_session_n_kept(e->session, call->step.layer);
+    const uint32_t n_rounds = tkv_session_n_rounds(e->session);
+
+    count_step(call);
+    tkv_sessions_idle(e);
+    if (!tkv_call_ended(call))
+        return;
+    if (call->why.error)
+        tkv_call_fail(call);
+    else
+        step_reply(call, n_seen, n_kept, n_rounds);
+}
+
+static void start_step(struct tkv_call *call,
+                       int (*work)(struct tkv_session *s, const struct tkv_step *step,
+                                   const struct tkv_exec *exec, struct tkv_report *why))
+{
+    call->work = work;
+    call->n_rounds_before = tkv_session_n_rounds(call->entry->session);
+    call->entry->busy = true;
+    tkv_call_start(call, step_work, step_done);
+}
+
+static void handle_tokens(struct tkv_call *call, const ProtobufCMessage *message, bool appends,
+                          bool attends,
+                          int (*work)(struct tkv_session *s, const struct tkv_step *step,
+                                      const struct tkv_exec *exec, struct tkv_report *why))
+{
+    const Trikv__TokensRequest *m = (const Trikv__TokensRequest *)message;
+    struct layout l;
+
+    call->session_id = m->session;
+    call->entry = tkv_call_own_session(call);
+    if (!call->entry || plan_layout(call, m, appends, attends, &l) || fill_step(call, m, &l))
+        tkv_call_fail(call);
+    else
+        start_step(call, work);
+}
+
+void tkv_handle_append(struct tkv_call *call, const ProtobufCMessage *message)
+{
+    handle_tokens(call, message, true, false, tkv_session_append);
+}
+
+void tkv_handle_attend(struct tkv_call *call, const ProtobufCMessage *message)
+{
+    handle_tokens(call, message, false, true, tkv_session_attend);
+}
+
+void tkv_handle_append_attend(struct tkv_call *call, const ProtobufCMessage *message)
+{
+    handle_tokens(call, message, true, true, tkv_session_append_attend);
+}
+
+/* In the shape of the other three, so that one job serves all. */
+static int round_step(struct tkv_session *s, const struct tkv_step *step,
+                      const struct tkv_exec *exec, struct tkv_report *why)
+{
+    (void)step;
+    return tkv_session_round(s, exec, why);
+}
+
+void tkv_handle_round(struct tkv_call *call, const ProtobufCMessage *message)
+{
+    call->session_id = ((const Trikv__SessionRequest *)message)->session;
+    call->entry = tkv_call_own_session(call);
+    if (call->entry)
+        start_step(call, round_step);
+    else
+        tkv_call_fail(call);
+}

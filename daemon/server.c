@@ -1,0 +1,274 @@
+/* Start, run and end of the daemon. */
+#include "daemon/server.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/sysinfo.h>
+#include <sysexits.h>
+#include <unistd.h>
+
+#include "core/cpu.h"
+#include "daemon/diag.h"
+#include "daemon/options.h"
+
+enum { DRAIN_MS = 5000, MIN_AUTO_CAP_BYTES = 64 << 20 };
+
+static void raise_descriptor_limit(const struct tkv_log *log)
+{
+    struct rlimit r;
+
+    if (getrlimit(RLIMIT_NOFILE, &r) < 0)
+        return;
+    r.rlim_cur = r.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &r) < 0)
+        tkv_log(log, TKV_LOG_WARN, "msg=\"cannot raise the limit of open files\"");
+}
+
+/* Half of the memory that is available, by the kernel's estimate; where /proc is hidden
+ * (a sandboxed service), by what is free. */
+static uint64_t auto_cap_bytes(void)
+{
+    FILE *f = fopen("/proc/meminfo", "re");
+    unsigned long long kib = 0;
+    struct sysinfo info;
+    char line[128];
+    uint64_t half = 0;
+
+    while (f && fgets(line, sizeof(line), f) && sscanf(line, "MemAvailable: %llu kB", &kib) != 1)
+        ;
+    if (f)
+        fclose(f);
+    if (kib)
+        half = kib * 1024 / 2;
+    else if (sysinfo(&info) == 0)
+        half = ((uint64_t)info.freeram + info.bufferram) * info.mem_unit / 2;
+    return half > MIN_AUTO_CAP_BYTES ? half : MIN_AUTO_CAP_BYTES;
+}
+
+static void take_limits(struct tkv_server *s)
+{
+    s->limits.max_payload_bytes = s->config.max_payload_bytes;
+    s->limits.frame_timeout_ms = s->config.request_timeout_ms;
+    s->limits.idle_timeout_ms = s->config.idle_timeout_ms;
+    s->log.level = (enum tkv_log_level)s->config.log_level;
+}
+
+static void log_lines(const struct tkv_log *log, enum tkv_log_level level,
+                      const struct tkv_diag *diag)
+{
+    char quoted[768];
+
+    for (size_t i = 0; i < diag->n; i++)
+        tkv_log(log, level, "msg=%s", tkv_log_quote(quoted, sizeof(quoted), diag->line[i]));
+}
+
+static void load_profiles(struct tkv_server *s)
+{
+    struct tkv_diag diag = {0};
+    struct tkv_profiles fresh = {0};
+
+    tkv_profiles_load(&fresh, s->config.profiles_directory, &diag);
+    log_lines(&s->log, TKV_LOG_ERROR, &diag);
+    tkv_diag_deinit(&diag);
+    tkv_profiles_deinit(&s->profiles); /* open sessions hold their own references */
+    s->profiles = fresh;
+    tkv_log(&s->log, TKV_LOG_INFO, "msg=\"profiles loaded\" n=%zu directory=\"%s\"", fresh.n,
+            s->config.profiles_directory);
+}
+
+void tkv_server_reload(struct tkv_server *s)
+{
+    struct tkv_config fresh;
+    struct tkv_diag diag = {0};
+    const char *fixed = NULL;
+
+    tkv_notify_reloading(&s->notify);
+    if (tkv_options_config(s->options, &fresh, &diag))
+        fixed = tkv_config_fixed_difference(&s->config, &fresh);
+    if (fixed)
+        tkv_diag_add(&diag, fresh.file, 0, 0, "%s cannot be changed while the daemon runs", fixed);
+    if (diag.n) {
+        log_lines(&s->log, TKV_LOG_ERROR, &diag);
+        tkv_log(&s->log, TKV_LOG_ERROR, "msg=\"not reloaded, the old configuration stays\"");
+    } else {
+        s->config = fresh;
+        take_limits(s);
+        load_profiles(s);
+        tkv_log(&s->log, TKV_LOG_INFO, "msg=reloaded");
+    }
+    tkv_diag_deinit(&diag);
+    tkv_notify_send(&s->notify, "READY=1");
+}
+
+static void on_jobs_done(uv_async_t *async)
+{
+    struct tkv_server *const s = async->data;
+    struct tkv_job *list = tkv_pool_take_done(s->pool);
+
+    while (list) {
+        struct tkv_job *const job = list;
+
+        list = job->next;
+        job->done(job);
+    }
+}
+
+static void wake_loop(void *ctx)
+{
+    uv_async_send(ctx);
+}
+
+static void on_signal(uv_signal_t *handle, int signal)
+{
+    struct tkv_server *const s = handle->data;
+
+    if (signal == SIGHUP && !s->draining) {
+        tkv_server_reload(s);
+    } else if (signal != SIGHUP && s->draining) {
+        tkv_log(&s->log, TKV_LOG_WARN, "msg=\"second signal: leaving at once\"");
+        s->abandoned = true;
+        uv_stop(&s->loop);
+    } else if (signal != SIGHUP) {
+        tkv_server_drain(s);
+    }
+}
+
+static void start_signal(struct tkv_server *s, uv_signal_t *handle, int signal)
+{
+    uv_signal_init(&s->loop, handle);
+    handle->data = s;
+    uv_signal_start(handle, on_signal, signal);
+}
+
+static void on_drain_deadline(uv_timer_t *timer)
+{
+    struct tkv_server *const s = timer->data;
+    struct tkv_client *next;
+
+    tkv_log(&s->log, TKV_LOG_WARN, "msg=\"drain deadline passed\" connections=%u", s->n_clients);
+    for (struct tkv_client *c = s->clients; c; c = next) {
+        next = c->next;
+        tkv_conn_close(&c->conn, "drain deadline");
+    }
+}
+
+void tkv_server_drain(struct tkv_server *s)
+{
+    struct tkv_client *next;
+
+    s->draining = true;
+    tkv_log(&s->log, TKV_LOG_INFO, "msg=draining connections=%u sessions=%u", s->n_clients,
+            s->sessions.n);
+    tkv_notify_send(&s->notify, "STOPPING=1");
+    tkv_listen_close(s);
+    uv_timer_start(&s->drain_deadline, on_drain_deadline, DRAIN_MS, 0);
+    for (struct tkv_client *c = s->clients; c; c = next) {
+        next = c->next;
+        c->conn.close_after_reply = true;
+        c->conn.close_reason = "daemon is shutting down";
+        tkv_conn_close_if_idle(&c->conn, "daemon is shutting down");
+    }
+    tkv_server_check_drained(s);
+}
+
+static void close_handle(uv_handle_t *handle, void *arg)
+{
+    (void)arg;
+    if (!uv_is_closing(handle))
+        uv_close(handle, NULL);
+}
+
+void tkv_server_check_drained(struct tkv_server *s)
+{
+    if (s->draining && !s->n_clients && !s->sessions.n)
+        uv_walk(&s->loop, close_handle, NULL);
+}
+
+static int start_loop(struct tkv_server *s)
+{
+    if (uv_loop_init(&s->loop) < 0)
+        return EX_OSERR;
+    s->has_loop = true;
+    uv_async_init(&s->loop, &s->jobs_done, on_jobs_done);
+    s->jobs_done.data = s;
+    uv_timer_init(&s->loop, &s->drain_deadline);
+    s->drain_deadline.data = s;
+    start_signal(s, &s->on_term, SIGTERM);
+    start_signal(s, &s->on_int, SIGINT);
+    start_signal(s, &s->on_hup, SIGHUP);
+    signal(SIGPIPE, SIG_IGN);
+    tkv_listen_start(s);
+    if (tkv_pool_create(&s->pool, s->n_threads, wake_loop, &s->jobs_done))
+        return EX_OSERR;
+    return EX_OK;
+}
+
+static int take_config(struct tkv_server *s, const struct tkv_config *config)
+{
+    const long n_cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    const uint64_t cap = config->memory_cap_bytes ? config->memory_cap_bytes : auto_cap_bytes();
+    unsigned flags;
+
+    s->config = *config;
+    tkv_log_init(&s->log, (enum tkv_log_level)config->log_level);
+    take_limits(s);
+    s->n_threads = config->n_threads ? config->n_threads : n_cpus > 0 ? (uint32_t)n_cpus : 1;
+    flags = tkv_cpu_flags(config->cpu_disable[0] ? config->cpu_disable : NULL);
+    tkv_kernels_init(&s->kernels, flags);
+    tkv_cpu_names(flags, s->cpu, sizeof(s->cpu));
+    tkv_budget_init(&s->budget, cap);
+    s->arena_memory = malloc(TKV_MESSAGE_ARENA_BYTES);
+    if (!s->arena_memory || getrandom(&s->boot_id, sizeof(s->boot_id), 0) < 0)
+        return EX_OSERR;
+    tkv_message_arena_init(&s->arena, s->arena_memory, TKV_MESSAGE_ARENA_BYTES);
+    return EX_OK;
+}
+
+int tkv_server_init(struct tkv_server *s, const struct tkv_config *config,
+                    const struct tkv_options *options)
+{
+    int e;
+
+    memset(s, 0, sizeof(*s));
+    s->options = options;
+    s->listen_fd = -1;
+    tkv_notify_init(&s->notify);
+    e = take_config(s, config);
+    if (e)
+        return e;
+    raise_descriptor_limit(&s->log);
+    load_profiles(s);
+    e = tkv_listen_open(s);
+    if (!e)
+        e = start_loop(s);
+    return e;
+}
+
+int tkv_server_run(struct tkv_server *s)
+{
+    s->started_ms = uv_now(&s->loop);
+    tkv_log(&s->log, TKV_LOG_INFO,
+            "msg=ready version=%s socket=\"%s\" memory_cap_bytes=%zu threads=%u cpu=%s",
+            TRIKV_VERSION, s->config.socket, s->budget.cap_bytes, s->n_threads, s->cpu);
+    tkv_notify_send(&s->notify, "READY=1");
+    uv_run(&s->loop, UV_RUN_DEFAULT);
+    tkv_log(&s->log, TKV_LOG_INFO, "msg=stopped");
+    return s->abandoned ? EXIT_FAILURE : EX_OK;
+}
+
+void tkv_server_deinit(struct tkv_server *s)
+{
+    tkv_listen_close(s);
+    tkv_pool_destroy(&s->pool);
+    if (s->has_loop) {
+        uv_walk(&s->loop, close_handle, NULL);
+        uv_run(&s->loop, UV_RUN_DEFAULT);
+        uv_loop_close(&s->loop);
+    }
+    tkv_profiles_deinit(&s->profiles);
+    free(s->arena_memory);
+    tkv_notify_deinit(&s->notify);
+}

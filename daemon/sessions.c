@@ -1,0 +1,176 @@
+/* Entries of the session table and their end. */
+#include "daemon/sessions.h"
+
+#include <assert.h>
+#include <stddef.h>
+
+#include "daemon/dispatch.h"
+#include "daemon/server.h"
+
+enum { STATS_AGE_MS = 200 }; /* how old what others see of a busy session may get */
+
+static struct tkv_session_entry **bucket_of(struct tkv_sessions *t, uint64_t id)
+{
+    return &t->bucket[id % TKV_SESSION_BUCKETS];
+}
+
+struct tkv_session_entry *tkv_sessions_add(struct tkv_server *s, struct tkv_client *owner)
+{
+    struct tkv_session_entry *e = tkv_budget_alloc(&s->budget, sizeof(*e));
+    struct tkv_session_entry **bucket;
+
+    if (!e)
+        return NULL;
+    e->server = s;
+    e->owner = owner;
+    e->uid = owner->conn.peer_uid;
+    e->busy = true;
+    e->opened_ms = e->used_ms = uv_now(&s->loop);
+    e->id = ++s->sessions.last_id;
+    bucket = bucket_of(&s->sessions, e->id);
+    e->next = *bucket;
+    *bucket = e;
+    s->sessions.n++;
+    owner->n_sessions++;
+    return e;
+}
+
+struct tkv_session_entry *tkv_sessions_find(const struct tkv_sessions *t, uint64_t id)
+{
+    for (struct tkv_session_entry *e = t->bucket[id % TKV_SESSION_BUCKETS]; e; e = e->next) {
+        if (e->id == id && e->session && !e->doomed)
+            return e;
+    }
+    return NULL;
+}
+
+static void remove_entry(struct tkv_session_entry *e)
+{
+    struct tkv_server *const s = e->server;
+    struct tkv_session_entry **at = bucket_of(&s->sessions, e->id);
+
+    while (*at != e)
+        at = &(*at)->next;
+    *at = e->next;
+    s->sessions.n--;
+    if (e->owner)
+        e->owner->n_sessions--;
+    tkv_profile_unref(&e->profile);
+    tkv_budget_free(&s->budget, e, sizeof(*e));
+    tkv_server_check_drained(s);
+}
+
+static void destroy_work(struct tkv_job *job)
+{
+    struct tkv_session_entry *e =
+        (struct tkv_session_entry *)((char *)job - offsetof(struct tkv_session_entry, destruction));
+
+    tkv_session_destroy(&e->session);
+}
+
+static void destroy_done(struct tkv_job *job)
+{
+    struct tkv_session_entry *e =
+        (struct tkv_session_entry *)((char *)job - offsetof(struct tkv_session_entry, destruction));
+    struct tkv_call *const closer = e->closer;
+
+    remove_entry(e);
+    if (closer)
+        tkv_call_closed(closer);
+}
+
+/* Giving back the memory of a large session takes a while: a worker does it. */
+static void start_destruction(struct tkv_session_entry *e)
+{
+    e->busy = true;
+    e->destruction.work = destroy_work;
+    e->destruction.done = destroy_done;
+    tkv_pool_submit(e->server->pool, &e->destruction);
+}
+
+/* Those who wait look the session up again: it may be gone. */
+static void wake_waiting(struct tkv_session_entry *e)
+{
+    struct tkv_call *list = e->waiting;
+
+    e->waiting = NULL;
+    while (list) {
+        struct tkv_call *const call = list;
+
+        list = call->next_waiting;
+        call->waiting = false;
+        tkv_call_again(call);
+    }
+}
+
+void tkv_sessions_idle(struct tkv_session_entry *e)
+{
+    const uint64_t now_ms = uv_now(&e->server->loop);
+
+    assert(e->busy);
+    e->busy = false;
+    e->used_ms = now_ms;
+    if (e->session && now_ms - e->stats_ms > STATS_AGE_MS)
+        tkv_sessions_stats(e);
+    if (e->doomed || !e->session) {
+        e->doomed = true;
+        start_destruction(e);
+    }
+    wake_waiting(e);
+}
+
+void tkv_sessions_doom(struct tkv_session_entry *e, struct tkv_call *closer)
+{
+    assert(!e->closer || !closer);
+    if (closer) {
+        closer->running = true;
+        e->closer = closer;
+    }
+    if (e->doomed)
+        return;
+    e->doomed = true;
+    if (!e->busy) {
+        start_destruction(e);
+        wake_waiting(e);
+    }
+}
+
+void tkv_sessions_orphan(struct tkv_sessions *t, struct tkv_client *owner)
+{
+    for (size_t b = 0; b < TKV_SESSION_BUCKETS; b++) {
+        struct tkv_session_entry *next;
+
+        for (struct tkv_session_entry *e = t->bucket[b]; e; e = next) {
+            next = e->next;
+            if (e->owner != owner)
+                continue;
+            e->owner = NULL;
+            tkv_sessions_doom(e, NULL);
+        }
+    }
+    owner->n_sessions = 0;
+}
+
+void tkv_sessions_forget(struct tkv_sessions *t, struct tkv_call *call)
+{
+    for (size_t b = 0; b < TKV_SESSION_BUCKETS; b++) {
+        for (struct tkv_session_entry *e = t->bucket[b]; e; e = e->next) {
+            struct tkv_call **at = &e->waiting;
+
+            while (*at && *at != call)
+                at = &(*at)->next_waiting;
+            if (*at)
+                *at = call->next_waiting;
+        }
+    }
+    call->waiting = false;
+}
+
+const struct tkv_session_stats *tkv_sessions_stats(struct tkv_session_entry *e)
+{
+    if (!e->busy) {
+        tkv_session_stats(e->session, &e->stats);
+        e->stats_ms = uv_now(&e->server->loop);
+    }
+    return &e->stats;
+}

@@ -1,0 +1,71 @@
+/*
+ * The table of sessions: who owns one, whether a job is working on it, who waits for it.
+ * Loop thread only; the session itself belongs to the job while busy is set.
+ */
+#ifndef TKV_DAEMON_SESSIONS_H
+#define TKV_DAEMON_SESSIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "daemon/pool.h"
+#include "proto/limits.h"
+#include "store/session.h"
+
+struct tkv_call;
+struct tkv_client;
+struct tkv_profile;
+struct tkv_server;
+
+enum { TKV_SESSION_BUCKETS = 256 };
+
+struct tkv_session_entry {
+    struct tkv_job destruction;
+    struct tkv_server *server;
+    struct tkv_session_entry *next; /* in its bucket */
+    uint64_t id;                    /* never 0, never used again in the life of the daemon */
+    struct tkv_session *session;    /* NULL until OPEN has succeeded */
+    struct tkv_client *owner;       /* NULL: it is gone, and so will the session be */
+    uid_t uid;
+    char label[TRIKV_MAX_NAME_BYTES + 1];
+    struct tkv_profile *profile; /* a reference, or NULL */
+    enum tkv_method method;
+    uint64_t opened_ms;
+    uint64_t used_ms;
+    bool busy;                      /* a job works on it */
+    bool doomed;                    /* no request sees it any more */
+    struct tkv_call *waiting;       /* for the end of the job */
+    struct tkv_call *closer;        /* to be answered when it is destroyed; may be NULL */
+    struct tkv_session_stats stats; /* as of stats_ms; what others see while it is busy */
+    uint64_t stats_ms;
+};
+
+struct tkv_sessions {
+    struct tkv_session_entry *bucket[TKV_SESSION_BUCKETS];
+    uint32_t n; /* those being opened and destroyed included */
+    uint64_t last_id;
+};
+
+/* A new entry in the table, busy, without a session yet; NULL over the memory cap. */
+struct tkv_session_entry *tkv_sessions_add(struct tkv_server *s, struct tkv_client *owner);
+
+/* Open and not doomed, or NULL. */
+struct tkv_session_entry *tkv_sessions_find(const struct tkv_sessions *t, uint64_t id);
+
+/* The job is over: free to use, or destroyed if doomed; waiting calls are taken up again. */
+void tkv_sessions_idle(struct tkv_session_entry *e);
+
+/* Destroy it, now or after its job; closer (or NULL) is answered then. */
+void tkv_sessions_doom(struct tkv_session_entry *e, struct tkv_call *closer);
+
+/* Doom every session of a client that is gone. */
+void tkv_sessions_orphan(struct tkv_sessions *t, struct tkv_client *owner);
+
+/* Take a call out of whatever line it waits in. */
+void tkv_sessions_forget(struct tkv_sessions *t, struct tkv_call *call);
+
+/* Statistics that are at most a moment old. */
+const struct tkv_session_stats *tkv_sessions_stats(struct tkv_session_entry *e);
+
+#endif /* TKV_DAEMON_SESSIONS_H */

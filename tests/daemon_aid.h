@@ -1,0 +1,39 @@
+/* A real trikvd on a private socket in a temporary directory. */
+#ifndef TKV_TESTS_DAEMON_AID_H
+#define TKV_TESTS_DAEMON_AID_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+struct daemon_aid {
+    pid_t pid;
+    char directory[64];
+    char socket[96];
+    char config[96]; /* the file, which tests may rewrite */
+    char log[96];    /* its stderr */
+};
+
+/* Start with this configuration text (listen.socket and profiles.directory are added on the command
+ * line); asserts that it answers. The program is $TRIKV_BIN/trikvd, else ../bin/trikvd beside
+ * the test. */
+void daemon_start(struct daemon_aid *d, const char *config_text);
+
+/* Send the signal and wait; the exit status as waitpid gives it. Removes the directory. */
+int daemon_stop(struct daemon_aid *d, int signal);
+
+bool daemon_alive(const struct daemon_aid *d);
+void daemon_write_config(const struct daemon_aid *d, const char *text);
+
+/* True once the log has this text; waits for it up to a second. */
+bool daemon_logged(const struct daemon_aid *d, const char *text);
+
+/* How many descriptors the daemon has open. */
+unsigned daemon_fds(const struct daemon_aid *d);
+
+/* The path of the trikvd program. */
+void daemon_program(char *path, size_t n);
+
+void sleep_ms(unsigned ms);
+
+#endif /* TKV_TESTS_DAEMON_AID_H */
