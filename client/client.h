@@ -1,0 +1,61 @@
+/* What the files of the library share about a connection and a session. */
+#ifndef TKV_CLIENT_CLIENT_H
+#define TKV_CLIENT_CLIENT_H
+
+#include <stdbool.h>
+
+#include "client/trikv.h"
+
+#include "client/request.h"
+#include "client/staging.h"
+#include "client/stream.h"
+#include "core/types.h"
+#include "proto/errors.h"
+#include "proto/frame.h"
+#include "proto/limits.h"
+#include "proto/report.h"
+
+enum { TKV_CLIENT_TEXT_BYTES = 128 };
+
+struct trikv_client {
+    struct tkv_stream stream;
+    struct tkv_staging staging;
+    struct trikv_session *sessions; /* those open, newest first */
+    uint64_t sequence;              /* of the last request */
+    uint64_t max_payload_bytes;
+    struct trikv_info info;
+    char version[TKV_CLIENT_TEXT_BYTES];
+    char cpu[TKV_CLIENT_TEXT_BYTES];
+    struct tkv_report report;
+    /* A message with its padding, out or in. */
+    uint8_t message[TRIKV_MAX_HEADER_BYTES + TRIKV_FRAME_ALIGN];
+};
+
+/* The geometry a step's sizes follow from. */
+struct trikv_session {
+    struct trikv_client *client;
+    struct trikv_session *next;
+    uint64_t id;
+    uint32_t n_layers;
+    uint32_t n_shapes; /* n_layers, or 1 if all layers are alike */
+    struct tkv_shape shapes[];
+};
+
+/*
+ * Read a struct of the caller that begins with its size into *to, which holds the default of
+ * each field: an older caller's struct is shorter. ARGUMENT if it is longer than ours, or
+ * lacks even the field after the size.
+ */
+int tkv_client_read_struct(struct trikv_client *c, void *to, const void *from, size_t known_bytes,
+                           const char *name);
+
+/* Forget every session without telling the daemon. */
+void tkv_session_free_all(struct trikv_client *c);
+
+/* A request whose message is just a session's id. */
+int tkv_session_request(struct trikv_session *s, uint16_t type, struct tkv_request *r);
+
+/* Copy text of a peer for people: cut to n - 1 bytes, control characters replaced. */
+void tkv_client_copy_text(char *to, size_t n, const char *from);
+
+#endif /* TKV_CLIENT_CLIENT_H */

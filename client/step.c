@@ -1,0 +1,206 @@
+/*
+ * The requests that carry tensors. They go through the staging area if input and
+ * output fit there together, else inline, straight from and to the caller's memory.
+ */
+#include "client/client.h"
+
+#include <string.h>
+
+#include "proto/trikv.pb-c.h"
+
+_Static_assert((int)TRIKV_F32 == (int)TKV_F32, "client/trikv.h differs: dtype");
+_Static_assert((int)TRIKV_F16 == (int)TKV_F16, "client/trikv.h differs: dtype");
+_Static_assert((int)TRIKV_BF16 == (int)TKV_BF16, "client/trikv.h differs: dtype");
+
+static int check_step(struct trikv_session *s, const struct trikv_step *t, bool appends,
+                      bool attends)
+{
+    struct tkv_report *why = &s->client->report;
+
+    if (t->layer >= s->n_layers)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "layer %u, the session has %u", t->layer,
+                        s->n_layers);
+    if (t->n_tokens == 0 || t->n_tokens > TRIKV_MAX_REQUEST_TOKENS)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "n_tokens is %u, want 1 to %d", t->n_tokens,
+                        TRIKV_MAX_REQUEST_TOKENS);
+    if ((int)t->dtype < TRIKV_F32 || t->dtype > TRIKV_BF16)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "dtype %d is not one", (int)t->dtype);
+    if (appends && (!t->k || !t->v))
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "%s is NULL", t->k ? "v" : "k");
+    if (attends && (!t->q || !t->out))
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "%s is NULL", t->q ? "out" : "q");
+    return 0;
+}
+
+/* The daemon's limits keep each factor small, but a daemon's answer to OPEN is not ours to
+ * trust: an overflow becomes SIZE_MAX, which is over every limit. */
+static size_t tensor_bytes(size_t n_tokens, size_t n_heads, size_t dim, size_t element_bytes)
+{
+    size_t n;
+
+    if (!tkv_mul(n_tokens, n_heads, &n) || !tkv_mul(n, dim, &n) || !tkv_mul(n, element_bytes, &n))
+        return SIZE_MAX;
+    return n;
+}
+
+static void add_tensor(struct tkv_tensor *list, uint32_t *n, const void *data, size_t bytes)
+{
+    list[(*n)++] = (struct tkv_tensor){.data = (void *)(uintptr_t)data, .bytes = bytes};
+}
+
+static int list_tensors(struct trikv_session *s, const struct trikv_step *t, bool appends,
+                        bool attends, struct tkv_request *r)
+{
+    const struct tkv_shape *shape = &s->shapes[s->n_shapes == 1 ? 0 : t->layer];
+    const size_t element = tkv_dtype_bytes((enum tkv_dtype)t->dtype);
+    const size_t n = t->n_tokens;
+    const uint64_t limit = s->client->max_payload_bytes;
+    size_t in;
+    size_t out;
+
+    if (t->positions)
+        add_tensor(r->tensors, &r->n_tensors, t->positions, n * sizeof(int32_t));
+    if (appends) {
+        add_tensor(r->tensors, &r->n_tensors, t->k,
+                   tensor_bytes(n, shape->n_kv_heads, shape->head_dim_k, element));
+        add_tensor(r->tensors, &r->n_tensors, t->v,
+                   tensor_bytes(n, shape->n_kv_heads, shape->head_dim_v, element));
+    }
+    if (attends) {
+        add_tensor(r->tensors, &r->n_tensors, t->q,
+                   tensor_bytes(n, shape->n_q_heads, shape->head_dim_k, element));
+        add_tensor(r->outputs, &r->n_outputs, t->out,
+                   tensor_bytes(n, shape->n_q_heads, shape->head_dim_v, sizeof(float)));
+        add_tensor(r->outputs, &r->n_outputs, t->lse, n * shape->n_q_heads * sizeof(float));
+    }
+    in = tkv_tensors_bytes(r->tensors, r->n_tensors);
+    out = tkv_tensors_bytes(r->outputs, r->n_outputs);
+    if (in > limit || out > limit)
+        return tkv_fail(&s->client->report, TRIKV_E_TOO_LARGE,
+                        "a step of %zu bytes in and %zu out, the daemon takes %llu", in, out,
+                        (unsigned long long)limit);
+    return 0;
+}
+
+static void copy_in(uint8_t *to, const struct tkv_tensor *t, uint32_t n)
+{
+    size_t at = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        at = tkv_align(at, TRIKV_FRAME_ALIGN);
+        memcpy(to + at, t[i].data, t[i].bytes);
+        at += t[i].bytes;
+    }
+}
+
+static void copy_out(const struct tkv_tensor *t, uint32_t n, const uint8_t *from)
+{
+    size_t at = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        at = tkv_align(at, TRIKV_FRAME_ALIGN);
+        if (t[i].data)
+            memcpy(t[i].data, from + at, t[i].bytes);
+        at += t[i].bytes;
+    }
+}
+
+static int run_inline(struct trikv_client *c, Trikv__TokensRequest *m, struct tkv_request *r)
+{
+    r->message = &m->base;
+    return tkv_request_run(c, r);
+}
+
+/* Input from the start of the area, output after it. */
+static int run_staged(struct trikv_client *c, Trikv__TokensRequest *m, struct tkv_request *r,
+                      size_t in_bytes, size_t output_offset)
+{
+    const struct tkv_request inline_form = *r;
+    int e;
+
+    copy_in(c->staging.base, r->tensors, r->n_tensors);
+    r->n_tensors = 0;
+    r->n_outputs = 0;
+    m->has_input_offset = 1;
+    m->input_offset = 0;
+    m->has_input_bytes = 1;
+    m->input_bytes = in_bytes;
+    m->has_output_offset = inline_form.n_outputs > 0;
+    m->output_offset = output_offset;
+    r->message = &m->base;
+    e = tkv_request_run(c, r);
+    if (!e)
+        copy_out(inline_form.outputs, inline_form.n_outputs, c->staging.base + output_offset);
+    return e;
+}
+
+/* The sizes of both sides must agree, or what came is not what was asked for. */
+static int check_reply(struct trikv_client *c, const struct tkv_request *r, size_t out_bytes)
+{
+    const Trikv__TokensReply *m = (const Trikv__TokensReply *)r->reply;
+
+    if (m->output_bytes == out_bytes)
+        return 0;
+    tkv_stream_close(&c->stream);
+    return tkv_fail(&c->report, TRIKV_E_PROTOCOL,
+                    "reply of the daemon: %llu bytes of output, want %zu",
+                    (unsigned long long)m->output_bytes, out_bytes);
+}
+
+static int run_step(struct trikv_session *s, const struct trikv_step *t, struct tkv_request *r)
+{
+    struct trikv_client *c = s->client;
+    Trikv__TokensRequest m = TRIKV__TOKENS_REQUEST__INIT;
+    const size_t in = tkv_tensors_bytes(r->tensors, r->n_tensors);
+    const size_t out = tkv_tensors_bytes(r->outputs, r->n_outputs);
+    const size_t output_offset = tkv_align(in, TRIKV_FRAME_ALIGN);
+    int e;
+
+    m.session = s->id;
+    m.layer = t->layer;
+    m.n_tokens = t->n_tokens;
+    m.has_dtype = 1;
+    m.dtype = (uint32_t)t->dtype;
+    m.has_has_positions = 1;
+    m.has_positions = t->positions != NULL;
+    r->reply_type = &trikv__tokens_reply__descriptor;
+    if (c->staging.base && output_offset + out <= c->staging.bytes)
+        e = run_staged(c, &m, r, in, output_offset);
+    else
+        e = run_inline(c, &m, r);
+    return e ? e : check_reply(c, r, out);
+}
+
+static int step(struct trikv_session *s, const struct trikv_step *from, uint16_t type, bool appends,
+                bool attends)
+{
+    struct trikv_step t = {0};
+    struct tkv_request r = TKV_REQUEST_INIT;
+    int e = tkv_client_read_struct(s->client, &t, from, sizeof(t), "trikv_step");
+
+    if (!e)
+        e = check_step(s, &t, appends, attends);
+    if (!e)
+        e = list_tensors(s, &t, appends, attends, &r);
+    if (e)
+        return e;
+    r.type = type;
+    e = run_step(s, &t, &r);
+    tkv_request_deinit(&r);
+    return e;
+}
+
+int trikv_append(struct trikv_session *session, const struct trikv_step *step_of_caller)
+{
+    return step(session, step_of_caller, TRIKV_APPEND, true, false);
+}
+
+int trikv_attend(struct trikv_session *session, const struct trikv_step *step_of_caller)
+{
+    return step(session, step_of_caller, TRIKV_ATTEND, false, true);
+}
+
+int trikv_append_attend(struct trikv_session *session, const struct trikv_step *step_of_caller)
+{
+    return step(session, step_of_caller, TRIKV_APPEND_ATTEND, true, true);
+}

@@ -1,0 +1,246 @@
+/*
+ * libtrikv: keep the KV cache of a language model in a trikvd daemon, compressed,
+ * and get attention computed on it.
+ *
+ * The life of a session:
+ *
+ *     struct trikv_client *c = NULL;
+ *     struct trikv_session *s = NULL;
+ *     struct trikv_layer layer = {.n_q_heads = 32, .n_kv_heads = 8, .head_dim_k = 128,
+ *                                 .head_dim_v = 128};
+ *     struct trikv_session_options o = TRIKV_SESSION_OPTIONS_INIT;
+ *     o.n_layers = 36;
+ *     o.layers = &layer;
+ *     o.same_layers = 1;
+ *     o.codec_k = o.codec_v = "tq4";
+ *     int e = trikv_connect(&c, NULL);
+ *     if (!e)
+ *         e = trikv_open(c, &o, &s);
+ *     for (each token, each layer) {
+ *         struct trikv_step t = {.size = sizeof(t), .layer = l, .n_tokens = 1, .dtype = TRIKV_F32,
+ *                                .k = k, .v = v, .q = q, .out = out};
+ *         e = trikv_append_attend(s, &t);
+ *     }
+ *     if (e)
+ *         fprintf(stderr, "%s\n", trikv_last_error(c));
+ *     trikv_close(&s);
+ *     trikv_disconnect(&c);
+ *
+ * Calls block until the daemon answers or the client's deadline passes. A client and its
+ * sessions belong to one thread at a time; different clients are independent. Functions
+ * return TRIKV_OK or a positive error; trikv_last_error() then has a text with
+ * the details. After TRIKV_E_DISCONNECTED, _DEADLINE, _PROTOCOL, _VERSION or _CHECKSUM the
+ * connection is closed and every further call on this client returns TRIKV_E_DISCONNECTED: the cache
+ * is gone for this client, and the engine must recompute. After any other error nothing has changed
+ * in the daemon and the client goes on. The outputs of a call that failed are undefined.
+ *
+ * Option structs begin with their size, so that they can grow.
+ */
+#ifndef TRIKV_H
+#define TRIKV_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TRIKV_API         __attribute__((visibility("default")))
+#define TRIKV_ABI_VERSION 0
+
+/* Errors. Numbers are stable. */
+enum trikv_error {
+    TRIKV_OK = 0,
+    TRIKV_E_PROTOCOL = 1,
+    TRIKV_E_VERSION = 2,
+    TRIKV_E_CHECKSUM = 3,
+    TRIKV_E_UNKNOWN_REQUEST = 4,
+    TRIKV_E_ARGUMENT = 5,
+    TRIKV_E_SIZE = 6,
+    TRIKV_E_VALUE = 7,
+    TRIKV_E_POSITION = 8,
+    TRIKV_E_NO_SESSION = 20,
+    TRIKV_E_NO_PROFILE = 21,
+    TRIKV_E_GEOMETRY = 22,
+    TRIKV_E_STATE = 23,
+    TRIKV_E_DENIED = 24,
+    TRIKV_E_EXISTS = 25,
+    TRIKV_E_TOO_LARGE = 40,
+    TRIKV_E_MEMORY_CAP = 41,
+    TRIKV_E_TOO_MANY = 42,
+    TRIKV_E_NO_MEMORY = 60,
+    TRIKV_E_SYSTEM = 61,
+    TRIKV_E_DRAINING = 62,
+    TRIKV_E_INTERNAL = 63,
+    TRIKV_E_CONNECT = 80,
+    TRIKV_E_DISCONNECTED = 81,
+    TRIKV_E_DEADLINE = 82,
+};
+
+enum trikv_dtype { TRIKV_F32 = 0, TRIKV_F16 = 1, TRIKV_BF16 = 2 };
+
+struct trikv_client;
+struct trikv_session;
+
+/* NULL, or a zero field, means the default. */
+struct trikv_options {
+    size_t size;
+    const char *socket;   /* default $TRIKV_SOCKET, else /run/trikv/trikvd.sock */
+    uint32_t timeout_ms;  /* of every call; default 30000 */
+    size_t staging_bytes; /* shared area for tensors, made at connect; 0: tensors go inline */
+    const char *name;     /* shown in the daemon's logs, at most 64 bytes */
+};
+
+/* What the daemon said of itself. Valid as long as the client. */
+struct trikv_info {
+    uint32_t protocol;
+    uint64_t boot_id; /* new at every start of the daemon */
+    const char *version;
+    const char *cpu;
+    uint64_t max_payload_bytes;
+    uint64_t memory_cap_bytes;
+};
+
+/* Geometry and attention of one layer. */
+struct trikv_layer {
+    uint32_t n_q_heads;
+    uint32_t n_kv_heads; /* divides n_q_heads */
+    uint32_t head_dim_k; /* even, 8..1024 */
+    uint32_t head_dim_v;
+    float scale;            /* of logits; 0: 1 / sqrt(head_dim_k) */
+    float softcap;          /* 0: none */
+    uint32_t window_tokens; /* 0: none */
+    const float *sinks;     /* [n_q_heads] attention-sink logits, or NULL */
+};
+
+/* Rotary embedding, to be compared with the profile's. */
+struct trikv_rope {
+    double theta;
+    uint32_t rotary_dim;
+    const char *layout;  /* "half", "interleaved" */
+    const char *scaling; /* "none", "linear", "llama3", "yarn" */
+    double factor;       /* 0: not said */
+};
+
+/* What is NULL, 0 or negative is taken from the profile, or without one from the daemon's defaults. */
+struct trikv_session_options {
+    size_t size;
+    uint32_t n_layers;
+    const struct trikv_layer *layers; /* [n_layers], or one if same_layers */
+    int same_layers;
+    const char *profile;     /* name of a calibrated profile */
+    const char *fingerprint; /* of the model; refused if the profile's differs */
+    const struct trikv_rope *rope;
+    const char *label; /* for people */
+    const char *codec_k;
+    const char *codec_v;
+    const char *method; /* "none", "triattention" */
+    uint32_t budget_tokens;
+    uint32_t beta_tokens;
+    int32_t recent_tokens; /* < 0: default (0 is a value) */
+    int32_t pinned_tokens; /* < 0: default */
+    const char *eviction_mode;
+    const char *aggregation;
+    uint32_t offset_max;
+    int32_t normalize_scores; /* < 0: default, 0: no, 1: yes */
+};
+
+/* A session_options with every field at "not said"; in order, so that C++ takes it too. */
+#define TRIKV_SESSION_OPTIONS_INIT                                                            \
+    {                                                                                         \
+        sizeof(struct trikv_session_options), 0, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, \
+            NULL, 0, 0, -1, -1, NULL, NULL, 0, -1                                             \
+    }
+
+/*
+ * Tokens of one layer. Tensors are dense, in the given dtype; out and lse are always float.
+ *   k [n_tokens][n_kv_heads][head_dim_k]   v [n_tokens][n_kv_heads][head_dim_v]
+ *   q [n_tokens][n_q_heads][head_dim_k]    out [n_tokens][n_q_heads][head_dim_v]
+ *   lse [n_tokens][n_q_heads]
+ * K and Q are after RoPE.
+ */
+struct trikv_step {
+    size_t size;
+    uint32_t layer;
+    uint32_t n_tokens;
+    enum trikv_dtype dtype;
+    const int32_t *positions; /* [n_tokens], strictly increasing; NULL: following the last one
+                               * (attend alone: the last n_tokens appended) */
+    const void *k;            /* append, append_attend */
+    const void *v;
+    const void *q; /* attend, append_attend */
+    float *out;    /* attend, append_attend */
+    float *lse;    /* or NULL */
+};
+
+struct trikv_stats {
+    uint64_t session;
+    uint64_t n_seen;         /* tokens appended, the largest over layers */
+    double n_kept;           /* mean over layers and KV heads */
+    uint64_t resident_bytes; /* everything the session occupies in the daemon */
+    uint64_t fp16_bytes;     /* what n_seen tokens would take as halves */
+    double bits_k;           /* per kept value, every byte counted */
+    double bits_v;
+    uint32_t n_rounds;
+    uint64_t n_evicted; /* (token, layer, KV head) triples */
+    uint64_t arena_bytes;
+    uint64_t slack_bytes;
+};
+
+/* The compressed cache itself: a read-only descriptor and the table of its blocks
+ * (struct trikv_table_header and entries, docs/protocol.md). */
+struct trikv_handle {
+    int fd;
+    uint64_t generation;
+    uint64_t arena_bytes;
+    uint32_t n_blocks;
+    const void *table; /* header, then n_blocks entries of 64 bytes */
+    size_t table_bytes;
+};
+
+/* Connect and say hello. On failure *client is still made (if memory allows), good only for
+ * trikv_last_error and trikv_disconnect. options may be NULL. */
+TRIKV_API int trikv_connect(struct trikv_client **client, const struct trikv_options *options);
+
+/* Close the connection, and with it every session opened on it; NULL is allowed; leaves NULL.
+ * Sessions still held are freed and must not be used, not even closed. */
+TRIKV_API void trikv_disconnect(struct trikv_client **client);
+
+TRIKV_API const struct trikv_info *trikv_info(const struct trikv_client *client);
+
+/* The text of the last error of this client, "" if there was none. Valid until the next call. */
+TRIKV_API const char *trikv_last_error(const struct trikv_client *client);
+
+/* The general text of an error number; never NULL. */
+TRIKV_API const char *trikv_error_text(int error);
+
+/* A session of this connection; it dies with the connection. */
+TRIKV_API int trikv_open(struct trikv_client *client, const struct trikv_session_options *options,
+                         struct trikv_session **session);
+
+/* Close it. Whatever comes back, the session is freed and *session NULL; NULL is allowed. */
+TRIKV_API int trikv_close(struct trikv_session **session);
+TRIKV_API uint64_t trikv_session_id(const struct trikv_session *session);
+
+/* Add tokens to a layer; compute attention of queries over what the layer holds; or both in
+ * one round trip, the usual step of an engine: every new token attends to all kept tokens
+ * up to and including itself. Tokens are appended all or none. */
+TRIKV_API int trikv_append(struct trikv_session *session, const struct trikv_step *step);
+TRIKV_API int trikv_attend(struct trikv_session *session, const struct trikv_step *step);
+TRIKV_API int trikv_append_attend(struct trikv_session *session, const struct trikv_step *step);
+
+/* Force a round of compression now, whatever the fill of the warm tier. */
+TRIKV_API int trikv_round(struct trikv_session *session);
+
+TRIKV_API int trikv_stats(struct trikv_session *session, struct trikv_stats *stats);
+
+/* Take and release a handle. The caller owns it after success. */
+TRIKV_API int trikv_handle(struct trikv_session *session, struct trikv_handle *handle);
+TRIKV_API void trikv_handle_release(struct trikv_handle *handle);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* TRIKV_H */
