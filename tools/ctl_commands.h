@@ -1,0 +1,28 @@
+/* The commands of trikvctl: one request each, and what is printed of its answer. */
+#ifndef TKV_TOOLS_CTL_COMMANDS_H
+#define TKV_TOOLS_CTL_COMMANDS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct trikv_client;
+
+struct ctl_context {
+    struct trikv_client *client;
+    const char *socket; /* as given on the command line, NULL: the default */
+    double connect_s;   /* how long connecting took */
+    uint64_t session;   /* of commands that name one */
+    bool json;
+};
+
+/* Each returns 0 or a trikv_error, and has printed only on success. */
+int ctl_ping(const struct ctl_context *x);
+int ctl_info(const struct ctl_context *x);
+int ctl_sessions(const struct ctl_context *x);
+int ctl_session_show(const struct ctl_context *x);
+int ctl_stats(const struct ctl_context *x);
+int ctl_drop(const struct ctl_context *x);
+int ctl_config(const struct ctl_context *x);
+int ctl_profiles(const struct ctl_context *x);
+
+#endif /* TKV_TOOLS_CTL_COMMANDS_H */

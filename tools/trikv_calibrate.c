@@ -1,0 +1,269 @@
+/*
+ * trikv-calibrate: streams a text through a model, gathers the statistics of its queries
+ * that TriAttention needs, and writes them as a profile for trikvd.
+ */
+#include <getopt.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sysexits.h>
+#include <unistd.h>
+
+#include "tools/attention_local.h"
+#include "tools/calibration.h"
+#include "tools/options.h"
+#include "tools/profile_write.h"
+#include "tools/runner.h"
+
+#define PROGRAM "trikv-calibrate"
+
+enum { CHUNK_TOKENS = 256, MAX_DEFAULT_CONTEXT = 4096 };
+
+static const char help_text[] =
+    "Usage: trikv-calibrate [options] --text FILE --output PROFILE.yaml\n"
+    "\n"
+    "Streams a text through a GGUF model and writes the statistics of its queries as a\n"
+    "profile for trikvd. Take a text of the kind the model will read, but not one that\n"
+    "you will judge by.\n"
+    "\n"
+    "  --text FILE         what the model reads\n"
+    "  --output FILE       the profile; its name is the file's name without .yaml\n"
+    "  --name NAME         must be that name if it is given\n"
+    "  --model GGUF        default $TRIKV_MODEL, else the model that comes with TriKV\n"
+    "  --tokens N          read at most N tokens (64k)\n"
+    "  --context N         start anew every N tokens (what the model was trained for, at\n"
+    "                      most 4k)\n"
+    "  --threads N         default all processors\n"
+    "  --help, --version\n";
+
+struct options {
+    const char *model, *text, *output, *name;
+    uint64_t n_tokens, n_context, n_threads;
+    char file_name[NAME_MAX + 1];
+};
+
+enum option_id {
+    OPT_MODEL = 256,
+    OPT_TEXT,
+    OPT_OUTPUT,
+    OPT_NAME,
+    OPT_TOKENS,
+    OPT_CONTEXT,
+    OPT_THREADS,
+    OPT_HELP,
+    OPT_VERSION,
+};
+
+static const struct option long_options[] = {
+    {"model", required_argument, NULL, OPT_MODEL},
+    {"text", required_argument, NULL, OPT_TEXT},
+    {"output", required_argument, NULL, OPT_OUTPUT},
+    {"name", required_argument, NULL, OPT_NAME},
+    {"tokens", required_argument, NULL, OPT_TOKENS},
+    {"context", required_argument, NULL, OPT_CONTEXT},
+    {"threads", required_argument, NULL, OPT_THREADS},
+    {"help", no_argument, NULL, OPT_HELP},
+    {"version", no_argument, NULL, OPT_VERSION},
+    {NULL, 0, NULL, 0},
+};
+
+static bool number(const char *name, uint64_t min, uint64_t max, uint64_t *out)
+{
+    return tkv_option_number(PROGRAM, name, optarg, min, max, out);
+}
+
+static bool set_option(struct options *o, int id, const char *name)
+{
+    switch (id) {
+    case OPT_MODEL: o->model = optarg; return true;
+    case OPT_TEXT: o->text = optarg; return true;
+    case OPT_OUTPUT: o->output = optarg; return true;
+    case OPT_NAME: o->name = optarg; return true;
+    case OPT_TOKENS: return number(name, 1, INT32_MAX, &o->n_tokens);
+    case OPT_CONTEXT: return number(name, 2, INT32_MAX, &o->n_context);
+    default: return number(name, 1, 1024, &o->n_threads);
+    }
+}
+
+/* The name is the file's without .yaml, unless one is given, which must then be the same. */
+static bool choose_name(struct options *o)
+{
+    const char *slash = strrchr(o->output, '/'), *wrong;
+    char *dot;
+
+    snprintf(o->file_name, sizeof(o->file_name), "%s", slash ? slash + 1 : o->output);
+    dot = strrchr(o->file_name, '.');
+    if (dot)
+        *dot = '\0';
+    if (!o->name)
+        o->name = o->file_name;
+    wrong = tkv_profile_check_name(o->name, o->output);
+    if (wrong)
+        fprintf(stderr, PROGRAM ": --output %s, --name %s: %s\n", o->output, o->name, wrong);
+    return !wrong;
+}
+
+/* -1: run; otherwise the exit status. */
+static int parse_options(struct options *o, int argc, char **argv)
+{
+    int index, id;
+
+    while ((id = getopt_long(argc, argv, "", long_options, &index)) != -1) {
+        if (id == OPT_HELP)
+            return fputs(help_text, stdout) < 0 ? EX_IOERR : EX_OK;
+        if (id == OPT_VERSION)
+            return puts(PROGRAM " " TRIKV_VERSION) < 0 ? EX_IOERR : EX_OK;
+        if (id == '?' || !set_option(o, id, long_options[index].name))
+            return EX_USAGE;
+    }
+    if (optind < argc) {
+        fprintf(stderr, PROGRAM ": unexpected argument \"%s\"; see --help\n", argv[optind]);
+        return EX_USAGE;
+    }
+    if (!o->text || !o->output) {
+        fprintf(stderr, PROGRAM ": --%s is missing; see --help\n", o->text ? "output" : "text");
+        return EX_USAGE;
+    }
+    return choose_name(o) ? -1 : EX_USAGE;
+}
+
+struct job {
+    const struct options *o;
+    char model_path[PATH_MAX];
+    struct tkv_engine engine;
+    struct tkv_local *local;
+    struct tkv_calibration calibration;
+    struct tkv_ids ids;
+};
+
+static void deinit(struct job *j)
+{
+    tkv_calibration_deinit(&j->calibration);
+    tkv_local_destroy(&j->local);
+    tkv_ids_deinit(&j->ids);
+    tkv_engine_deinit(&j->engine);
+}
+
+static int start(struct job *j, struct tkv_reason *why)
+{
+    const struct options *o = j->o;
+    const struct tkv_model *m;
+
+    if (o->model)
+        snprintf(j->model_path, sizeof(j->model_path), "%s", o->model);
+    else if (tkv_engine_default_path(j->model_path, sizeof(j->model_path), why))
+        return -1;
+    if (tkv_engine_init(&j->engine, j->model_path, (unsigned)o->n_threads, CHUNK_TOKENS, why))
+        return -1;
+    m = j->engine.model;
+    if (tkv_calibration_init(&j->calibration, &m->config, m->exec, why) ||
+        tkv_local_create(&j->local, m->config.n_layers, &m->config.shape, &m->math, m->exec, why))
+        return -1;
+    j->engine.model->hook = tkv_calibration_hook(&j->calibration);
+    return 0;
+}
+
+static int read_text(struct job *j, struct tkv_reason *why)
+{
+    size_t n_bytes = 0;
+    char *text = NULL;
+    int error;
+
+    if (tkv_engine_read_text(j->o->text, &text, &n_bytes, why))
+        return -1;
+    error = tkv_tokenizer_encode(j->engine.tokenizer, text, n_bytes, 0, &j->ids, why);
+    free(text);
+    if (!error && !j->ids.n)
+        error = tkv_reason_set(why, "%s: the text is empty", j->o->text);
+    if (!error && j->ids.n > j->o->n_tokens)
+        j->ids.n = (size_t)j->o->n_tokens;
+    return error;
+}
+
+static size_t context_tokens(const struct job *j)
+{
+    const uint32_t trained = j->engine.model->config.context_tokens;
+
+    if (j->o->n_context)
+        return (size_t)j->o->n_context;
+    return trained && trained < MAX_DEFAULT_CONTEXT ? trained : MAX_DEFAULT_CONTEXT;
+}
+
+/* Windows of n_context tokens, each from an empty cache at position 0. */
+static int stream(struct job *j, struct tkv_reason *why)
+{
+    const size_t n_context = context_tokens(j);
+    const bool shown = isatty(STDERR_FILENO);
+
+    for (size_t at = 0; at < j->ids.n; at += n_context) {
+        const size_t left = j->ids.n - at, n = left < n_context ? left : n_context;
+        struct tkv_run run = {
+            .engine = &j->engine,
+            .attention = tkv_local_attention(j->local),
+            .chunk_tokens = CHUNK_TOKENS,
+        };
+
+        tkv_local_reset(j->local);
+        if (tkv_run_feed(&run, j->ids.ids + at, n, why))
+            return -1;
+        if (shown)
+            fprintf(stderr, "\r%zu of %zu tokens%s", at + n, j->ids.n,
+                    at + n == j->ids.n ? "\n" : "");
+    }
+    return 0;
+}
+
+static int write_profile(struct job *j, struct tkv_reason *why)
+{
+    const struct tkv_calibration *c = &j->calibration;
+    struct tkv_profile_facts facts = {
+        .name = j->o->name,
+        .text_file = j->o->text,
+        .model_file = j->model_path,
+        .model = &j->engine.model->config,
+        .n_tokens = c->n_tokens,
+        .n_statistics = tkv_calibration_n_floats(c),
+    };
+    struct tkv_concentration r;
+    float *means;
+    int error;
+
+    if (tkv_calibration_concentration(c, &r, why))
+        return -1;
+    means = malloc(facts.n_statistics * sizeof(*means));
+    if (!means)
+        return tkv_reason_set(why, "out of memory for %zu numbers", facts.n_statistics);
+    tkv_calibration_means(c, means);
+    facts.statistics = means;
+    error = tkv_profile_write(j->o->output, &facts, why);
+    free(means);
+    if (!error)
+        printf("%s: %" PRIu64 " tokens, %u layers, %u query heads, %u bands; concentration: "
+               "median %.3f, above 0.95 in %.1f %% of bands\n",
+               j->o->output, c->n_tokens, c->n_layers, c->n_q_heads, c->n_bands, r.median,
+               100 * r.share_above_095);
+    return error;
+}
+
+static int run(const struct options *o)
+{
+    struct job j = {.o = o};
+    struct tkv_reason why = {""};
+    const int error =
+        start(&j, &why) || read_text(&j, &why) || stream(&j, &why) || write_profile(&j, &why);
+
+    if (error)
+        fprintf(stderr, PROGRAM ": %s\n", why.text);
+    deinit(&j);
+    return error ? EXIT_FAILURE : EX_OK;
+}
+
+int main(int argc, char **argv)
+{
+    struct options o = {.n_tokens = 65536};
+    const int status = parse_options(&o, argc, argv);
+
+    return status >= 0 ? status : run(&o);
+}
