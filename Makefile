@@ -125,21 +125,26 @@ $(call objs,$(shell grep -l TRIKV_SYSCONFDIR */*.c)): $B/gen/places
 
 SCRIPTS := $(wildcard tests/check_*.sh)
 # What the instruction set of a kernel cannot change.
-ISA_FREE := client config daemon frame gguf hostile pool profile tokenizer
+ISA_FREE := client client_open client_steps config daemon frame gguf hostile pool profile tokenizer
 isa_tests := $(filter-out $(ISA_FREE:%=$B/tests/check_%),$(tests))
 core_tests := $(filter $(addprefix $B/tests/check_,attention% codebook% codec% half% kernels% rope% \
 	rotation% select% triattention% vectors%),$(tests))
 run_tests := TRIKV_BUILD=$B tests/run
 
-.PHONY: FORCE setup test build-tests check check-programs check-isa check-asan check-tsan \
+.PHONY: FORCE setup test demo build-tests check check-programs check-isa check-asan check-tsan \
 	check-clang check-layers check-neon check-all lint format install uninstall clean help
 
-setup: ## install the missing Debian packages, saying which and why
-	./setup.sh build test
+setup: ## install the missing Debian packages for all of this, saying which and why
+	./setup.sh build test ci
 
 test: ## install what is missing, build, run every test
 	./setup.sh build test
-	@$(MAKE) check
+	@$(MAKE) $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc)) check
+
+demo: ## install what is missing, build, and see it work: a language model whose cache lives in trikvd
+	./setup.sh build
+	@$(MAKE) all
+	@$B/bin/trikv-demo
 
 build-tests: all $(tests)
 
@@ -176,11 +181,11 @@ check-neon: ## build for arm64, run the test programs under qemu (Cortex-A76; co
 		PKG='env PKG_CONFIG_LIBDIR=$(abspath $(ARM_ROOT))/usr/lib/$(ARM)/pkgconfig pkg-config' \
 		build-tests
 	@mkdir -p $(ARM_B)/emulated
-	@printf '#!/bin/sh\nexec %s %s "$$@"\n' '$(ARM_RUN)' '$(abspath $(ARM_B))/bin/trikvd' \
-		>$(ARM_B)/emulated/trikvd
-	@chmod +x $(ARM_B)/emulated/trikvd
+	@for p in $(notdir $(programs)); do \
+		printf '#!/bin/sh\nexec %s %s "$$@"\n' '$(ARM_RUN)' $(abspath $(ARM_B))/bin/$$p \
+		>$(ARM_B)/emulated/$$p && chmod +x $(ARM_B)/emulated/$$p; done
 	@echo 'as Cortex-A76:'
-	@QEMU_CPU=cortex-a76 TRIKV_BIN=$(abspath $(ARM_B))/emulated/trikvd TRIKV_RUNNER='$(ARM_RUN)' \
+	@QEMU_CPU=cortex-a76 TRIKV_BIN=$(abspath $(ARM_B))/emulated TRIKV_RUNNER='$(ARM_RUN)' \
 		tests/run $(tests:$B/%=$(ARM_B)/%)
 	@echo 'as Cortex-A72, core only:'
 	@QEMU_CPU=cortex-a72 TRIKV_RUNNER='$(ARM_RUN)' tests/run $(core_tests:$B/%=$(ARM_B)/%)
@@ -211,7 +216,7 @@ install: all ## install into DESTDIR/PREFIX; an existing configuration is left a
 	install -d $D$(PREFIX)/bin $D$(PREFIX)/lib/pkgconfig $D$(PREFIX)/include \
 		$D$(PREFIX)/share/trikv/models $D$(PREFIX)/lib/sysusers.d \
 		$D$(SYSCONFDIR)/trikv/profiles $D$(UNITDIR)
-	install -m 755 $(programs) $D$(PREFIX)/bin
+	install -m 755 $(filter-out %/trikv-demo,$(programs)) $D$(PREFIX)/bin
 	install -m 644 $B/lib/libtrikv.a $D$(PREFIX)/lib
 	install -m 755 $B/lib/libtrikv.so.0 $D$(PREFIX)/lib
 	ln -sf libtrikv.so.0 $D$(PREFIX)/lib/libtrikv.so
