@@ -1,0 +1,71 @@
+/* Writes seed inputs for the fuzz targets that need a well-formed file to begin with:
+ * seeds FOLDER makes FOLDER/gguf/<n>. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "tests/tiny_model.h"
+#include "tests/tiny_vocabulary.h"
+
+static int write_file(const char *folder, size_t i, const uint8_t *bytes, size_t n)
+{
+    char path[512];
+    FILE *f;
+
+    (void)snprintf(path, sizeof(path), "%s/gguf/%zu", folder, i);
+    f = fopen(path, "wb");
+    if (!f)
+        return -1;
+    if (fwrite(bytes, 1, n, f) != n) {
+        (void)fclose(f);
+        return -1;
+    }
+    return fclose(f);
+}
+
+/* Model i with a vocabulary of one kind or the other. */
+static int make_seed(const char *folder, size_t i, struct tiny_vocabulary *v)
+{
+    struct rng rng = {i + 1};
+    struct gguf_aid g = {0};
+    uint8_t *bytes;
+    size_t n;
+    int error;
+
+    memset(v, 0, sizeof(*v));
+    if (i % 2) {
+        tiny_vocabulary_make_bpe(v, &rng);
+        tiny_vocabulary_put_bpe(&g, v, "qwen2");
+    } else {
+        tiny_vocabulary_make_spm(v, &rng, false);
+        gguf_aid_string(&g, "tokenizer.ggml.model", "llama");
+        tiny_vocabulary_put(&g, v);
+        gguf_aid_array(&g, "tokenizer.ggml.scores", TKV_GGUF_F32, v->scores, v->n, 4);
+        gguf_aid_u32(&g, "tokenizer.ggml.bos_token_id", 1);
+        gguf_aid_u32(&g, "tokenizer.ggml.unknown_token_id", 0);
+        gguf_aid_bool(&g, "tokenizer.ggml.add_space_prefix", 0);
+    }
+    tiny_model_put(&g, &tiny_models[i], 3);
+    bytes = gguf_aid_finish(&g, &n);
+    error = write_file(folder, i, bytes, n);
+    free(bytes);
+    return error;
+}
+
+int main(int argc, char **argv)
+{
+    static struct tiny_vocabulary vocabulary;
+    char folder[512];
+
+    if (argc != 2)
+        return 64;
+    (void)snprintf(folder, sizeof(folder), "%s/gguf", argv[1]);
+    (void)mkdir(folder, 0777);
+    for (size_t i = 0; i < n_tiny_models; i++)
+        if (make_seed(argv[1], i, &vocabulary)) {
+            (void)fprintf(stderr, "cannot write seeds to %s\n", folder);
+            return 1;
+        }
+    return 0;
+}
