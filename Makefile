@@ -26,8 +26,10 @@ FLAGS_debug   := -O0 -DTRIKV_CHECKS
 FLAGS_asan    := -O1 -DTRIKV_CHECKS -fno-omit-frame-pointer -fsanitize=address,undefined \
 	-fno-sanitize-recover=all
 FLAGS_tsan    := -O1 -DTRIKV_CHECKS -fsanitize=thread
+FLAGS_fuzz    := -O1 -DTRIKV_CHECKS -fno-omit-frame-pointer \
+	-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
 ifeq ($(origin FLAGS_$(BUILD)),undefined)
-$(error BUILD=$(BUILD) is not one of: release debug asan tsan)
+$(error BUILD=$(BUILD) is not one of: release debug asan tsan fuzz)
 endif
 FLAGS := $(CFLAGS) $(FLAGS_$(BUILD))
 
@@ -57,7 +59,7 @@ TOOL_MAINS := $(wildcard tools/trikv_*.c tools/trikvctl.c)
 TOOLS  := $(filter-out $(TOOL_MAINS),$(wildcard tools/*.c))
 CHECKS := $(wildcard tests/check_*.c)
 AIDS   := $(filter-out $(CHECKS),$(wildcard tests/*.c))
-SOURCES = $(wildcard */*.[ch])
+SOURCES = $(wildcard */*.[ch] tests/fuzz/*.[ch])
 
 objs  = $(patsubst %.c,$B/obj/%.o,$1)
 GEN  := $B/gen/proto/trikv.pb-c
@@ -132,7 +134,7 @@ core_tests := $(filter $(addprefix $B/tests/check_,attention% codebook% codec% h
 run_tests := TRIKV_BUILD=$B tests/run
 
 .PHONY: FORCE setup test demo build-tests check check-programs check-isa check-asan check-tsan \
-	check-clang check-layers check-neon check-all lint format install uninstall clean help
+	check-clang check-layers check-neon check-fuzz fuzzers check-all lint format install uninstall clean help
 
 setup: ## install the missing Debian packages for all of this, saying which and why
 	./setup.sh build test ci
@@ -190,6 +192,21 @@ check-neon: ## build for arm64, run the test programs under qemu (Cortex-A76; co
 	@echo 'as Cortex-A72, core only:'
 	@QEMU_CPU=cortex-a72 TRIKV_RUNNER='$(ARM_RUN)' tests/run $(core_tests:$B/%=$(ARM_B)/%)
 
+FUZZERS := $(wildcard tests/fuzz/fuzz_*.c)
+FUZZ_SECONDS ?= 10
+fuzzers := $(patsubst tests/fuzz/%.c,$B/fuzz/%,$(FUZZERS)) $B/fuzz/seeds
+$(fuzzers): $B/fuzz/%: $B/obj/tests/fuzz/%.o \
+	$(patsubst %,$B/lib/%.a,aids tools daemon libtrikv store proto core)
+	$(link) $(if $(filter fuzz_%,$(@F)),-fsanitize=fuzzer) \
+		$(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(call pkg,cmocka) -lm -pthread
+$(call objs,$(FUZZERS)): | $(GEN).h
+
+fuzzers: $(fuzzers)
+
+check-fuzz: ## run every fuzz target for FUZZ_SECONDS (10) each, with clang's fuzzer
+	@$(MAKE) CC=clang BUILD=fuzz fuzzers
+	@tests/fuzz/run build/fuzz-clang/fuzz $(FUZZ_SECONDS)
+
 check-all: ## everything that CI runs; each of these also runs alone
 	@$(MAKE) lint
 	@$(MAKE) WERROR=1 check
@@ -197,6 +214,7 @@ check-all: ## everything that CI runs; each of these also runs alone
 	@$(MAKE) check-clang
 	@$(MAKE) check-asan
 	@$(MAKE) check-tsan
+	@$(MAKE) check-fuzz
 	@$(MAKE) check-neon
 
 lint: ## formatting, and what cppcheck and the shell find
@@ -246,5 +264,20 @@ help: ## this list
 		awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 	@echo
 	@echo 'BUILD=release|debug|asan|tsan, CC, CFLAGS, WERROR=1, V=1, PREFIX, SYSCONFDIR, DESTDIR'
+
+# The comparison kernels of the benchmark use VNNI, and nothing else does by this suffix.
+ISA_vnni ?= $(ISA_avx512) -mavx512vnni
+BENCH    := $(wildcard bench/*.c)
+
+$(call objs,$(BENCH)): | $(GEN).h
+$B/bin/trikv-bench: $(call objs,$(BENCH)) $(patsubst %,$B/lib/%.a,tools daemon store libtrikv core)
+	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) -lm -pthread
+
+# tests/check_bench.sh runs it.
+build-tests: $B/bin/trikv-bench
+
+.PHONY: bench
+bench: $B/bin/trikv-bench $B/bin/trikvd ## measure this machine (minutes), write docs/performance.md
+	$B/bin/trikv-bench report --in bench/performance.in.md --out docs/performance.md
 
 -include $(wildcard $B/obj/*/*.d)
