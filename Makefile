@@ -143,9 +143,9 @@ test: ## install what is missing, build, run every test
 	./setup.sh build test
 	@$(MAKE) $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc)) check
 
-demo: ## install what is missing, build, and see it work: a language model whose cache lives in trikvd
+demo: ## install what is missing, build, see it work: a model whose cache lives in trikvd
 	./setup.sh build
-	@$(MAKE) all
+	@$(MAKE) --no-print-directory -j$$(nproc) all
 	@$B/bin/trikv-demo
 
 build-tests: all $(tests)
