@@ -472,7 +472,7 @@ static void check_descriptor_flood(void **state)
     }
     /* The emulator itself loses those that it receives and the program has no room for. */
     if (getenv("TRIKV_RUNNER"))
-        base_fds = daemon_fds(d);
+        measure(d, &base_memory_bytes, &base_fds);
     free(frame);
     check_well(d);
 }
