@@ -129,7 +129,7 @@ static void fill_sections(struct tkv_coder *c)
     for (int side = 0; codec->best && side < 2; side++) {
         c->mean[side] = (struct tkv_section){.n = c->dim, .w = side == TKV_KEYS ? 4 : 3};
         fill_tables(&c->mean[side], c->dim);
-        c->mean_bytes[side] = sizeof(uint16_t) + tkv_align(c->dim * c->mean[side].w, 16) / 8;
+        c->mean_bytes[side] = sizeof(uint16_t) + tkv_align(c->dim, 16) * c->mean[side].w / 8;
     }
     c->v_block_bytes = c->v_codes_offset = TKV_HALVES_BYTES + c->mean_bytes[TKV_VALUES];
     if (codec->bits_first == codec->bits_second) {
@@ -341,17 +341,45 @@ void tkv_code_vector(const struct tkv_coder *c, const struct tkv_kernels *kn, co
         sketch(c, kn, y, exponent, out);
 }
 
-/* Where code i of a coded mean begins: a byte and a bit in it. */
-static unsigned shift_of(const struct tkv_section *s, uint32_t i, size_t *byte)
+/* Fields of b bits over n codes, eight bytes at a time as far as they go: those from bit `low` of
+ * a code on. */
+static void put_plane(uint8_t *plane, const uint8_t *codes, size_t n, unsigned b, unsigned low)
 {
-    *byte = sizeof(uint16_t) + (size_t)i * s->w / 8;
-    return i * s->w % 8;
+    const size_t n_bytes = n * b / 8;
+    const unsigned mask = (1u << b) - 1;
+
+    for (size_t i = 0; i < n; i++)
+        plane[i % n_bytes] =
+            (uint8_t)(plane[i % n_bytes] | (codes[i] >> low & mask) << b * (i / n_bytes));
+}
+
+static void get_plane(uint8_t *codes, const uint8_t *plane, size_t n, unsigned b, unsigned low)
+{
+    const size_t n_bytes = n * b / 8;
+    const uint64_t mask = ((1u << b) - 1) * UINT64_C(0x0101010101010101);
+
+    for (size_t at = 0; at < n; at += n_bytes) {
+        const unsigned shift = b * (unsigned)(at / n_bytes);
+        size_t i = 0;
+
+        for (; i + 8 <= n_bytes; i += 8) {
+            uint64_t in, out;
+
+            memcpy(&in, plane + i, sizeof(in));
+            memcpy(&out, codes + at + i, sizeof(out));
+            out |= (in >> shift & mask) << low;
+            memcpy(codes + at + i, &out, sizeof(out));
+        }
+        for (; i < n_bytes; i++)
+            codes[at + i] = (uint8_t)(codes[at + i] | (plane[i] >> shift & mask & 255) << low);
+    }
 }
 
 void tkv_code_mean(const struct tkv_coder *c, const struct tkv_kernels *kn, enum tkv_side side,
                    const float *x, size_t n, void *mean)
 {
     const struct tkv_section *s = &c->mean[side];
+    const size_t padded = tkv_align(c->dim, 16);
     uint8_t *to = mean, codes[TKV_MAX_HEAD_DIM] = {0};
     float sum[TKV_MAX_HEAD_DIM] = {0}, y[TKV_MAX_HEAD_DIM];
     float norm, scale = 0;
@@ -367,13 +395,11 @@ void tkv_code_mean(const struct tkv_coder *c, const struct tkv_kernels *kn, enum
         scale = search(s, 1, kn, y, c->dim, norm, TKV_SCALE_LEAST_SQUARES, codes);
     memset(to, 0, c->mean_bytes[side]);
     tkv_store_half(to, 0, saturated(ldexpf(scale, exponent)));
-    for (uint32_t j = 0; j < c->dim; j++) {
-        size_t byte;
-        const unsigned shift = shift_of(s, j, &byte), bits = (unsigned)codes[j] << shift;
-
-        to[byte] = (uint8_t)(to[byte] | bits);
-        if (bits > 255)
-            to[byte + 1] = (uint8_t)(bits >> 8);
+    if (s->w == 4) {
+        put_plane(to + sizeof(uint16_t), codes, padded, 4, 0);
+    } else {
+        put_plane(to + sizeof(uint16_t), codes, padded, 2, 0);
+        put_plane(to + sizeof(uint16_t) + padded / 4, codes, padded, 1, 2);
     }
 }
 
@@ -381,20 +407,24 @@ const float *tkv_load_mean(const struct tkv_coder *c, const struct tkv_kernels *
                            enum tkv_side side, const void *mean, float *m)
 {
     const struct tkv_section *s = &c->mean[side];
+    const size_t padded = tkv_align(c->dim, 16);
     const uint8_t *from = mean;
     uint8_t codes[TKV_MAX_HEAD_DIM];
+    uint16_t scale;
 
     if (c->mean_bytes[side] == 0)
         return NULL;
-    for (uint32_t j = 0; j < c->dim; j++) {
-        size_t byte;
-        const unsigned shift = shift_of(s, j, &byte);
-        unsigned bits = from[byte];
-
-        if (shift + s->w > 8)
-            bits |= (unsigned)from[byte + 1] << 8;
-        codes[j] = (uint8_t)(bits >> shift & ((1u << s->w) - 1));
+    scale = tkv_load_half(from, 0);
+    from += sizeof(scale);
+    if (scale == 0)
+        return NULL;
+    memset(codes, 0, padded);
+    if (s->w == 4) {
+        get_plane(codes, from, padded, 4, 0);
+    } else {
+        get_plane(codes, from, padded, 2, 0);
+        get_plane(codes, from + padded / 4, padded, 1, 2);
     }
-    kn->lookup(m, codes, c->dim, s->lut, tkv_f16_to_f32(tkv_load_half(from, 0)));
+    kn->lookup(m, codes, c->dim, s->lut, tkv_f16_to_f32(scale));
     return m;
 }

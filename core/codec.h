@@ -45,8 +45,10 @@
  *                 draws them (qjl: then one of sign bits, 1: >= 0); then 64 scales
  *                 (half); qjl: then 64 residual norms (half), of what the codes with
  *                 the scale as stored leave of the rotated key; then the mean, if any:
- *                 scale (half), then its codes of w bits, that of coordinate i from bit
- *                 w i on (bit 0: the lowest of the first byte), to an even number of bytes.
+ *                 scale (half), then its codes in planes: of 4 bits, or of the low 2 bits
+ *                 and then of bit 2. In a plane of b bits over n codes, n = dim padded
+ *                 to a multiple of 16, code i is in byte i % (n b / 8) from bit
+ *                 b (i / (n b / 8)) on.
  *   value block   64 scales; the mean; the sections of codes, as core/pack.h draws them.
  *   f16           key block [dim][64] halves, value block [64][dim] halves, saturated at
  *                 65504.
@@ -113,7 +115,7 @@ struct tkv_section {
     float edge[16];   /* search tree between them, as the kernel `quantise` wants it */
 };
 
-enum { TKV_MAX_SECTIONS = 3, TKV_MAX_MEAN_BYTES = TKV_MAX_HEAD_DIM / 2 + 4 };
+enum { TKV_MAX_SECTIONS = 3, TKV_MAX_MEAN_BYTES = TKV_MAX_HEAD_DIM / 2 + 2 };
 
 struct tkv_coder {
     const struct tkv_codec *codec;

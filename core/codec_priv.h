@@ -24,7 +24,8 @@ enum tkv_scale_rule { TKV_SCALE_LENGTH, TKV_SCALE_LEAST_SQUARES };
 void tkv_code_vector(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
                      const float *mean, enum tkv_scale_rule rule, struct tkv_coded *out);
 
-/* m[dim] = a coded mean in the rotated domain; returns m, or NULL if the codec has none. */
+/* m[dim] = a coded mean in the rotated domain; returns m, or NULL if it is zero or the
+ * codec has none. */
 const float *tkv_load_mean(const struct tkv_coder *c, const struct tkv_kernels *kn,
                            enum tkv_side side, const void *mean, float *m);
 

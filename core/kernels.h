@@ -102,8 +102,8 @@ struct tkv_kernels {
     void (*code_dots)(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *keys,
                       const struct tkv_code_queries *q);
 
-    /* x[t] = dots[t] * (scale[t] * factor) + offset for 64 tokens; returns the largest of them,
-     * or NaN if one is not finite. Exact. */
+    /* x[t] = dots[t] * (scale[t] * factor) + offset for 64 tokens, which must not overflow;
+     * returns the largest of them. Exact. */
     float (*scale_dots)(float *x, const int32_t *dots, const float *scale, float factor,
                         float offset);
 

@@ -177,14 +177,13 @@ void tkv_code_dots_c(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *
 float tkv_scale_dots_c(float *x, const int32_t *dots, const float *scale, float factor,
                        float offset)
 {
-    float max = -INFINITY, zero = 0;
+    float max = -INFINITY;
 
     for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
         x[t] = (float)dots[t] * (scale[t] * factor) + offset;
-        zero += x[t] * 0;
         max = x[t] > max ? x[t] : max;
     }
-    return max + zero;
+    return max;
 }
 
 float tkv_weigh_c(uint8_t *high, uint8_t *low, const float *x, float max, const float *scale,
@@ -208,7 +207,7 @@ float tkv_weigh_c(uint8_t *high, uint8_t *low, const float *x, float max, const 
         high[t] = (uint8_t)(units >> 7);
         low[t] = (uint8_t)(units & 127);
     }
-    return largest / TKV_WEIGHT_UNITS;
+    return largest * (1 / TKV_WEIGHT_UNITS);
 }
 
 void tkv_code_sums_c(float *acc, size_t stride, const struct tkv_codes *values,

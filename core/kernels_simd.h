@@ -50,17 +50,6 @@ INLINE void store_n(float *p, vec v, size_t n)
         store_part(p, v, n);
 }
 
-INLINE float add_lanes(vec v)
-{
-    float s[LANES];
-
-    store(s, v);
-    for (size_t half = LANES / 2; half; half /= 2)
-        for (size_t i = 0; i < half; i++)
-            s[i] += s[i + half];
-    return s[0];
-}
-
 /* Lane i of PARTNERS(h) is i ^ h. */
 #define PARTNERS4(h, i) (i) ^ (h), ((i) + 1) ^ (h), ((i) + 2) ^ (h), ((i) + 3) ^ (h)
 #define PARTNERS8(h, i) PARTNERS4(h, i), PARTNERS4(h, (i) + 4)
@@ -72,6 +61,41 @@ INLINE float add_lanes(vec v)
 #else
 #define PARTNERS(h) PARTNERS16(h)
 #endif
+
+/* Every lane and the one h away, so that after all halves each has the result. */
+#define FOLD_STEP(op, v, h) op(v, __builtin_shufflevector(v, v, PARTNERS(h)))
+
+INLINE vec plus(vec a, vec b)
+{
+    return a + b;
+}
+
+/* Halves folded onto halves. */
+INLINE float add_lanes(vec v)
+{
+#if LANES == 16
+    v = FOLD_STEP(plus, v, 8);
+#endif
+#if LANES >= 8
+    v = FOLD_STEP(plus, v, 4);
+#endif
+    v = FOLD_STEP(plus, v, 2);
+    v = FOLD_STEP(plus, v, 1);
+    return v[0];
+}
+
+INLINE float max_lane(vec v)
+{
+#if LANES == 16
+    v = FOLD_STEP(larger, v, 8);
+#endif
+#if LANES >= 8
+    v = FOLD_STEP(larger, v, 4);
+#endif
+    v = FOLD_STEP(larger, v, 2);
+    v = FOLD_STEP(larger, v, 1);
+    return v[0];
+}
 
 /* 0x80000000 in lanes with bit h set: those that hold the b of a butterfly. */
 INLINE vec_u32 second_of_pair(unsigned h)
@@ -433,21 +457,10 @@ float KERNEL(exp_sum)(float *x, size_t n, float max)
     return add_lanes(sum);
 }
 
-INLINE float max_lane(vec v)
-{
-    float s[LANES];
-
-    store(s, v);
-    for (size_t half = LANES / 2; half; half /= 2)
-        for (size_t i = 0; i < half; i++)
-            s[i] = s[i] > s[i + half] ? s[i] : s[i + half];
-    return s[0];
-}
-
 float KERNEL(scale_dots)(float *x, const int32_t *dots, const float *scale, float factor,
                          float offset)
 {
-    vec max = all(-INFINITY), zero = {0};
+    vec max = all(-INFINITY);
 
     UNROLL
     for (size_t t = 0; t < TKV_BLOCK_TOKENS; t += LANES) {
@@ -456,10 +469,9 @@ float KERNEL(scale_dots)(float *x, const int32_t *dots, const float *scale, floa
             __builtin_convertvector(d, vec_f32) * (load(scale + t) * factor) + all(offset);
 
         store(x + t, v);
-        zero += v * 0.0f;
         max = larger(max, v);
     }
-    return max_lane(max) + add_lanes(zero);
+    return max_lane(max);
 }
 
 float KERNEL(weigh)(uint8_t *high, uint8_t *low, const float *x, float max, const float *scale,
@@ -487,7 +499,7 @@ float KERNEL(weigh)(uint8_t *high, uint8_t *low, const float *x, float max, cons
         store_codes(high + i * LANES, (vec_u32)units >> 7, LANES);
         store_codes(low + i * LANES, (vec_u32)units & 127, LANES);
     }
-    return largest / TKV_WEIGHT_UNITS;
+    return largest * (1 / TKV_WEIGHT_UNITS);
 }
 
 #include "core/kernels_gemm.h"

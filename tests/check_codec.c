@@ -211,13 +211,21 @@ static unsigned value_code(const uint8_t *section, size_t n, unsigned w, size_t 
     return code_at(section + unit * 8 * rows * 64 + t / 8 * rows * lanes * 4, w, p);
 }
 
-static unsigned bits_at(const uint8_t *bytes, size_t first, unsigned n)
+/* Code i of n of a coded mean. */
+static unsigned plane_at(const uint8_t *plane, size_t n, unsigned b, size_t i)
 {
-    unsigned value = 0;
+    const size_t n_bytes = n * b / 8;
 
-    for (unsigned i = 0; i < n; i++)
-        value |= (bytes[(first + i) / 8] >> (first + i) % 8 & 1u) << i;
-    return value;
+    return (unsigned)plane[i % n_bytes] >> (b * (i / n_bytes)) & ((1u << b) - 1);
+}
+
+static unsigned mean_code(const uint8_t *codes, size_t dim, unsigned w, size_t i)
+{
+    const size_t n = (dim + 15) / 16 * 16;
+
+    if (w == 4)
+        return plane_at(codes, n, 4, i);
+    return plane_at(codes, n, 2, i) | plane_at(codes + n / 4, n, 1, i) << 2;
 }
 
 /* Codes, scale and mean of token t by the headers' words alone, turned back to a vector. */
@@ -246,7 +254,7 @@ static void decode_by_hand(const struct fixture *f, bool key, size_t t, float *x
 
             x[j] = section->lut[code] * tkv_f16_to_f32(scale);
             if (c->mean_bytes[side])
-                x[j] += c->mean[side].lut[bits_at(mean + 2, j * mean_w, mean_w)] *
+                x[j] += c->mean[side].lut[mean_code(mean + 2, c->dim, mean_w, j)] *
                         tkv_f16_to_f32(mean_scale);
         }
     }
