@@ -263,33 +263,33 @@ static void fit_codes(const struct tkv_section *s, uint32_t n_sections,
 }
 
 /* Pre-scales tried, in the order of how often they win. */
-static const float prescales[] = {1.0f, 0.92f, 1.08f, 0.85f, 1.16f, 0.78f, 1.25f};
+static const float prescales[] = {1.0f, 0.93f, 1.07f, 0.86f, 1.15f, 0.79f, 1.24f};
 enum { N_PRESCALES = sizeof(prescales) / sizeof(prescales[0]) };
 
 /*
  * The codes with the largest <y, v>^2 / <v, v>: they leave |y|^2 less that. The scale is
- * <y, v> / <v, v> or norm / |v|.
+ * <y, v> / <v, v> or norm / |v|. All trials are done before any is judged: a processor that
+ * guesses wrong which is best would lose the work on the next.
  */
 static float search(const struct tkv_section *s, uint32_t n_sections, const struct tkv_kernels *kn,
                     const float *y, uint32_t dim, float norm, enum tkv_scale_rule rule,
                     uint8_t *codes)
 {
     const float unit = norm / sqrtf((float)dim);
-    uint8_t trial[TKV_MAX_HEAD_DIM];
-    float best = -1, scale = 0;
+    uint8_t trial[N_PRESCALES][TKV_MAX_HEAD_DIM];
+    float fit[N_PRESCALES][2], gain[N_PRESCALES];
+    size_t best = 0;
 
+    for (size_t i = 0; i < N_PRESCALES; i++)
+        fit_codes(s, n_sections, kn, y, unit * prescales[i], trial[i], fit[i]);
     for (size_t i = 0; i < N_PRESCALES; i++) {
-        float fit[2], gain;
-
-        fit_codes(s, n_sections, kn, y, unit * prescales[i], trial, fit);
-        gain = fit[0] * fit[0] / fit[1];
-        if (!(gain > best))
-            continue;
-        best = gain;
-        scale = rule == TKV_SCALE_LENGTH ? norm / sqrtf(fit[1]) : fit[0] / fit[1];
-        memcpy(codes, trial, dim);
+        gain[i] = fit[i][0] * fit[i][0] / fit[i][1];
+        best = gain[i] > gain[best] ? i : best;
     }
-    return scale;
+    memcpy(codes, trial[best], dim);
+    if (rule == TKV_SCALE_LENGTH)
+        return norm / sqrtf(fit[best][1]);
+    return fit[best][0] / fit[best][1];
 }
 
 static void code_plain(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *y,
@@ -341,8 +341,7 @@ void tkv_code_vector(const struct tkv_coder *c, const struct tkv_kernels *kn, co
         sketch(c, kn, y, exponent, out);
 }
 
-/* Fields of b bits over n codes, eight bytes at a time as far as they go: those from bit `low` of
- * a code on. */
+/* Fields of b bits over n codes: those from bit `low` of a code on. */
 static void put_plane(uint8_t *plane, const uint8_t *codes, size_t n, unsigned b, unsigned low)
 {
     const size_t n_bytes = n * b / 8;
@@ -353,6 +352,8 @@ static void put_plane(uint8_t *plane, const uint8_t *codes, size_t n, unsigned b
             (uint8_t)(plane[i % n_bytes] | (codes[i] >> low & mask) << b * (i / n_bytes));
 }
 
+typedef uint64_t bytes16 __attribute__((vector_size(16)));
+
 static void get_plane(uint8_t *codes, const uint8_t *plane, size_t n, unsigned b, unsigned low)
 {
     const size_t n_bytes = n * b / 8;
@@ -362,8 +363,8 @@ static void get_plane(uint8_t *codes, const uint8_t *plane, size_t n, unsigned b
         const unsigned shift = b * (unsigned)(at / n_bytes);
         size_t i = 0;
 
-        for (; i + 8 <= n_bytes; i += 8) {
-            uint64_t in, out;
+        for (; i + 16 <= n_bytes; i += 16) {
+            bytes16 in, out;
 
             memcpy(&in, plane + i, sizeof(in));
             memcpy(&out, codes + at + i, sizeof(out));

@@ -158,10 +158,21 @@ void KERNEL(fwht)(float *x, size_t n)
     }
 }
 
+/* The end of 16 running sums, as tkv_fold16 has it. */
+INLINE float fold_sums(const vec *sum)
+{
+#if LANES == 16
+    return add_lanes(sum[0]);
+#elif LANES == 8
+    return add_lanes(sum[0] + sum[1]);
+#else
+    return add_lanes((sum[0] + sum[2]) + (sum[1] + sum[3]));
+#endif
+}
+
 float KERNEL(norm2)(const float *x, size_t n)
 {
     vec sum[16 / LANES] = {{0}};
-    float s[16];
 
     for (size_t i = 0; i < n; i += 16) {
         UNROLL
@@ -172,9 +183,7 @@ float KERNEL(norm2)(const float *x, size_t n)
             sum[v] += a * a;
         }
     }
-    for (size_t v = 0; v < 16 / LANES; v++)
-        store(s + v * LANES, sum[v]);
-    return tkv_fold16(s);
+    return fold_sums(sum);
 }
 
 float KERNEL(dot)(const float *a, const float *b, size_t n)
@@ -248,7 +257,6 @@ INLINE void fit_all(uint8_t *codes, const float *x, size_t n, const float *edge,
 {
     const struct table tree = load_table(edge, 1), levels = load_table(level, 1);
     vec product[16 / LANES] = {{0}}, square[16 / LANES] = {{0}};
-    float s[2][16];
 
     for (size_t i = 0; i < n; i += 16) {
         UNROLL
@@ -263,12 +271,8 @@ INLINE void fit_all(uint8_t *codes, const float *x, size_t n, const float *edge,
             square[v] += y * y;
         }
     }
-    for (size_t v = 0; v < 16 / LANES; v++) {
-        store(s[0] + v * LANES, product[v]);
-        store(s[1] + v * LANES, square[v]);
-    }
-    fit[0] = tkv_fold16(s[0]);
-    fit[1] = tkv_fold16(s[1]);
+    fit[0] = fold_sums(product);
+    fit[1] = fold_sums(square);
 }
 
 void KERNEL(fit)(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,

@@ -5,6 +5,8 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "stored formats are little-endian");
 
+#define INLINE static inline __attribute__((always_inline))
+
 enum { ROW_BYTES = TKV_UNIT_LANES * 4 };
 
 /* How a code of w bits is split: `low` bits in the row of its side, the rest in the row of bits. */
@@ -34,7 +36,7 @@ static void add_to_word(uint8_t *p, uint32_t bits)
 }
 
 /* Four codes at a time: byte b of a word is code b, as it is in a field. */
-static void put_unit(uint8_t *lane, unsigned w, unsigned side, const uint8_t *codes)
+INLINE void put_unit(uint8_t *lane, const unsigned w, unsigned side, const uint8_t *codes)
 {
     const unsigned b = low_bits(w);
     const uint32_t mask = ((1u << b) - 1) * 0x01010101u;
@@ -66,7 +68,7 @@ static void get_unit(uint8_t *codes, unsigned w, unsigned side, const uint8_t *l
     }
 }
 
-void tkv_key_put(uint8_t *section, size_t n, unsigned w, size_t t, const uint8_t *codes)
+INLINE void put_units(uint8_t *section, size_t n, const unsigned w, size_t t, const uint8_t *codes)
 {
     const size_t dim = tkv_key_unit_dim(w), unit_bytes = tkv_unit_rows(w) * ROW_BYTES;
     const unsigned side = (unsigned)(t / TKV_UNIT_LANES);
@@ -79,6 +81,17 @@ void tkv_key_put(uint8_t *section, size_t n, unsigned w, size_t t, const uint8_t
     if (i < n) {
         memcpy(last, codes + i, n - i);
         put_unit(lane, w, side, last);
+    }
+}
+
+/* Widths as constants, so that the fields unroll. */
+void tkv_key_put(uint8_t *section, size_t n, unsigned w, size_t t, const uint8_t *codes)
+{
+    switch (w) {
+    case 1: put_units(section, n, 1, t, codes); break;
+    case 2: put_units(section, n, 2, t, codes); break;
+    case 3: put_units(section, n, 3, t, codes); break;
+    default: put_units(section, n, 4, t, codes); break;
     }
 }
 
@@ -115,25 +128,50 @@ static struct place place_of(size_t t, size_t left, unsigned w)
     return (struct place){lanes, at + side * lanes * 4, at + bits_row(w) * lanes * 4, side};
 }
 
-void tkv_value_put(uint8_t *section, size_t n, unsigned w, size_t t, const uint8_t *codes)
+/* One byte of a row, and of the row of bits: the codes of a lane in all fields, `lanes` apart. */
+INLINE void put_lane(uint8_t *row, uint8_t *bits, const unsigned w, unsigned side, size_t lanes,
+                     const uint8_t *codes)
 {
     const unsigned b = low_bits(w), mask = (1u << b) - 1;
+    unsigned low = 0, high = 0;
+
+    for (unsigned f = 0; f < tkv_unit_fields(w); f++) {
+        low |= (codes[f * lanes] & mask) << (b * f);
+        high |= (codes[f * lanes] >> b & 1u) << (4 * side + f);
+    }
+    if (b)
+        *row = (uint8_t)low;
+    if (w % 2)
+        *bits = (uint8_t)(*bits | high);
+}
+
+INLINE void put_values(uint8_t *section, size_t n, const unsigned w, size_t t, const uint8_t *codes)
+{
+    const size_t dim = TKV_UNIT_LANES * tkv_unit_fields(w);
+    uint8_t last[64] = {0};
 
     for (size_t i = 0; i < n;) {
         const struct place p = place_of(t, n - i, w);
-        const size_t lanes = p.lanes;
+        const size_t whole = p.lanes * tkv_unit_fields(w);
+        const uint8_t *from = codes + i;
 
-        for (unsigned f = 0; f < tkv_unit_fields(w); f++) {
-            for (size_t l = 0; l < lanes && i < n; l++, i++) {
-                uint8_t *row = section + p.row + 4 * l, *bits = section + p.bits + 4 * l;
+        if (n - i < dim)
+            from = memcpy(last, from, n - i);
+        for (size_t l = 0; l < p.lanes; l++)
+            put_lane(section + p.row + 4 * l, section + p.bits + 4 * l, w, p.side, p.lanes,
+                     from + l);
+        section += tkv_value_unit_bytes(p.lanes, w);
+        i += whole;
+    }
+}
 
-                if (b)
-                    *row = (uint8_t)(*row | (codes[i] & mask) << (b * f));
-                if (w % 2)
-                    *bits = (uint8_t)(*bits | (codes[i] >> b & 1) << (4 * p.side + f));
-            }
-        }
-        section += tkv_value_unit_bytes(lanes, w);
+void tkv_value_put(uint8_t *section, size_t n, unsigned w, size_t t, const uint8_t *codes)
+{
+    switch (w) {
+    case 1: put_values(section, n, 1, t, codes); break;
+    case 2: put_values(section, n, 2, t, codes); break;
+    case 3: put_values(section, n, 3, t, codes); break;
+    default: put_values(section, n, 4, t, codes); break;
     }
 }
 
