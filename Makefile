@@ -34,10 +34,12 @@ endif
 FLAGS := $(CFLAGS) $(FLAGS_$(BUILD))
 
 # A kernel file's name says its instruction set; no other file is built with it.
-ISA_avx2   := -mavx2 -mfma -mf16c
-ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
+ISA_x86_64_avx2     := -mavx2 -mfma -mf16c
+ISA_x86_64_avx512   := $(ISA_x86_64_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
+ISA_x86_64_vnni     := $(ISA_x86_64_avx512) -mavx512vnni -mavx512vbmi
+ISA_aarch64_dotprod := -march=armv8.2-a+dotprod
 ARCH := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
-isa   = $(if $(filter x86_64,$(ARCH)),$(ISA_$(lastword $(subst _, ,$(basename $(notdir $1))))))
+isa   = $(ISA_$(ARCH)_$(lastword $(subst _, ,$(basename $(notdir $1)))))
 
 PKG      ?= pkg-config
 pkg       = $(shell $(PKG) --libs $1 2>/dev/null)

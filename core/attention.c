@@ -10,15 +10,10 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/attention_priv.h"
 #include "core/kernels.h"
 
 enum { LANES = TKV_BLOCK_TOKENS, ROW_BATCH = 64, ALIGN_BYTES = 64 };
-
-/* The lanes of a tile that a query sees. Positions ascend, so they are neighbours. */
-struct span {
-    uint32_t begin;
-    uint32_t end;
-};
 
 /* What all batches of one tile share. */
 struct tile {
@@ -54,7 +49,7 @@ void tkv_partial_init(struct tkv_partial *p, void *memory, size_t n_rows, uint32
 }
 
 /* What is not finite has no place on the softmax's scale: the row says so for good. */
-static void spoil_row(struct tkv_partial *p, size_t r)
+void tkv_spoil_row(struct tkv_partial *p, size_t r)
 {
     p->max[r] = NAN;
     p->sum[r] = NAN;
@@ -70,7 +65,7 @@ void tkv_partial_add_sinks(struct tkv_partial *p, const float *sinks, uint32_t g
         if (sink == -INFINITY)
             continue;
         if (!isfinite(sink)) {
-            spoil_row(p, r);
+            tkv_spoil_row(p, r);
             continue;
         }
         p->max[r] = sink;
@@ -98,13 +93,14 @@ static uint32_t count_before(const int32_t *positions, size_t n, int64_t limit)
     return (uint32_t)low;
 }
 
-static struct span seen_lanes(const struct tile *t, int64_t position)
+struct tkv_span tkv_seen_lanes(const struct tkv_attn_params *a, const int32_t *key_positions,
+                               size_t n, int64_t position)
 {
-    const int64_t window = t->a->window_tokens;
-    struct span s = {0, count_before(t->key_positions, t->n, position + 1)};
+    const int64_t window = a->window_tokens;
+    struct tkv_span s = {0, count_before(key_positions, n, position + 1)};
 
-    if (window > 0 && s.end > 0 && t->key_positions[0] <= position - window)
-        s.begin = count_before(t->key_positions, s.end, position - window + 1);
+    if (window > 0 && s.end > 0 && key_positions[0] <= position - window)
+        s.begin = count_before(key_positions, s.end, position - window + 1);
     return s;
 }
 
@@ -113,7 +109,7 @@ static struct span seen_lanes(const struct tile *t, int64_t position)
  * Returns their number and sets *row to the first; 0 when there are none left.
  * Blind rows are stepped over, not multiplied by zero: that would turn -0 into +0.
  */
-static size_t next_batch(const struct tile *t, size_t *row, struct span *spans)
+static size_t next_batch(const struct tile *t, size_t *row, struct tkv_span *spans)
 {
     const uint32_t group = t->rows->group;
     size_t token = *row / group;
@@ -121,7 +117,8 @@ static size_t next_batch(const struct tile *t, size_t *row, struct span *spans)
     size_t n_rows = 0;
 
     for (; token < t->rows->n_tokens && n_rows < ROW_BATCH; token++, head = 0) {
-        const struct span s = seen_lanes(t, t->rows->positions[token]);
+        const struct tkv_span s =
+            tkv_seen_lanes(t->a, t->key_positions, t->n, t->rows->positions[token]);
 
         if (s.begin == s.end) {
             if (n_rows > 0)
@@ -141,7 +138,7 @@ static size_t next_batch(const struct tile *t, size_t *row, struct span *spans)
  * tanh(|x| / c) = (1 - e) / (1 + e). The argument is never positive, so nothing
  * overflows; the error is about c * FLT_EPSILON, however small x is.
  */
-static void cap_logits(const struct tkv_kernels *kn, float *x, float cap)
+void tkv_cap_logits(const struct tkv_kernels *kn, float *x, float cap)
 {
     const float slope = -2.0f / cap;
     float e[LANES];
@@ -186,7 +183,7 @@ static float max_logit(const float *x)
     return max;
 }
 
-static bool span_is_finite(const float *x, struct span s)
+bool tkv_span_is_finite(const float *x, struct tkv_span s)
 {
     for (uint32_t i = s.begin; i < s.end; i++) {
         if (!isfinite(x[i]))
@@ -201,33 +198,42 @@ static void multiply(float *x, float by, size_t n)
         x[i] *= by;
 }
 
-/* Turn the dot products x[64] of row r into weights, and bring the row's maximum,
- * sum and output to the new maximum (arXiv 1805.02867, algorithm 3). */
-static void weigh_row(const struct tile *t, struct tkv_partial *p, size_t r, struct span s,
-                      float *x)
+float tkv_mask_logits(float *x, struct tkv_span s)
 {
-    const bool finite = scale_logits(x, t->a->scale) || span_is_finite(x, s);
-    float max;
-    float sum;
-
-    if (!finite)
-        spoil_row(p, r);
-    if (isnan(p->max[r]))
-        return; /* the weights do not matter any more */
-    if (t->a->softcap > 0)
-        cap_logits(t->kn, x, t->a->softcap);
     for (uint32_t i = 0; i < s.begin; i++)
         x[i] = -INFINITY;
     for (uint32_t i = s.end; i < LANES; i++)
         x[i] = -INFINITY;
-    max = max_logit(x);
-    if (max > p->max[r]) {
-        const float shrink = expf(p->max[r] - max);
+    return max_logit(x);
+}
 
-        p->sum[r] *= shrink;
-        multiply(p->out + r * p->dim, shrink, p->dim);
-        p->max[r] = max;
-    }
+void tkv_raise_max(struct tkv_partial *p, size_t r, float max)
+{
+    const float shrink = expf(p->max[r] - max);
+
+    p->sum[r] *= shrink;
+    multiply(p->out + r * p->dim, shrink, p->dim);
+    p->max[r] = max;
+}
+
+/* Turn the dot products x[64] of row r into weights, and bring the row's maximum,
+ * sum and output to the new maximum (arXiv 1805.02867, algorithm 3). */
+static void weigh_row(const struct tile *t, struct tkv_partial *p, size_t r, struct tkv_span s,
+                      float *x)
+{
+    const bool finite = scale_logits(x, t->a->scale) || tkv_span_is_finite(x, s);
+    float max;
+    float sum;
+
+    if (!finite)
+        tkv_spoil_row(p, r);
+    if (isnan(p->max[r]))
+        return; /* the weights do not matter any more */
+    if (t->a->softcap > 0)
+        tkv_cap_logits(t->kn, x, t->a->softcap);
+    max = tkv_mask_logits(x, s);
+    if (max > p->max[r])
+        tkv_raise_max(p, r, max);
     sum = t->kn->exp_sum(x, LANES, p->max[r]);
     p->sum[r] += sum;
 }
@@ -238,7 +244,7 @@ void tkv_attend_tile(const struct tkv_kernels *kn, const struct tkv_attn_params 
                      struct tkv_partial *p, void *scratch)
 {
     const struct tile t = {kn, a, rows, key_positions, n};
-    struct span spans[ROW_BATCH];
+    struct tkv_span spans[ROW_BATCH];
     float *x = scratch;
     size_t row = 0;
     size_t n_rows;
@@ -349,10 +355,8 @@ size_t tkv_attend_scratch_bytes(size_t n_rows, uint32_t tile_dim, uint32_t v_dim
 static bool any_sees(const struct tkv_attn_params *a, const struct tkv_attn_rows *rows,
                      const int32_t *keys, size_t n)
 {
-    const struct tile t = {NULL, a, rows, keys, n};
-
     for (size_t i = 0; i < rows->n_tokens; i++) {
-        const struct span s = seen_lanes(&t, rows->positions[i]);
+        const struct tkv_span s = tkv_seen_lanes(a, keys, n, rows->positions[i]);
 
         if (s.begin < s.end)
             return true;
@@ -402,7 +406,7 @@ void tkv_partial_merge(struct tkv_partial *dst, const struct tkv_partial *src)
         float add;
 
         if (isnan(src->max[r]) || isnan(dst->max[r])) {
-            spoil_row(dst, r);
+            tkv_spoil_row(dst, r);
             continue;
         }
         if (src->max[r] == -INFINITY)

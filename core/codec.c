@@ -9,20 +9,20 @@
 #include "core/codebook.h"
 #include "core/codec_priv.h"
 
-#define TQ(name_, id_, first, second)                                                         \
-    {                                                                                         \
-        .id = id_, .name = name_, .bits_first = first, .bits_second = second, .rotated = true \
-    }
-#define PAPER(name_, id_, first, second)                                                       \
+#define TQ(name_, id_, first, second)                                                          \
     {                                                                                          \
         .id = id_, .name = name_, .bits_first = first, .bits_second = second, .rotated = true, \
-        .paper_scale = true                                                                    \
+        .best = true                                                                           \
+    }
+#define PAPER(name_, id_, first, second)                                                      \
+    {                                                                                         \
+        .id = id_, .name = name_, .bits_first = first, .bits_second = second, .rotated = true \
     }
 /* The residual is that of the paper's decoder, so the scale is the paper's too. */
 #define QJL(name_, id_, bits)                                                               \
     {                                                                                       \
         .id = id_, .name = name_, .bits_first = bits, .bits_second = bits, .rotated = true, \
-        .paper_scale = true, .qjl = true                                                    \
+        .qjl = true                                                                         \
     }
 
 const struct tkv_codec tkv_codecs[] = {
@@ -62,31 +62,102 @@ const struct tkv_codec *tkv_codec_by_id(uint32_t id)
 /* Sketch signs must be independent of the first rotation's (the same ones would be biased). */
 static const uint64_t sketch_salt = UINT64_C(0x736b65746368514a);
 
-static void fill_tables(struct tkv_coder *c, int h)
-{
-    struct tkv_codebook book;
+/* The positive levels of 1 to 4 bits; see core/codec.h. */
+static const int8_t half_levels[5][8] = {
+    [1] = {1},
+    [2] = {12, 40},
+    [3] = {7, 22, 39, 62},
+    [4] = {3, 9, 15, 21, 28, 36, 46, 61},
+};
 
-    tkv_codebook_init(&book, c->dim, tkv_half_bits(c, h));
-    for (uint32_t i = 0; i < book.n_levels; i++)
-        c->lut[h][i] = (float)book.centroid[i];
-    for (uint32_t i = 0; i + 1 < book.n_levels; i++)
-        c->edge[h][i] = (float)book.boundary[i];
+/* Nodes in the order of a search tree: the subtree below `node` gets the edges low .. high - 1. */
+static void fill_tree(float *tree, unsigned node, const float *edge, unsigned low, unsigned high)
+{
+    const unsigned middle = (low + high) / 2;
+
+    if (low == high)
+        return;
+    tree[node] = edge[middle];
+    fill_tree(tree, 2 * node, edge, low, middle);
+    fill_tree(tree, 2 * node + 1, edge, middle + 1, high);
+}
+
+static void fill_tables(struct tkv_section *s, uint32_t dim)
+{
+    const unsigned n = 1u << s->w, half = n / 2;
+    struct tkv_codebook book;
+    double product = 0, square = 0;
+    float edge[15];
+
+    tkv_codebook_init(&book, dim, s->w);
+    for (unsigned i = 0; i < half; i++) {
+        const int8_t level = half_levels[s->w][i];
+
+        s->level[half + i] = level;
+        s->level[half - 1 - i] = (int8_t)-level;
+        product += level * book.centroid[half + i];
+        square += level * level;
+    }
+    s->alpha = (float)(product / square);
+    for (unsigned i = 0; i < n; i++) {
+        s->levels[i] = s->level[i];
+        s->lut[i] = s->alpha * s->levels[i];
+    }
+    for (unsigned i = 0; i + 1 < n; i++)
+        edge[i] = (s->lut[i] + s->lut[i + 1]) / 2;
+    fill_tree(s->edge, 1, edge, 0, n - 1);
+}
+
+/* The next section of n coordinates of w bits. */
+static void add_section(struct tkv_coder *c, uint32_t n, unsigned w)
+{
+    struct tkv_section *s = &c->section[c->n_sections++];
+
+    *s = (struct tkv_section){.n = n, .w = w, .slot = c->n_slots, .k_offset = c->k_pair_bytes};
+    s->first = c->tile_dim;
+    s->v_offset = c->v_block_bytes;
+    c->tile_dim += n;
+    c->n_slots += (uint32_t)tkv_key_slots(n, w);
+    c->k_pair_bytes += tkv_key_section_bytes(n, w);
+    c->v_block_bytes += tkv_value_section_bytes(n, w);
+}
+
+static void fill_sections(struct tkv_coder *c)
+{
+    const struct tkv_codec *codec = c->codec;
+
+    for (int side = 0; codec->best && side < 2; side++) {
+        c->mean[side] = (struct tkv_section){.n = c->dim, .w = side == TKV_KEYS ? 4 : 3};
+        fill_tables(&c->mean[side], c->dim);
+        c->mean_bytes[side] = sizeof(uint16_t) + tkv_align(c->dim, 16) * c->mean[side].w / 8;
+    }
+    c->v_block_bytes = c->v_codes_offset = TKV_HALVES_BYTES + c->mean_bytes[TKV_VALUES];
+    if (codec->bits_first == codec->bits_second) {
+        add_section(c, c->dim, codec->bits_first);
+    } else {
+        add_section(c, c->dim / 2, codec->bits_first);
+        add_section(c, c->dim / 2, codec->bits_second);
+    }
+    for (uint32_t i = 0; i < c->n_sections; i++)
+        fill_tables(&c->section[i], c->dim);
+    if (codec->qjl) {
+        struct tkv_section *sketch = &c->section[c->n_sections];
+
+        add_section(c, c->dim, 1);
+        c->n_sections--;
+        sketch->alpha = 1;
+        for (unsigned i = 0; i < 2; i++)
+            sketch->lut[i] = sketch->levels[i] = sketch->level[i] = i ? 1 : -1;
+    }
 }
 
 static void fill_sizes(struct tkv_coder *c)
 {
-    const bool qjl = c->codec->qjl;
-
-    c->tile_dim = qjl ? 2 * c->dim : c->dim;
-    if (!c->codec->rotated) {
-        c->k_block_bytes = c->v_block_bytes = (size_t)c->dim * TKV_HALVES_BYTES;
-        return;
-    }
-    c->k_block_bytes = tkv_k_codes_bytes(c) + tkv_k_sketch_bytes(c) + TKV_HALVES_BYTES;
-    if (qjl)
+    c->k_block_bytes = 2 * c->k_pair_bytes + TKV_HALVES_BYTES + c->mean_bytes[TKV_KEYS];
+    if (c->codec->qjl) {
         c->k_block_bytes += TKV_HALVES_BYTES;
-    else
-        c->v_block_bytes = TKV_BLOCK_TOKENS * tkv_v_row_bytes(c) + TKV_HALVES_BYTES;
+        c->v_block_bytes = 0;
+    }
 }
 
 const char *tkv_coder_init(struct tkv_coder *c, const struct tkv_codec *codec, uint32_t dim,
@@ -97,12 +168,14 @@ const char *tkv_coder_init(struct tkv_coder *c, const struct tkv_codec *codec, u
         return "head_dim must be even, 8 to 1024";
     c->codec = codec;
     c->dim = dim;
-    fill_sizes(c);
-    if (!codec->rotated)
+    if (!codec->rotated) {
+        c->tile_dim = dim;
+        c->k_block_bytes = c->v_block_bytes = (size_t)dim * TKV_HALVES_BYTES;
         return NULL;
+    }
     tkv_rotation_init(&c->rotation, dim, seed);
-    fill_tables(c, 0);
-    fill_tables(c, 1);
+    fill_sections(c);
+    fill_sizes(c);
     if (codec->qjl) {
         tkv_rotation_init(&c->sketch, dim, seed ^ sketch_salt);
         c->sketch_scale = (float)(1 / ((double)dim * tkv_sphere_mean_abs(dim)));
@@ -154,26 +227,6 @@ static float measure(const struct tkv_kernels *kn, float *y, uint32_t dim, int *
     return sqrtf(kn->norm2(y, dim));
 }
 
-/* dst[dim] = centroids of the codes times scale. */
-static void decode(const struct tkv_coder *c, const struct tkv_kernels *kn, const uint8_t *codes,
-                   float scale, float *dst)
-{
-    const uint32_t half = tkv_half_dim(c);
-
-    kn->lookup(dst, codes, half, c->lut[0], scale);
-    kn->lookup(dst + half, codes + half, half, c->lut[1], scale);
-}
-
-static void quantise(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *y,
-                     float unit, uint8_t *codes)
-{
-    const uint32_t half = tkv_half_dim(c);
-
-    for (int h = 0; h < 2; h++)
-        kn->quantise(codes + (uint32_t)h * half, y + (uint32_t)h * half, half, c->edge[h],
-                     (1u << tkv_half_bits(c, h)) - 1, unit);
-}
-
 /*
  * The residual in the rotated domain against what will be decoded, which is the
  * stored, rounded scale: so the estimate is unbiased to the last bit of it.
@@ -181,39 +234,198 @@ static void quantise(const struct tkv_coder *c, const struct tkv_kernels *kn, co
 static void sketch(const struct tkv_coder *c, const struct tkv_kernels *kn, float *y, int exponent,
                    struct tkv_coded *out)
 {
-    static const float zero = 0;
+    static const float zero[16] = {0};
+    const struct tkv_section *s = &c->section[0];
     const float scale = ldexpf(tkv_f16_to_f32(out->scale), -exponent);
     float decoded[TKV_MAX_HEAD_DIM];
 
-    decode(c, kn, out->codes, scale, decoded);
+    kn->lookup(decoded, out->codes, c->dim, s->lut, scale);
     for (uint32_t j = 0; j < c->dim; j++)
         y[j] -= decoded[j];
     out->residual = saturated(ldexpf(sqrtf(kn->norm2(y, c->dim)), exponent));
     tkv_rotate(&c->sketch, kn, y);
-    kn->quantise(out->signs, y, c->dim, &zero, 1, 1);
+    kn->quantise(out->signs, y, c->dim, zero, 1, 1);
 }
 
-/*
- * y = R x,  s = |x| / sqrt(d),  code = cell of y / s  (TurboQuant_mse, Algorithm 1),
- * and the scale that is stored: s, or |x| / |centroids|.
- */
-void tkv_code_vector(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
-                     struct tkv_coded *out)
+/* y / unit coded in all sections; fit[0] = <y, v> and fit[1] = <v, v>, v being what they stand for. */
+static void fit_codes(const struct tkv_section *s, uint32_t n_sections,
+                      const struct tkv_kernels *kn, const float *y, float unit, uint8_t *codes,
+                      float *fit)
 {
-    float y[TKV_MAX_HEAD_DIM], centroids[TKV_MAX_HEAD_DIM];
-    int exponent;
-    float norm, scale;
+    fit[0] = fit[1] = 0;
+    for (uint32_t i = 0; i < n_sections; i++, s++) {
+        float part[2];
+
+        kn->fit(codes + s->first, y + s->first, s->n, s->edge, s->w, 1 / unit, s->levels, part);
+        fit[0] += s->alpha * part[0];
+        fit[1] += s->alpha * s->alpha * part[1];
+    }
+}
+
+/* Pre-scales tried, in the order of how often they win. */
+static const float prescales[] = {1.0f, 0.93f, 1.07f, 0.86f, 1.15f, 0.79f, 1.24f};
+enum { N_PRESCALES = sizeof(prescales) / sizeof(prescales[0]) };
+
+/*
+ * The codes with the largest <y, v>^2 / <v, v>: they leave |y|^2 less that. The scale is
+ * <y, v> / <v, v> or norm / |v|. All trials are done before any is judged: a processor that
+ * guesses wrong which is best would lose the work on the next.
+ */
+static float search(const struct tkv_section *s, uint32_t n_sections, const struct tkv_kernels *kn,
+                    const float *y, uint32_t dim, float norm, enum tkv_scale_rule rule,
+                    uint8_t *codes)
+{
+    const float unit = norm / sqrtf((float)dim);
+    uint8_t trial[N_PRESCALES][TKV_MAX_HEAD_DIM];
+    float fit[N_PRESCALES][2], gain[N_PRESCALES];
+    size_t best = 0;
+
+    for (size_t i = 0; i < N_PRESCALES; i++)
+        fit_codes(s, n_sections, kn, y, unit * prescales[i], trial[i], fit[i]);
+    for (size_t i = 0; i < N_PRESCALES; i++) {
+        gain[i] = fit[i][0] * fit[i][0] / fit[i][1];
+        best = gain[i] > gain[best] ? i : best;
+    }
+    memcpy(codes, trial[best], dim);
+    if (rule == TKV_SCALE_LENGTH)
+        return norm / sqrtf(fit[best][1]);
+    return fit[best][0] / fit[best][1];
+}
+
+static void code_plain(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *y,
+                       float unit, uint8_t *codes)
+{
+    const struct tkv_section *s = c->section;
+
+    for (uint32_t i = 0; i < c->n_sections; i++, s++)
+        kn->quantise(codes + s->first, y + s->first, s->n, s->edge, s->w, unit > 0 ? 1 / unit : 0);
+}
+
+/* y = R x - mean, brought near 1 if need be; returns its length. */
+static float residual_of(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
+                         const float *mean, float *y, int *exponent)
+{
+    int further = 0;
+    float norm;
 
     memcpy(y, x, c->dim * sizeof(*y));
-    norm = measure(kn, y, c->dim, &exponent);
+    norm = measure(kn, y, c->dim, exponent);
     tkv_rotate(&c->rotation, kn, y);
-    scale = norm * c->rotation.scale;
-    quantise(c, kn, y, norm > 0 ? 1 / scale : 0, out->codes);
-    if (!c->codec->paper_scale) {
-        decode(c, kn, out->codes, 1, centroids);
-        scale = norm / sqrtf(kn->norm2(centroids, c->dim));
-    }
+    if (!mean)
+        return norm;
+    if (*exponent)
+        for (uint32_t j = 0; j < c->dim; j++)
+            y[j] -= ldexpf(mean[j], -*exponent);
+    else
+        for (uint32_t j = 0; j < c->dim; j++)
+            y[j] -= mean[j];
+    norm = measure(kn, y, c->dim, &further);
+    *exponent += further;
+    return norm;
+}
+
+void tkv_code_vector(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
+                     const float *mean, enum tkv_scale_rule rule, struct tkv_coded *out)
+{
+    float y[TKV_MAX_HEAD_DIM];
+    int exponent;
+    const float norm = residual_of(c, kn, x, mean, y, &exponent);
+    float scale = norm * c->rotation.scale;
+
+    if (c->codec->best && norm > 0)
+        scale = search(c->section, c->n_sections, kn, y, c->dim, norm, rule, out->codes);
+    else
+        code_plain(c, kn, y, scale, out->codes);
     out->scale = saturated(ldexpf(scale, exponent));
     if (c->codec->qjl)
         sketch(c, kn, y, exponent, out);
+}
+
+/* Fields of b bits over n codes: those from bit `low` of a code on. */
+static void put_plane(uint8_t *plane, const uint8_t *codes, size_t n, unsigned b, unsigned low)
+{
+    const size_t n_bytes = n * b / 8;
+    const unsigned mask = (1u << b) - 1;
+
+    for (size_t i = 0; i < n; i++)
+        plane[i % n_bytes] =
+            (uint8_t)(plane[i % n_bytes] | (codes[i] >> low & mask) << b * (i / n_bytes));
+}
+
+typedef uint64_t bytes16 __attribute__((vector_size(16)));
+
+static void get_plane(uint8_t *codes, const uint8_t *plane, size_t n, unsigned b, unsigned low)
+{
+    const size_t n_bytes = n * b / 8;
+    const uint64_t mask = ((1u << b) - 1) * UINT64_C(0x0101010101010101);
+
+    for (size_t at = 0; at < n; at += n_bytes) {
+        const unsigned shift = b * (unsigned)(at / n_bytes);
+        size_t i = 0;
+
+        for (; i + 16 <= n_bytes; i += 16) {
+            bytes16 in, out;
+
+            memcpy(&in, plane + i, sizeof(in));
+            memcpy(&out, codes + at + i, sizeof(out));
+            out |= (in >> shift & mask) << low;
+            memcpy(codes + at + i, &out, sizeof(out));
+        }
+        for (; i < n_bytes; i++)
+            codes[at + i] = (uint8_t)(codes[at + i] | (plane[i] >> shift & mask & 255) << low);
+    }
+}
+
+void tkv_code_mean(const struct tkv_coder *c, const struct tkv_kernels *kn, enum tkv_side side,
+                   const float *x, size_t n, void *mean)
+{
+    const struct tkv_section *s = &c->mean[side];
+    const size_t padded = tkv_align(c->dim, 16);
+    uint8_t *to = mean, codes[TKV_MAX_HEAD_DIM] = {0};
+    float sum[TKV_MAX_HEAD_DIM] = {0}, y[TKV_MAX_HEAD_DIM];
+    float norm, scale = 0;
+    int exponent = 0;
+
+    if (c->mean_bytes[side] == 0)
+        return;
+    for (size_t t = 0; t < n; t++)
+        for (uint32_t j = 0; j < c->dim; j++)
+            sum[j] += x[t * c->dim + j] / (float)n;
+    norm = residual_of(c, kn, sum, NULL, y, &exponent);
+    if (norm > 0)
+        scale = search(s, 1, kn, y, c->dim, norm, TKV_SCALE_LEAST_SQUARES, codes);
+    memset(to, 0, c->mean_bytes[side]);
+    tkv_store_half(to, 0, saturated(ldexpf(scale, exponent)));
+    if (s->w == 4) {
+        put_plane(to + sizeof(uint16_t), codes, padded, 4, 0);
+    } else {
+        put_plane(to + sizeof(uint16_t), codes, padded, 2, 0);
+        put_plane(to + sizeof(uint16_t) + padded / 4, codes, padded, 1, 2);
+    }
+}
+
+const float *tkv_load_mean(const struct tkv_coder *c, const struct tkv_kernels *kn,
+                           enum tkv_side side, const void *mean, float *m)
+{
+    const struct tkv_section *s = &c->mean[side];
+    const size_t padded = tkv_align(c->dim, 16);
+    const uint8_t *from = mean;
+    uint8_t codes[TKV_MAX_HEAD_DIM];
+    uint16_t scale;
+
+    if (c->mean_bytes[side] == 0)
+        return NULL;
+    scale = tkv_load_half(from, 0);
+    from += sizeof(scale);
+    if (scale == 0)
+        return NULL;
+    memset(codes, 0, padded);
+    if (s->w == 4) {
+        get_plane(codes, from, padded, 4, 0);
+    } else {
+        get_plane(codes, from, padded, 2, 0);
+        get_plane(codes, from + padded / 4, padded, 1, 2);
+    }
+    kn->lookup(m, codes, c->dim, s->lut, tkv_f16_to_f32(scale));
+    return m;
 }

@@ -5,42 +5,56 @@
  *
  *   name       bits per value (codes only)   method
  *   f16        16                            halves, not rotated
- *   tq4        4     TurboQuant_mse, Lloyd-Max codes, norm-corrected scale
+ *   tq4        4     TurboQuant_mse codes of what a block's mean leaves, scale searched
  *   tq3.5      4 | 3 the first half of the rotated coordinates gets the larger width
  *   tq3        3
  *   tq2.5      3 | 2
  *   tq2        2
- *   tqN-paper  the same codes, the paper's scale rule (arXiv 2504.19874, Algorithm 1)
+ *   tqN-paper  TurboQuant_mse (arXiv 2504.19874, Algorithm 1): no mean, the paper's scale
  *   tqN-qjl    TurboQuant_prod (Algorithm 2), N = 4, 3, 2: N-1 bits of codes and
  *              one of a sign sketch of the residual; keys only; unbiased
  *
  * A coder is a codec made ready for one head_dim: rotation, codebooks, sizes. It
  * is read-only once made and may be used by many threads.
  *
- * Stored scale. t = rotated x / s has unit variance with s = |x| / sqrt(d); codes
- * are those of t. `paper` stores s; the norm-corrected rule stores
- * |x| / |c|, c being the chosen centroids, so that the decoded vector has the
- * length of x. As a half, saturated at 65504; a zero vector has scale 0.
+ * Levels. The rotated vector y has codes of w bits for t = y / s, s = |y| / sqrt(d), which has
+ * unit variance. A code stands for alpha * level, an integer of at most 63 (1.5 of the
+ * codebooks' numbers, rounded so that the error grows by .2 % at most), so that
+ * every CPU gets the same sums:
  *
- * A block holds up to 64 tokens of one KV head, keys or values, and never spans
- * tokens with a shared parameter: a token can be copied to another block without
- * coding it again. Codes of w bits are stored in planes: the nibble plane (w = 4),
- * or the 2-bit plane of the low bits (w = 2, 3) followed by the 1-bit plane of
- * bit 2 (w = 3) or of bit 0 (w = 1). In a plane of b-bit fields over n codes, n
- * a multiple of 8, code j sits in byte j % (n*b/8) at bit b * (j / (n*b/8)).
+ *   w = 1: +-1   2: +-12 40   3: +-7 22 39 62   4: +-3 9 15 21 28 36 46 61
  *
- *   key block     for each rotated coordinate one row of 64 tokens (8 * w bytes);
- *                 then 64 scales (half). qjl: the rows hold w = N-1 bits, then for
- *                 each sketch coordinate one row of 64 sign bits (8 bytes; 1: >= 0), then
- *                 scales, then 64 residual norms (half). The residual is what the codes
- *                 with the scale as stored leave of the rotated key.
- *   value block   for each of 64 tokens one row: the planes of the first half of
- *                 the coordinates (padded to a multiple of 8 codes), then of the
- *                 second half; then 64 scales (half).
+ * alpha is the least-squares factor from levels to the Lloyd-Max centroids of core/codebook.h, and
+ * the edges between codes lie midway between neighbours.
+ *
+ * Stored scale, as a half, saturated at 65504; a zero vector has scale 0. `paper` and
+ * `qjl` store s. The others try pre-scales f, code y / (f s), and keep the codes v = alpha *
+ * level with the largest <y, v>^2 / <v, v>, which leave the smallest error; values
+ * store the least-squares scale <y, v> / <v, v>, keys |y| / |v|, which keeps the length.
+ *
+ * Mean. The best codecs code y - m, where m is the mean of some tokens, itself coded: levels of
+ * its rotated coordinates, 4 bits for keys and 3 for values, and one half scale. It lies once in the block, and is exact
+ * under softmax: its dot product with the query is added to all logits of the block,
+ * its value is weighted by the sum of the weights.
+ *
+ * A block holds up to 64 tokens of one KV head, keys or values. A token can be copied to another
+ * block with the same mean bytes without coding it again.
+ *
+ *   key block     tokens 0..31, then 32..63: the sections of codes, one for each half of the
+ *                 coordinates if their widths differ, else one for all, as core/pack.h
+ *                 draws them (qjl: then one of sign bits, 1: >= 0); then 64 scales
+ *                 (half); qjl: then 64 residual norms (half), of what the codes with
+ *                 the scale as stored leave of the rotated key; then the mean, if any:
+ *                 scale (half), then its codes in planes: of 4 bits, or of the low 2 bits
+ *                 and then of bit 2. In a plane of b bits over n codes, n = dim padded
+ *                 to a multiple of 16, code i is in byte i % (n b / 8) from bit
+ *                 b (i / (n b / 8)) on.
+ *   value block   64 scales; the mean; the sections of codes, as core/pack.h draws them.
  *   f16           key block [dim][64] halves, value block [64][dim] halves, saturated at
  *                 65504.
  *
- * All numbers little-endian. The unused lanes of a block of n < 64 tokens are zero.
+ * All numbers little-endian. The unused lanes of a block of n < 64 tokens are zero. This is
+ * version 2 of the format (1 had bit planes in rows of 64 tokens, and no mean).
  */
 #ifndef TKV_CORE_CODEC_H
 #define TKV_CORE_CODEC_H
@@ -74,8 +88,8 @@ struct tkv_codec {
     uint8_t bits_first;  /* of the first half of the coordinates; 16 for f16 */
     uint8_t bits_second; /* of the second half */
     bool rotated;
-    bool paper_scale;
-    bool qjl; /* keys only */
+    bool best; /* mean and searched scale, else the paper's rule */
+    bool qjl;  /* keys only */
 };
 
 /* All codecs, ended by an entry with a NULL name; find by name or id: NULL if there is none. */
@@ -83,20 +97,45 @@ extern const struct tkv_codec tkv_codecs[];
 const struct tkv_codec *tkv_codec_by_name(const char *name);
 const struct tkv_codec *tkv_codec_by_id(uint32_t id);
 
+/* What a vector is: an index of what differs. */
+enum tkv_side { TKV_KEYS = 0, TKV_VALUES = 1 };
+
+/* Coordinates coded alike. */
+struct tkv_section {
+    uint32_t first; /* row of a key tile */
+    uint32_t n;
+    uint32_t w;
+    uint32_t slot;   /* place of the first in a list padded to whole units of each section */
+    size_t k_offset; /* bytes from the start of 32 tokens */
+    size_t v_offset;
+    float alpha;
+    int8_t level[16];
+    float levels[16]; /* the same */
+    float lut[16];    /* alpha * level */
+    float edge[16];   /* search tree between them, as the kernel `quantise` wants it */
+};
+
+enum { TKV_MAX_SECTIONS = 3, TKV_MAX_MEAN_BYTES = TKV_MAX_HEAD_DIM / 2 + 2 };
+
 struct tkv_coder {
     const struct tkv_codec *codec;
     uint32_t dim;
-    uint32_t tile_dim; /* rows of a key tile: dim, or 2 * dim with a QJL sketch */
+    uint32_t tile_dim;   /* rows of a key tile: dim, or 2 * dim with a QJL sketch */
+    uint32_t n_sections; /* of codes; with qjl, section[n_sections] is the sketch, of keys only */
+    uint32_t n_slots;
+    struct tkv_section section[TKV_MAX_SECTIONS];
+    struct tkv_section mean[2]; /* how means are coded, by tkv_side; offsets unused */
+    size_t mean_bytes[2];       /* 0: no mean */
+    size_t k_pair_bytes;        /* of 32 tokens' codes */
     size_t k_block_bytes;
-    size_t v_block_bytes; /* 0 for a qjl codec */
+    size_t v_block_bytes;  /* 0 for a qjl codec */
+    size_t v_codes_offset; /* worth aligning; those of keys come first in their block */
     struct tkv_rotation rotation;
     struct tkv_rotation sketch; /* qjl: applied to the rotated residual, own signs */
-    float lut[2][16];           /* centroids of the first and second half, unit variance */
-    float edge[2][15];          /* boundaries, ascending */
     float sketch_scale;         /* qjl: 1 / (d * E|u_1|), makes the estimate unbiased */
 };
 
-/* The seed of every rotation of format version 1. */
+/* The seed of every rotation, since format version 1. */
 #define TKV_ROTATION_SEED UINT64_C(0x5472694b56000001)
 
 /* Make *c ready; dim is checked. Returns NULL, or a static text that says what is wrong.
@@ -104,19 +143,25 @@ struct tkv_coder {
 const char *tkv_coder_init(struct tkv_coder *c, const struct tkv_codec *codec, uint32_t dim,
                            uint64_t seed);
 
-/* Encode n <= 64 vectors x[n][dim], all finite, into block (k_block_bytes / v_block_bytes).
- * Same bytes on every CPU. */
-void tkv_encode_keys(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
-                     size_t n, void *block);
-void tkv_encode_values(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
-                       size_t n, void *block);
+/* mean[mean_bytes[side]] = the mean of x[n][dim], coded; nothing if the codec has none. n = 0: zero. */
+void tkv_code_mean(const struct tkv_coder *c, const struct tkv_kernels *kn, enum tkv_side side,
+                   const float *x, size_t n, void *mean);
 
-/* The key tile of a block: tile[tile_dim][64], in the codec's rotated domain, scales applied.
+/* Encode n <= 64 vectors x[n][dim], all finite, into block (k_block_bytes / v_block_bytes), which
+ * gets this mean (mean_bytes, as tkv_code_mean makes it, or any other). Same bytes on every CPU. */
+void tkv_encode_keys(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *mean,
+                     const float *x, size_t n, void *block);
+void tkv_encode_values(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *mean,
+                       const float *x, size_t n, void *block);
+
+/* The key tile of a block: tile[tile_dim][64], in the codec's rotated domain, scales applied and
+ * the mean added.
  * The logit of query q and token t is the dot product of tkv_code_query(q) and lane t. */
 void tkv_key_tile(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *block,
                   float *tile);
 
-/* The first n value rows of a block: rows[n][dim], rotated domain, scales applied. */
+/* The first n value rows of a block: rows[n][dim], rotated domain, scales applied and the
+ * mean added. */
 void tkv_value_rows(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *block,
                     size_t n, float *rows);
 
@@ -133,8 +178,12 @@ void tkv_decode_key(const struct tkv_coder *c, const struct tkv_kernels *kn, con
 void tkv_decode_value(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *block,
                       size_t t, float *x);
 
+/* Give a block this mean (mean_bytes). */
+void tkv_put_key_mean(const struct tkv_coder *c, void *block, const void *mean);
+void tkv_put_value_mean(const struct tkv_coder *c, void *block, const void *mean);
+
 /* Copy token `from` of block src to lane `to` of block dst, bits unchanged. The lane of dst
- * must be zero (a fresh block). */
+ * must be zero (a fresh block), and both blocks must have the same mean. */
 void tkv_copy_key(const struct tkv_coder *c, void *dst, size_t to, const void *src, size_t from);
 void tkv_copy_value(const struct tkv_coder *c, void *dst, size_t to, const void *src, size_t from);
 

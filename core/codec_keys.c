@@ -1,75 +1,77 @@
-/* Key blocks: one row of 64 tokens for each rotated coordinate, so that a tile is rows in order. */
+/* Key blocks: codes of 32 tokens at a time, tokens across the lanes. */
 #include "core/codec_priv.h"
 
-/*
- *   offsets in a key block
- *   codes   half 0    dim/2 rows of 8 * bits_first bytes
- *           half 1    dim/2 rows of 8 * bits_second bytes
- *   sketch            qjl: dim rows of 8 bytes
- *   scales            64 halves
- *   residual norms    qjl: 64 halves
- */
-static size_t sketch_at(const struct tkv_coder *c)
+/* Where section s of the 32 tokens that t belongs to begins. */
+static size_t section_at(const struct tkv_coder *c, const struct tkv_section *s, size_t t)
 {
-    return tkv_k_codes_bytes(c);
-}
-
-static size_t scales_at(const struct tkv_coder *c)
-{
-    return sketch_at(c) + tkv_k_sketch_bytes(c);
-}
-
-static size_t residuals_at(const struct tkv_coder *c)
-{
-    return scales_at(c) + TKV_HALVES_BYTES;
+    return t / TKV_PAIR_TOKENS * c->k_pair_bytes + s->k_offset;
 }
 
 /* Lane t of a block that is still zero there. */
 static void put_token(const struct tkv_coder *c, uint8_t *block, size_t t,
                       const struct tkv_coded *v)
 {
-    const uint32_t half = tkv_half_dim(c);
+    for (uint32_t i = 0; i < tkv_k_sections(c); i++) {
+        const struct tkv_section *s = &c->section[i];
 
-    tkv_lane_put(block, half, tkv_half_bits(c, 0), t, v->codes);
-    tkv_lane_put(block + tkv_k_half_bytes(c, 0), half, tkv_half_bits(c, 1), t, v->codes + half);
-    tkv_store_half(block + scales_at(c), t, v->scale);
-    if (!c->codec->qjl)
-        return;
-    tkv_lane_put(block + sketch_at(c), c->dim, 1, t, v->signs);
-    tkv_store_half(block + residuals_at(c), t, v->residual);
+        tkv_key_put(block + section_at(c, s, t), s->n, s->w, t % TKV_PAIR_TOKENS,
+                    i < c->n_sections ? v->codes + s->first : v->signs);
+    }
+    tkv_store_half(block + tkv_k_scales_at(c), t, v->scale);
+    if (c->codec->qjl)
+        tkv_store_half(block + tkv_k_residuals_at(c), t, v->residual);
 }
 
 static void get_token(const struct tkv_coder *c, const uint8_t *block, size_t t,
                       struct tkv_coded *v)
 {
-    const uint32_t half = tkv_half_dim(c);
+    for (uint32_t i = 0; i < tkv_k_sections(c); i++) {
+        const struct tkv_section *s = &c->section[i];
 
-    tkv_lane_get(v->codes, block, half, tkv_half_bits(c, 0), t);
-    tkv_lane_get(v->codes + half, block + tkv_k_half_bytes(c, 0), half, tkv_half_bits(c, 1), t);
-    v->scale = tkv_load_half(block + scales_at(c), t);
-    if (!c->codec->qjl)
-        return;
-    tkv_lane_get(v->signs, block + sketch_at(c), c->dim, 1, t);
-    v->residual = tkv_load_half(block + residuals_at(c), t);
+        tkv_key_get(i < c->n_sections ? v->codes + s->first : v->signs, block + section_at(c, s, t),
+                    s->n, s->w, t % TKV_PAIR_TOKENS);
+    }
+    v->scale = tkv_load_half(block + tkv_k_scales_at(c), t);
+    if (c->codec->qjl)
+        v->residual = tkv_load_half(block + tkv_k_residuals_at(c), t);
 }
 
-void tkv_encode_keys(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
-                     size_t n, void *block)
+void tkv_put_key_mean(const struct tkv_coder *c, void *block, const void *mean)
+{
+    if (c->mean_bytes[TKV_KEYS])
+        memcpy((uint8_t *)block + tkv_k_mean_at(c), mean, c->mean_bytes[TKV_KEYS]);
+}
+
+static void encode_halves(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
+                          size_t n, uint8_t *block)
 {
     uint16_t row[TKV_MAX_HEAD_DIM];
-    struct tkv_coded v;
 
-    memset(block, 0, c->k_block_bytes);
     for (size_t t = 0; t < n; t++) {
-        if (c->codec->rotated) {
-            tkv_code_vector(c, kn, x + t * c->dim, &v);
-            put_token(c, block, t, &v);
-            continue;
-        }
         tkv_saturate(kn, row, x + t * c->dim, c->dim);
         for (uint32_t j = 0; j < c->dim; j++)
             tkv_store_half(block, (size_t)j * TKV_BLOCK_TOKENS + t, row[j]);
     }
+}
+
+void tkv_encode_keys(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *mean,
+                     const float *x, size_t n, void *block)
+{
+    float rotated[TKV_MAX_HEAD_DIM];
+    const float *m;
+    struct tkv_coded v;
+
+    memset(block, 0, c->k_block_bytes);
+    if (!c->codec->rotated) {
+        encode_halves(c, kn, x, n, block);
+        return;
+    }
+    m = tkv_load_mean(c, kn, TKV_KEYS, mean, rotated);
+    for (size_t t = 0; t < n; t++) {
+        tkv_code_vector(c, kn, x + t * c->dim, m, TKV_SCALE_LENGTH, &v);
+        put_token(c, block, t, &v);
+    }
+    tkv_put_key_mean(c, block, mean);
 }
 
 /* floats[64] = a block's 64 halves times factor. */
@@ -81,29 +83,31 @@ static void load_scales(const struct tkv_kernels *kn, const uint8_t *halves, flo
         floats[t] *= factor;
 }
 
-/* What a sign bit stands for; a table like any other. */
-static const float sign_lut[16] = {-1, 1};
-
 void tkv_key_tile(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *block,
                   float *tile)
 {
-    const size_t half = tkv_half_dim(c);
     const uint8_t *from = block;
-    float scales[TKV_BLOCK_TOKENS];
+    float scales[TKV_BLOCK_TOKENS], mean[TKV_MAX_HEAD_DIM];
 
     if (!c->codec->rotated) {
         tkv_to_f32(kn, tile, block, TKV_F16, (size_t)c->dim * TKV_BLOCK_TOKENS);
         return;
     }
-    load_scales(kn, from + scales_at(c), 1, scales);
-    kn->expand_tile(tile, from, half, tkv_half_bits(c, 0), c->lut[0], scales);
-    kn->expand_tile(tile + half * TKV_BLOCK_TOKENS, from + tkv_k_half_bytes(c, 0), half,
-                    tkv_half_bits(c, 1), c->lut[1], scales);
-    if (!c->codec->qjl)
+    for (uint32_t i = 0; i < tkv_k_sections(c); i++) {
+        const struct tkv_codes codes = tkv_key_codes(c, i, block);
+
+        if (i < c->n_sections)
+            load_scales(kn, from + tkv_k_scales_at(c), 1, scales);
+        else
+            load_scales(kn, from + tkv_k_residuals_at(c), c->sketch_scale, scales);
+        kn->key_tile(tile + (size_t)c->section[i].first * TKV_BLOCK_TOKENS, &codes,
+                     c->section[i].lut, scales);
+    }
+    if (!tkv_load_mean(c, kn, TKV_KEYS, from + tkv_k_mean_at(c), mean))
         return;
-    load_scales(kn, from + residuals_at(c), c->sketch_scale, scales);
-    kn->expand_tile(tile + 2 * half * TKV_BLOCK_TOKENS, from + sketch_at(c), c->dim, 1, sign_lut,
-                    scales);
+    for (uint32_t j = 0; j < c->dim; j++)
+        for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++)
+            tile[j * (size_t)TKV_BLOCK_TOKENS + t] += mean[j];
 }
 
 void tkv_code_query(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *q,
@@ -125,7 +129,8 @@ static void add_sketch(const struct tkv_coder *c, const struct tkv_kernels *kn,
 {
     float r[TKV_MAX_HEAD_DIM];
 
-    kn->lookup(r, v->signs, c->dim, sign_lut, tkv_f16_to_f32(v->residual) * c->sketch_scale);
+    kn->lookup(r, v->signs, c->dim, c->section[c->n_sections].lut,
+               tkv_f16_to_f32(v->residual) * c->sketch_scale);
     tkv_unrotate(&c->sketch, kn, r);
     for (uint32_t j = 0; j < c->dim; j++)
         x[j] += r[j];
@@ -134,9 +139,8 @@ static void add_sketch(const struct tkv_coder *c, const struct tkv_kernels *kn,
 void tkv_decode_key(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *block,
                     size_t t, float *x)
 {
-    const uint32_t half = tkv_half_dim(c);
+    float mean[TKV_MAX_HEAD_DIM];
     struct tkv_coded v;
-    float scale;
 
     if (!c->codec->rotated) {
         for (uint32_t j = 0; j < c->dim; j++)
@@ -144,11 +148,16 @@ void tkv_decode_key(const struct tkv_coder *c, const struct tkv_kernels *kn, con
         return;
     }
     get_token(c, block, t, &v);
-    scale = tkv_f16_to_f32(v.scale);
-    kn->lookup(x, v.codes, half, c->lut[0], scale);
-    kn->lookup(x + half, v.codes + half, half, c->lut[1], scale);
+    for (uint32_t i = 0; i < c->n_sections; i++) {
+        const struct tkv_section *s = &c->section[i];
+
+        kn->lookup(x + s->first, v.codes + s->first, s->n, s->lut, tkv_f16_to_f32(v.scale));
+    }
     if (c->codec->qjl)
         add_sketch(c, kn, &v, x);
+    if (tkv_load_mean(c, kn, TKV_KEYS, (const uint8_t *)block + tkv_k_mean_at(c), mean))
+        for (uint32_t j = 0; j < c->dim; j++)
+            x[j] += mean[j];
     tkv_unrotate(&c->rotation, kn, x);
 }
 

@@ -17,23 +17,20 @@ struct tkv_coded {
     uint8_t signs[TKV_MAX_HEAD_DIM]; /* qjl: 1 where the sketched residual is >= 0 */
 };
 
-/* *out = the codes of x[dim], for a rotated codec. */
+/* Which scale the best codecs store. */
+enum tkv_scale_rule { TKV_SCALE_LENGTH, TKV_SCALE_LEAST_SQUARES };
+
+/* *out = the codes of x[dim], for a rotated codec. mean[dim] is in the rotated domain, or NULL. */
 void tkv_code_vector(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
-                     struct tkv_coded *out);
+                     const float *mean, enum tkv_scale_rule rule, struct tkv_coded *out);
+
+/* m[dim] = a coded mean in the rotated domain; returns m, or NULL if it is zero or the
+ * codec has none. */
+const float *tkv_load_mean(const struct tkv_coder *c, const struct tkv_kernels *kn,
+                           enum tkv_side side, const void *mean, float *m);
 
 /* dst[dim] = src as halves, finite ones saturated at 65504: what f16 stores. */
 void tkv_saturate(const struct tkv_kernels *kn, uint16_t *dst, const float *src, size_t dim);
-
-/* Coordinates of half h (0, 1), and their code width. */
-static inline uint32_t tkv_half_dim(const struct tkv_coder *c)
-{
-    return c->dim / 2;
-}
-
-static inline unsigned tkv_half_bits(const struct tkv_coder *c, int h)
-{
-    return h ? c->codec->bits_second : c->codec->bits_first;
-}
 
 /* Halves in a block, which may lie at any address. */
 static inline uint16_t tkv_load_half(const uint8_t *halves, size_t i)
@@ -49,38 +46,60 @@ static inline void tkv_store_half(uint8_t *halves, size_t i, uint16_t h)
     memcpy(halves + 2 * i, &h, sizeof(h));
 }
 
-/* Bytes of the rows of a key block: codes of half 0, of half 1, then the sketch. */
-static inline size_t tkv_k_half_bytes(const struct tkv_coder *c, int h)
-{
-    return tkv_half_dim(c) * tkv_pack_bytes(TKV_BLOCK_TOKENS, tkv_half_bits(c, h));
-}
-
-static inline size_t tkv_k_codes_bytes(const struct tkv_coder *c)
-{
-    return tkv_k_half_bytes(c, 0) + tkv_k_half_bytes(c, 1);
-}
-
-static inline size_t tkv_k_sketch_bytes(const struct tkv_coder *c)
-{
-    return c->codec->qjl ? c->dim * tkv_pack_bytes(TKV_BLOCK_TOKENS, 1) : 0;
-}
-
-/* A value row: the planes of each half, over its coordinates padded to a multiple of 8. */
-static inline size_t tkv_v_half_codes(const struct tkv_coder *c)
-{
-    return tkv_align(tkv_half_dim(c), 8);
-}
-
-static inline size_t tkv_v_half_bytes(const struct tkv_coder *c, int h)
-{
-    return tkv_pack_bytes(tkv_v_half_codes(c), tkv_half_bits(c, h));
-}
-
-static inline size_t tkv_v_row_bytes(const struct tkv_coder *c)
-{
-    return tkv_v_half_bytes(c, 0) + tkv_v_half_bytes(c, 1);
-}
-
 enum { TKV_HALVES_BYTES = TKV_BLOCK_TOKENS * 2 };
+
+/*
+ *   offsets in a key block                      in a value block
+ *   codes            2 * k_pair_bytes           64 halves           scales
+ *   scales           64 halves                  mean_bytes          mean
+ *   residual norms   qjl: 64 halves             the sections        codes
+ *   mean             mean_bytes
+ */
+static inline size_t tkv_k_scales_at(const struct tkv_coder *c)
+{
+    return 2 * c->k_pair_bytes;
+}
+
+static inline size_t tkv_k_residuals_at(const struct tkv_coder *c)
+{
+    return tkv_k_scales_at(c) + TKV_HALVES_BYTES;
+}
+
+static inline size_t tkv_k_mean_at(const struct tkv_coder *c)
+{
+    return c->k_block_bytes - c->mean_bytes[TKV_KEYS];
+}
+
+static inline size_t tkv_v_mean_at(void)
+{
+    return TKV_HALVES_BYTES;
+}
+
+/* Sections of keys: with qjl, the sketch is the last. */
+static inline uint32_t tkv_k_sections(const struct tkv_coder *c)
+{
+    return c->n_sections + (c->codec->qjl ? 1u : 0u);
+}
+
+static inline struct tkv_codes tkv_key_codes(const struct tkv_coder *c, uint32_t section,
+                                             const void *block)
+{
+    const struct tkv_section *s = &c->section[section];
+
+    return (struct tkv_codes){.bytes = (const uint8_t *)block + s->k_offset,
+                              .stride = c->k_pair_bytes,
+                              .n = s->n,
+                              .w = s->w,
+                              .level = s->level};
+}
+
+static inline struct tkv_codes tkv_value_codes(const struct tkv_coder *c, uint32_t section,
+                                               const void *block)
+{
+    const struct tkv_section *s = &c->section[section];
+
+    return (struct tkv_codes){
+        .bytes = (const uint8_t *)block + s->v_offset, .n = s->n, .w = s->w, .level = s->level};
+}
 
 #endif /* TKV_CORE_CODEC_PRIV_H */

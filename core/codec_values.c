@@ -1,84 +1,79 @@
-/* Value blocks: one row of coordinates for each token, so that a weighted sum streams rows. */
+/* Value blocks: coordinates across the lanes, four tokens in a word. */
 #include "core/codec_priv.h"
 
-/* Codes of one half of a row at most, padding included. */
-enum { ROW_CODES = TKV_MAX_HEAD_DIM / 2 };
-
-static size_t scales_at(const struct tkv_coder *c)
+/* Place t of a block that is still zero there. */
+static void put_token(const struct tkv_coder *c, uint8_t *block, size_t t,
+                      const struct tkv_coded *v)
 {
-    return TKV_BLOCK_TOKENS * tkv_v_row_bytes(c);
-}
+    for (uint32_t i = 0; i < c->n_sections; i++) {
+        const struct tkv_section *s = &c->section[i];
 
-static void put_row(const struct tkv_coder *c, uint8_t *row, const uint8_t *codes)
-{
-    const uint32_t half = tkv_half_dim(c);
-    uint8_t padded[ROW_CODES] = {0};
-
-    for (int h = 0; h < 2; h++) {
-        memcpy(padded, codes + (uint32_t)h * half, half);
-        tkv_pack(row, padded, tkv_v_half_codes(c), tkv_half_bits(c, h));
-        row += tkv_v_half_bytes(c, h);
+        tkv_value_put(block + s->v_offset, s->n, s->w, t, v->codes + s->first);
     }
+    tkv_store_half(block, t, v->scale);
 }
 
-/* dst = the centroids of half h of a row, without its padding, times scale. */
-static void load_half(const struct tkv_coder *c, const struct tkv_kernels *kn, const uint8_t *codes,
-                      int h, float scale, float *dst)
+static void get_token(const struct tkv_coder *c, const uint8_t *block, size_t t,
+                      struct tkv_coded *v)
 {
-    const size_t n = tkv_v_half_codes(c);
-    float padded[ROW_CODES];
+    for (uint32_t i = 0; i < c->n_sections; i++) {
+        const struct tkv_section *s = &c->section[i];
 
-    if (n == tkv_half_dim(c)) {
-        kn->expand(dst, codes, n, tkv_half_bits(c, h), c->lut[h], scale);
-        return;
+        tkv_value_get(v->codes + s->first, block + s->v_offset, s->n, s->w, t);
     }
-    kn->expand(padded, codes, n, tkv_half_bits(c, h), c->lut[h], scale);
-    memcpy(dst, padded, tkv_half_dim(c) * sizeof(*dst));
+    v->scale = tkv_load_half(block, t);
 }
 
-/* x[dim] = row t of a block, in the rotated domain. */
-static void load_row(const struct tkv_coder *c, const struct tkv_kernels *kn, const uint8_t *block,
-                     size_t t, float scale, float *x)
+void tkv_put_value_mean(const struct tkv_coder *c, void *block, const void *mean)
 {
-    const uint8_t *row = block + t * tkv_v_row_bytes(c);
-
-    load_half(c, kn, row, 0, scale, x);
-    load_half(c, kn, row + tkv_v_half_bytes(c, 0), 1, scale, x + tkv_half_dim(c));
+    if (c->mean_bytes[TKV_VALUES])
+        memcpy((uint8_t *)block + tkv_v_mean_at(), mean, c->mean_bytes[TKV_VALUES]);
 }
 
-void tkv_encode_values(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
-                       size_t n, void *block)
+void tkv_encode_values(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *mean,
+                       const float *x, size_t n, void *block)
 {
-    uint8_t *to = block;
+    float rotated[TKV_MAX_HEAD_DIM];
     uint16_t row[TKV_MAX_HEAD_DIM];
+    const float *m;
     struct tkv_coded v;
 
     memset(block, 0, c->v_block_bytes);
-    for (size_t t = 0; t < n; t++) {
-        if (c->codec->rotated) {
-            tkv_code_vector(c, kn, x + t * c->dim, &v);
-            put_row(c, to + t * tkv_v_row_bytes(c), v.codes);
-            tkv_store_half(to + scales_at(c), t, v.scale);
-            continue;
-        }
+    for (size_t t = 0; !c->codec->rotated && t < n; t++) {
         tkv_saturate(kn, row, x + t * c->dim, c->dim);
-        memcpy(to + t * c->dim * sizeof(*row), row, c->dim * sizeof(*row));
+        memcpy((uint8_t *)block + t * c->dim * sizeof(*row), row, c->dim * sizeof(*row));
     }
+    if (!c->codec->rotated)
+        return;
+    m = tkv_load_mean(c, kn, TKV_VALUES, mean, rotated);
+    for (size_t t = 0; t < n; t++) {
+        tkv_code_vector(c, kn, x + t * c->dim, m, TKV_SCALE_LEAST_SQUARES, &v);
+        put_token(c, block, t, &v);
+    }
+    tkv_put_value_mean(c, block, mean);
 }
 
 void tkv_value_rows(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *block,
                     size_t n, float *rows)
 {
     const uint8_t *from = block;
-    float scales[TKV_BLOCK_TOKENS];
+    float scales[TKV_BLOCK_TOKENS], mean[TKV_MAX_HEAD_DIM];
 
     if (!c->codec->rotated) {
         tkv_to_f32(kn, rows, block, TKV_F16, n * c->dim);
         return;
     }
-    tkv_to_f32(kn, scales, from + scales_at(c), TKV_F16, n);
+    tkv_to_f32(kn, scales, from, TKV_F16, TKV_BLOCK_TOKENS);
+    for (uint32_t i = 0; i < c->n_sections; i++) {
+        const struct tkv_codes codes = tkv_value_codes(c, i, block);
+
+        kn->value_rows(rows + c->section[i].first, c->dim, &codes, n, c->section[i].lut, scales);
+    }
+    if (!tkv_load_mean(c, kn, TKV_VALUES, from + tkv_v_mean_at(), mean))
+        return;
     for (size_t t = 0; t < n; t++)
-        load_row(c, kn, from, t, scales[t], rows + t * c->dim);
+        for (uint32_t j = 0; j < c->dim; j++)
+            rows[t * c->dim + j] += mean[j];
 }
 
 void tkv_uncode_value(const struct tkv_coder *c, const struct tkv_kernels *kn, float *acc)
@@ -91,22 +86,34 @@ void tkv_decode_value(const struct tkv_coder *c, const struct tkv_kernels *kn, c
                       size_t t, float *x)
 {
     const uint8_t *from = block;
+    float mean[TKV_MAX_HEAD_DIM];
+    struct tkv_coded v;
 
     if (!c->codec->rotated) {
         tkv_to_f32(kn, x, from + t * c->dim * 2, TKV_F16, c->dim);
         return;
     }
-    load_row(c, kn, from, t, tkv_f16_to_f32(tkv_load_half(from + scales_at(c), t)), x);
+    get_token(c, from, t, &v);
+    for (uint32_t i = 0; i < c->n_sections; i++) {
+        const struct tkv_section *s = &c->section[i];
+
+        kn->lookup(x + s->first, v.codes + s->first, s->n, s->lut, tkv_f16_to_f32(v.scale));
+    }
+    if (tkv_load_mean(c, kn, TKV_VALUES, from + tkv_v_mean_at(), mean))
+        for (uint32_t j = 0; j < c->dim; j++)
+            x[j] += mean[j];
     tkv_unrotate(&c->rotation, kn, x);
 }
 
 void tkv_copy_value(const struct tkv_coder *c, void *dst, size_t to, const void *src, size_t from)
 {
-    const size_t row_bytes = c->codec->rotated ? tkv_v_row_bytes(c) : c->dim * sizeof(uint16_t);
-    uint8_t *out = dst;
-    const uint8_t *in = src;
+    const size_t row_bytes = c->dim * sizeof(uint16_t);
+    struct tkv_coded v;
 
-    memcpy(out + to * row_bytes, in + from * row_bytes, row_bytes);
-    if (c->codec->rotated)
-        tkv_store_half(out + scales_at(c), to, tkv_load_half(in + scales_at(c), from));
+    if (c->codec->rotated) {
+        get_token(c, src, from, &v);
+        put_token(c, dst, to, &v);
+        return;
+    }
+    memcpy((uint8_t *)dst + to * row_bytes, (const uint8_t *)src + from * row_bytes, row_bytes);
 }

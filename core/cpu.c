@@ -10,6 +10,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 /* Oldest first: kernels of a later set replace those of an earlier one. */
@@ -17,9 +20,8 @@ static const struct {
     const char *name;
     unsigned flag;
 } names[] = {
-    {"avx2", TKV_CPU_AVX2},
-    {"avx512", TKV_CPU_AVX512},
-    {"neon", TKV_CPU_NEON},
+    {"avx2", TKV_CPU_AVX2}, {"avx512", TKV_CPU_AVX512},   {"avx512vnni", TKV_CPU_VNNI},
+    {"neon", TKV_CPU_NEON}, {"dotprod", TKV_CPU_DOTPROD},
 };
 
 enum { N_NAMES = sizeof(names) / sizeof(names[0]) };
@@ -43,13 +45,16 @@ static unsigned detect(void)
     if (flags && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         flags |= TKV_CPU_AVX512;
+    if ((flags & TKV_CPU_AVX512) && __builtin_cpu_supports("avx512vnni") &&
+        __builtin_cpu_supports("avx512vbmi"))
+        flags |= TKV_CPU_VNNI;
     return flags;
 }
 #elif defined(__aarch64__)
-/* NEON with half conversions is part of the base architecture. */
+/* NEON with half conversions is part of the base architecture; the kernel says what else. */
 static unsigned detect(void)
 {
-    return TKV_CPU_NEON;
+    return TKV_CPU_NEON | (getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? TKV_CPU_DOTPROD : 0);
 }
 #else
 static unsigned detect(void)

@@ -12,9 +12,17 @@ void tkv_kernels_init(struct tkv_kernels *k, unsigned cpu)
         *k = TKV_KERNELS(avx2);
     if (cpu & TKV_CPU_AVX512)
         *k = TKV_KERNELS(avx512);
+    if ((cpu & TKV_CPU_AVX512) && (cpu & TKV_CPU_VNNI)) {
+        k->code_dots = tkv_code_dots_vnni;
+        k->code_sums = tkv_code_sums_vnni;
+    }
 #elif defined(__aarch64__)
     if (cpu & TKV_CPU_NEON)
         *k = TKV_KERNELS(neon);
+    if ((cpu & TKV_CPU_NEON) && (cpu & TKV_CPU_DOTPROD)) {
+        k->code_dots = tkv_code_dots_dotprod;
+        k->code_sums = tkv_code_sums_dotprod;
+    }
 #else
     (void)cpu;
 #endif

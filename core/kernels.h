@@ -8,11 +8,32 @@
  *
  * A tile is what attention works on: TKV_BLOCK_TOKENS tokens across the lanes,
  * one row of 64 floats per coordinate, so that logits need no sum across lanes.
+ * With few queries attention works on the codes themselves instead, in integers: code_dots,
+ * scale_dots, weigh, code_sums. How codes lie is drawn in core/pack.h.
  */
 #ifndef TKV_CORE_KERNELS_H
 #define TKV_CORE_KERNELS_H
 
 #include "core/types.h"
+
+/* Codes of a section of a block: n coordinates of w bits. Keys have their second 32 tokens
+ * `stride` bytes after the first. */
+struct tkv_codes {
+    const uint8_t *bytes;
+    size_t stride;
+    size_t n;
+    unsigned w;
+    const int8_t *level; /* [16] what a code stands for, -63..63; entries that no code has are 0 */
+};
+
+/* Queries as integers, 128 * high + low: of query r, bytes[r * stride ..] are the high parts,
+ * padded to whole units of codes, and those from `low` on the low ones. Both -127..127. */
+struct tkv_code_queries {
+    const int8_t *bytes;
+    size_t stride, low;
+    const int32_t (*sums)[2]; /* [n] of high and of low: spares some variants their own */
+    size_t n;
+};
 
 struct tkv_kernels {
     /* In-place Walsh-Hadamard transform of x[n], unnormalised; n is a power of
@@ -30,24 +51,29 @@ struct tkv_kernels {
     void (*f16_to_f32)(float *dst, const uint16_t *src, size_t n);
     void (*f32_to_f16)(uint16_t *dst, const float *src, size_t n);
 
-    /* codes[i] = how many of the ascending edge[n_edges] are <= x[i] * scale, n_edges <= 15: the
-     * index of the cell of a quantiser. Not for NaN. Exact. */
-    void (*quantise)(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned n_edges,
+    /*
+     * codes[i] = the cell of x[i] * scale among 2^w, w = 1..4: edge[16] is a search tree, its
+     * root 1, below node k the nodes 2k and 2k + 1; a value goes to the second if it
+     * is not below the node's edge. Not for NaN. Exact.
+     */
+    void (*quantise)(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
                      float scale);
+
+    /* The same, and how well the levels of the codes fit: fit[0] = sum of x[i] * level[code i],
+     * fit[1] = sum of level^2, in the order of norm2. Exact. */
+    void (*fit)(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
+                float scale, const float *level, float *fit);
 
     /* dst[i] = lut[codes[i]] * scale for n one-byte codes below 16 and lut[16]. Exact. */
     void (*lookup)(float *dst, const uint8_t *codes, size_t n, const float *lut, float scale);
 
-    /*
-     * The same for n codes of w = 1..4 bits packed in planes (core/pack.h), n a multiple
-     * of 8: dst[j] = lut[code j] * scale. Exact.
-     */
-    void (*expand)(float *dst, const uint8_t *planes, size_t n, unsigned w, const float *lut,
-                   float scale);
+    /* tile[i][t] = lut[code of coordinate i of token t] * scale[t], of a section of keys. Exact. */
+    void (*key_tile)(float *tile, const struct tkv_codes *codes, const float *lut,
+                     const float *scale);
 
-    /* tile[r][t] = lut[code t of row r] * scale[t] for n_rows packed rows of 64 codes. Exact. */
-    void (*expand_tile)(float *tile, const uint8_t *rows, size_t n_rows, unsigned w,
-                        const float *lut, const float *scale);
+    /* rows[t][i] = the same of a section of values, for t < n_tokens, rows `stride` apart. */
+    void (*value_rows)(float *rows, size_t stride, const struct tkv_codes *codes, size_t n_tokens,
+                       const float *lut, const float *scale);
 
     /*
      * Logits of a tile: out[r][t] = sum over i of q[r][i] * tile[i][t], for
@@ -70,6 +96,34 @@ struct tkv_kernels {
      * 1e-37 may be 0), (4e-7 + n * FLT_EPSILON) * sum for the sum.
      */
     float (*exp_sum)(float *x, size_t n, float max);
+
+    /* dots[r][t] += sum over i of q[r][i] * level[code i of token t], for all queries and 64
+     * tokens; the sums fit 32 bits. Exact. */
+    void (*code_dots)(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *keys,
+                      const struct tkv_code_queries *q);
+
+    /* x[t] = dots[t] * (scale[t] * factor) + offset for 64 tokens, which must not overflow;
+     * returns the largest of them. Exact. */
+    float (*scale_dots)(float *x, const int32_t *dots, const float *scale, float factor,
+                        float offset);
+
+    /*
+     * x[64] become softmax weights: e = exp(x - max) as in exp_sum, and weights w = e * scale[t]
+     * as integers 128 * high[t] + low[t], both 0..127, in units of the returned
+     * number, the largest w / 16383. *sum = the sum of e. scale >= 0, finite. Close: *sum as
+     * exp_sum, and every weight within 1.001 units + 5e-7 of the largest of w; if that is under 1e-30, all are 0.
+     */
+    float (*weigh)(uint8_t *high, uint8_t *low, const float *x, float max, const float *scale,
+                   float *sum);
+
+    /*
+     * acc[r][i] += unit[r] * sum over t < n_tokens of weight[r][t] * level[code i of token t],
+     * for a section of values; weights are [n_rows][2][64], high parts and low; those from
+     * n_tokens on are 0. The sum is one integer, rounded once. acc rows `stride` apart. Exact.
+     */
+    void (*code_sums)(float *acc, size_t stride, const struct tkv_codes *values,
+                      const uint8_t (*weights)[2][TKV_BLOCK_TOKENS], const float *unit,
+                      size_t n_rows, size_t n_tokens);
 };
 
 /* Fill *k with the best variants that `cpu` (tkv_cpu_flags) allows; 0 gives the reference. */

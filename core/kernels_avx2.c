@@ -7,6 +7,12 @@
 #define ISA       avx2
 #define LANES     8
 #define GEMM_VECS 2 /* 8 sums, 2 columns and a weight of 16 registers */
+#define BIAS      64
+#define PERIODIC  0
+#define SLICES_1  4
+#define SLICES_2  2
+#define SLICES_4  1
+#define FIELDS_4  1
 
 typedef __m256 vec;
 typedef __m256i vec_int;
@@ -58,6 +64,40 @@ static inline vec lookup_vec(const struct table *t, __m256i index)
 
     return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t->low, index),
                             _mm256_permutevar8x32_ps(t->high, index), choose);
+}
+
+static inline vec larger(vec a, vec b)
+{
+    return _mm256_max_ps(a, b);
+}
+
+struct levels {
+    __m256i entry; /* 16 bytes, twice */
+};
+
+static inline struct levels load_levels(const int8_t *level, unsigned w, int bias)
+{
+    const __m128i table = _mm_loadu_si128((const __m128i_u *)level);
+
+    (void)w;
+    return (struct levels){
+        _mm256_broadcastsi128_si256(_mm_add_epi8(table, _mm_set1_epi8((char)bias)))};
+}
+
+typedef uint32_t words __attribute__((vector_size(32)));
+typedef int32_t sums __attribute__((vector_size(32)));
+
+static inline words lookup_levels(const struct levels *t, words bytes)
+{
+    return (words)_mm256_shuffle_epi8(t->entry, (__m256i)bytes);
+}
+
+/* Pairs of products fit 16 bits: 127 * 127 * 2. */
+static inline sums dot4(sums sum, words a, words b)
+{
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)a, (__m256i)b);
+
+    return sum + (sums)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
 #include "core/kernels_simd.h"

@@ -8,6 +8,12 @@
 #define ISA       avx512
 #define LANES     16
 #define GEMM_VECS 4
+#define BIAS      64
+#define PERIODIC  0
+#define SLICES_1  4
+#define SLICES_2  2
+#define SLICES_4  2
+#define FIELDS_4  2
 
 typedef __m512 vec;
 typedef __m512i vec_int;
@@ -46,18 +52,42 @@ static inline __m512i widen(const uint8_t *bytes)
     return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i_u *)bytes));
 }
 
-static inline __m512i pairs_of_8(const uint8_t *bytes)
-{
-    const __m512i shift = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-    long long word;
-
-    memcpy(&word, bytes, sizeof(word));
-    return _mm512_srlv_epi32(_mm512_cvtepu8_epi32(_mm_set1_epi64x(word)), shift);
-}
-
 static inline vec lookup_vec(const struct table *t, __m512i index)
 {
     return _mm512_permutexvar_ps(index, t->entry);
+}
+
+static inline vec larger(vec a, vec b)
+{
+    return _mm512_max_ps(a, b);
+}
+
+struct levels {
+    __m512i entry; /* 16 bytes, four times */
+};
+
+static inline struct levels load_levels(const int8_t *level, unsigned w, int bias)
+{
+    const __m128i table = _mm_loadu_si128((const __m128i_u *)level);
+
+    (void)w;
+    return (struct levels){_mm512_broadcast_i32x4(_mm_add_epi8(table, _mm_set1_epi8((char)bias)))};
+}
+
+typedef uint32_t words __attribute__((vector_size(64)));
+typedef int32_t sums __attribute__((vector_size(64)));
+
+static inline words lookup_levels(const struct levels *t, words bytes)
+{
+    return (words)_mm512_shuffle_epi8(t->entry, (__m512i)bytes);
+}
+
+/* Pairs of products fit 16 bits: 127 * 127 * 2. */
+static inline sums dot4(sums sum, words a, words b)
+{
+    const __m512i pairs = _mm512_maddubs_epi16((__m512i)a, (__m512i)b);
+
+    return sum + (sums)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 }
 
 #include "core/kernels_simd.h"

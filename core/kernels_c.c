@@ -7,6 +7,7 @@
 
 #include "core/half.h"
 #include "core/kernels_priv.h"
+#include "core/pack.h"
 
 /*
  * Stage h = 1, 2, 4, ... replaces each pair (a, b) = (x[j], x[j + h]) by
@@ -56,17 +57,36 @@ void tkv_f32_to_f16_c(uint16_t *dst, const float *src, size_t n)
         dst[i] = tkv_f32_to_f16(src[i]);
 }
 
-void tkv_quantise_c(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned n_edges,
+static uint8_t cell(float t, const float *edge, unsigned w)
+{
+    unsigned node = 1;
+
+    for (unsigned level = 0; level < w; level++)
+        node = 2 * node + (edge[node] <= t);
+    return (uint8_t)(node - (1u << w));
+}
+
+void tkv_quantise_c(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
                     float scale)
 {
-    for (size_t i = 0; i < n; i++) {
-        const float t = x[i] * scale;
-        unsigned code = 0;
+    for (size_t i = 0; i < n; i++)
+        codes[i] = cell(x[i] * scale, edge, w);
+}
 
-        for (unsigned e = 0; e < n_edges; e++)
-            code += edge[e] <= t;
-        codes[i] = (uint8_t)code;
+void tkv_fit_c(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w, float scale,
+               const float *level, float *fit)
+{
+    float product[16] = {0}, square[16] = {0};
+
+    tkv_quantise_c(codes, x, n, edge, w, scale);
+    for (size_t i = 0; i < n; i++) {
+        const float v = level[codes[i]];
+
+        product[i % 16] += x[i] * v;
+        square[i % 16] += v * v;
     }
+    fit[0] = tkv_fold16(product);
+    fit[1] = tkv_fold16(square);
 }
 
 void tkv_lookup_c(float *dst, const uint8_t *codes, size_t n, const float *lut, float scale)
@@ -75,46 +95,35 @@ void tkv_lookup_c(float *dst, const uint8_t *codes, size_t n, const float *lut, 
         dst[i] = lut[codes[i]] * scale;
 }
 
-/*
- * In runs of n / 8 codes, run r of a plane of b-bit fields is bytes (r % b) * n / 8
- * and on, shifted by b * (r / b): the layout of core/pack.h, read in order of codes.
- */
-static unsigned field(const uint8_t *plane, unsigned b, size_t run_length, unsigned r, size_t i)
+/* The codes of token t, t < 64. */
+static void get_key(uint8_t *codes, const struct tkv_codes *keys, size_t t)
 {
-    return (unsigned)plane[r % b * run_length + i] >> (b * (r / b)) & ((1u << b) - 1);
+    tkv_key_get(codes, keys->bytes + t / TKV_PAIR_TOKENS * keys->stride, keys->n, keys->w,
+                t % TKV_PAIR_TOKENS);
 }
 
-/* scale[n_scales]: one for each code, or one for all. */
-static void expand(float *dst, const uint8_t *planes, size_t n, unsigned w, const float *lut,
-                   const float *scale, size_t n_scales)
+void tkv_key_tile_c(float *tile, const struct tkv_codes *codes, const float *lut,
+                    const float *scale)
 {
-    const size_t length = n / 8;
-    const unsigned b = w == 3 ? 2 : w;
+    uint8_t code[TKV_MAX_HEAD_DIM];
 
-    for (unsigned r = 0; r < 8; r++) {
-        for (size_t i = 0; i < length; i++) {
-            const size_t j = r * length + i;
-            unsigned code = field(planes, b, length, r, i);
-
-            if (w == 3)
-                code |= field(planes + 2 * length, 1, length, r, i) << 2;
-            dst[j] = lut[code] * scale[n_scales == 1 ? 0 : j];
-        }
+    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
+        get_key(code, codes, t);
+        for (size_t i = 0; i < codes->n; i++)
+            tile[i * TKV_BLOCK_TOKENS + t] = lut[code[i]] * scale[t];
     }
 }
 
-void tkv_expand_c(float *dst, const uint8_t *planes, size_t n, unsigned w, const float *lut,
-                  float scale)
+void tkv_value_rows_c(float *rows, size_t stride, const struct tkv_codes *codes, size_t n_tokens,
+                      const float *lut, const float *scale)
 {
-    expand(dst, planes, n, w, lut, &scale, 1);
-}
+    uint8_t code[TKV_MAX_HEAD_DIM];
 
-void tkv_expand_tile_c(float *tile, const uint8_t *rows, size_t n_rows, unsigned w,
-                       const float *lut, const float *scale)
-{
-    for (size_t r = 0; r < n_rows; r++)
-        expand(tile + r * TKV_BLOCK_TOKENS, rows + r * (TKV_BLOCK_TOKENS / 8 * w), TKV_BLOCK_TOKENS,
-               w, lut, scale, TKV_BLOCK_TOKENS);
+    for (size_t t = 0; t < n_tokens; t++) {
+        tkv_value_get(code, codes->bytes, codes->n, codes->w, t);
+        for (size_t i = 0; i < codes->n; i++)
+            rows[t * stride + i] = lut[code[i]] * scale[t];
+    }
 }
 
 void tkv_logits_c(float *out, const float *q, size_t n_rows, const float *tile, size_t dim)
@@ -147,4 +156,75 @@ float tkv_exp_sum_c(float *x, size_t n, float max)
         sum += x[i];
     }
     return sum;
+}
+
+void tkv_code_dots_c(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *keys,
+                     const struct tkv_code_queries *q)
+{
+    uint8_t code[TKV_MAX_HEAD_DIM];
+
+    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
+        get_key(code, keys, t);
+        for (size_t r = 0; r < q->n; r++) {
+            const int8_t *high = q->bytes + r * q->stride, *low = high + q->low;
+
+            for (size_t i = 0; i < keys->n; i++)
+                dots[r][t] += (128 * high[i] + low[i]) * keys->level[code[i]];
+        }
+    }
+}
+
+float tkv_scale_dots_c(float *x, const int32_t *dots, const float *scale, float factor,
+                       float offset)
+{
+    float max = -INFINITY;
+
+    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
+        x[t] = (float)dots[t] * (scale[t] * factor) + offset;
+        max = x[t] > max ? x[t] : max;
+    }
+    return max;
+}
+
+float tkv_weigh_c(uint8_t *high, uint8_t *low, const float *x, float max, const float *scale,
+                  float *sum)
+{
+    float w[TKV_BLOCK_TOKENS];
+    float largest = 0, inverse;
+
+    *sum = 0;
+    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
+        const float e = expf(x[t] - max);
+
+        *sum += e;
+        w[t] = e * scale[t];
+        largest = w[t] > largest ? w[t] : largest;
+    }
+    inverse = largest >= TKV_LEAST_WEIGHT ? TKV_WEIGHT_UNITS / largest : 0;
+    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
+        const int units = (int)(w[t] * inverse + 0.5f);
+
+        high[t] = (uint8_t)(units >> 7);
+        low[t] = (uint8_t)(units & 127);
+    }
+    return largest * (1 / TKV_WEIGHT_UNITS);
+}
+
+void tkv_code_sums_c(float *acc, size_t stride, const struct tkv_codes *values,
+                     const uint8_t (*weights)[2][TKV_BLOCK_TOKENS], const float *unit,
+                     size_t n_rows, size_t n_tokens)
+{
+    int32_t sum[TKV_MAX_HEAD_DIM];
+    uint8_t code[TKV_MAX_HEAD_DIM];
+
+    for (size_t r = 0; r < n_rows; r++) {
+        memset(sum, 0, sizeof(sum));
+        for (size_t t = 0; t < n_tokens; t++) {
+            tkv_value_get(code, values->bytes, values->n, values->w, t);
+            for (size_t i = 0; i < values->n; i++)
+                sum[i] += (128 * weights[r][0][t] + weights[r][1][t]) * values->level[code[i]];
+        }
+        for (size_t i = 0; i < values->n; i++)
+            acc[r * stride + i] += unit[r] * (float)sum[i];
+    }
 }

@@ -5,30 +5,13 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "core/neon_codes.h"
+
 #define ISA       neon
-#define LANES     4
 #define GEMM_VECS 4
 
 typedef float32x4_t vec;
 typedef uint32x4_t vec_int;
-
-static inline vec load_part(const float *p, size_t n)
-{
-    float x[4] = {0};
-
-    for (size_t i = 0; i < n; i++)
-        x[i] = p[i];
-    return vld1q_f32(x);
-}
-
-static inline void store_part(float *p, vec v, size_t n)
-{
-    float x[4];
-
-    vst1q_f32(x, v);
-    for (size_t i = 0; i < n; i++)
-        p[i] = x[i];
-}
 
 static inline vec fma_vec(vec a, vec b, vec c)
 {
@@ -63,6 +46,21 @@ static inline vec lookup_vec(const struct table *t, uint32x4_t index)
     const uint32x4_t bytes = vmlaq_n_u32(vdupq_n_u32(0x03020100u), index, 0x04040404u);
 
     return vreinterpretq_f32_u8(vqtbl4q_u8(t->bytes, vreinterpretq_u8_u32(bytes)));
+}
+
+static inline vec larger(vec a, vec b)
+{
+    return vmaxq_f32(a, b);
+}
+
+/* Without the dot product instructions: products of 16 bits, added up in two steps. */
+static inline int32x4_t dot4(int32x4_t sum, uint32x4_t a, uint32x4_t b)
+{
+    const int8x16_t x = vreinterpretq_s8_u32(a), y = vreinterpretq_s8_u32(b);
+    const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(x), vget_low_s8(y)));
+    const int32x4_t high = vpaddlq_s16(vmull_high_s8(x, y));
+
+    return vaddq_s32(sum, vpaddq_s32(low, high));
 }
 
 #include "core/kernels_simd.h"

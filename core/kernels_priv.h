@@ -7,41 +7,66 @@
 
 #include "core/kernels.h"
 
-/* Every instruction set has every kernel: the table has no holes and no mixtures. */
-#define TKV_DECLARE_KERNELS(isa)                                                            \
-    void tkv_fwht_##isa(float *x, size_t n);                                                \
-    float tkv_norm2_##isa(const float *x, size_t n);                                        \
-    float tkv_dot_##isa(const float *a, const float *b, size_t n);                          \
-    void tkv_f16_to_f32_##isa(float *dst, const uint16_t *src, size_t n);                   \
-    void tkv_f32_to_f16_##isa(uint16_t *dst, const float *src, size_t n);                   \
-    void tkv_quantise_##isa(uint8_t *codes, const float *x, size_t n, const float *edge,    \
-                            unsigned n_edges, float scale);                                 \
-    void tkv_lookup_##isa(float *dst, const uint8_t *codes, size_t n, const float *lut,     \
-                          float scale);                                                     \
-    void tkv_expand_##isa(float *dst, const uint8_t *planes, size_t n, unsigned w,          \
-                          const float *lut, float scale);                                   \
-    void tkv_expand_tile_##isa(float *tile, const uint8_t *rows, size_t n_rows, unsigned w, \
-                               const float *lut, const float *scale);                       \
-    void tkv_logits_##isa(float *out, const float *q, size_t n_rows, const float *tile,     \
-                          size_t dim);                                                      \
-    void tkv_accumulate_##isa(float *acc, const float *w, size_t n_rows, const float *rows, \
-                              size_t n_tokens, size_t dim);                                 \
-    float tkv_exp_sum_##isa(float *x, size_t n, float max)
+/* Every instruction set has every kernel: the table has no holes and no mixtures. But one that only
+ * adds better integer dot products has just what works on codes, over an older set. */
+#define TKV_DECLARE_CODE_KERNELS(isa)                                                         \
+    void tkv_code_dots_##isa(int32_t(*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *keys,  \
+                             const struct tkv_code_queries *q);                               \
+    void tkv_code_sums_##isa(float *acc, size_t stride, const struct tkv_codes *values,       \
+                             const uint8_t(*weights)[2][TKV_BLOCK_TOKENS], const float *unit, \
+                             size_t n_rows, size_t n_tokens)
+
+#define TKV_DECLARE_KERNELS(isa)                                                                \
+    void tkv_fwht_##isa(float *x, size_t n);                                                    \
+    float tkv_norm2_##isa(const float *x, size_t n);                                            \
+    float tkv_dot_##isa(const float *a, const float *b, size_t n);                              \
+    void tkv_f16_to_f32_##isa(float *dst, const uint16_t *src, size_t n);                       \
+    void tkv_f32_to_f16_##isa(uint16_t *dst, const float *src, size_t n);                       \
+    void tkv_quantise_##isa(uint8_t *codes, const float *x, size_t n, const float *edge,        \
+                            unsigned w, float scale);                                           \
+    void tkv_fit_##isa(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w, \
+                       float scale, const float *level, float *fit);                            \
+    void tkv_lookup_##isa(float *dst, const uint8_t *codes, size_t n, const float *lut,         \
+                          float scale);                                                         \
+    void tkv_key_tile_##isa(float *tile, const struct tkv_codes *codes, const float *lut,       \
+                            const float *scale);                                                \
+    void tkv_value_rows_##isa(float *rows, size_t stride, const struct tkv_codes *codes,        \
+                              size_t n_tokens, const float *lut, const float *scale);           \
+    void tkv_logits_##isa(float *out, const float *q, size_t n_rows, const float *tile,         \
+                          size_t dim);                                                          \
+    void tkv_accumulate_##isa(float *acc, const float *w, size_t n_rows, const float *rows,     \
+                              size_t n_tokens, size_t dim);                                     \
+    float tkv_exp_sum_##isa(float *x, size_t n, float max);                                     \
+    float tkv_scale_dots_##isa(float *x, const int32_t *dots, const float *scale, float factor, \
+                               float offset);                                                   \
+    float tkv_weigh_##isa(uint8_t *high, uint8_t *low, const float *x, float max,               \
+                          const float *scale, float *sum);                                      \
+    TKV_DECLARE_CODE_KERNELS(isa)
 
 TKV_DECLARE_KERNELS(c);
 TKV_DECLARE_KERNELS(avx2);
 TKV_DECLARE_KERNELS(avx512);
+TKV_DECLARE_CODE_KERNELS(vnni);
 TKV_DECLARE_KERNELS(neon);
+TKV_DECLARE_CODE_KERNELS(dotprod);
 
-#define TKV_KERNELS(isa)                                                                        \
-    (struct tkv_kernels)                                                                        \
-    {                                                                                           \
-        .fwht = tkv_fwht_##isa, .norm2 = tkv_norm2_##isa, .dot = tkv_dot_##isa,                 \
-        .f16_to_f32 = tkv_f16_to_f32_##isa, .f32_to_f16 = tkv_f32_to_f16_##isa,                 \
-        .quantise = tkv_quantise_##isa, .lookup = tkv_lookup_##isa, .expand = tkv_expand_##isa, \
-        .expand_tile = tkv_expand_tile_##isa, .logits = tkv_logits_##isa,                       \
-        .accumulate = tkv_accumulate_##isa, .exp_sum = tkv_exp_sum_##isa,                       \
+#define TKV_KERNELS(isa)                                                                  \
+    (struct tkv_kernels)                                                                  \
+    {                                                                                     \
+        .fwht = tkv_fwht_##isa, .norm2 = tkv_norm2_##isa, .dot = tkv_dot_##isa,           \
+        .f16_to_f32 = tkv_f16_to_f32_##isa, .f32_to_f16 = tkv_f32_to_f16_##isa,           \
+        .quantise = tkv_quantise_##isa, .fit = tkv_fit_##isa, .lookup = tkv_lookup_##isa, \
+        .key_tile = tkv_key_tile_##isa, .value_rows = tkv_value_rows_##isa,               \
+        .logits = tkv_logits_##isa, .accumulate = tkv_accumulate_##isa,                   \
+        .exp_sum = tkv_exp_sum_##isa, .code_dots = tkv_code_dots_##isa,                   \
+        .scale_dots = tkv_scale_dots_##isa, .weigh = tkv_weigh_##isa,                     \
+        .code_sums = tkv_code_sums_##isa,                                                 \
     }
+
+/* The largest weight of a block in its units: two parts of seven bits. */
+#define TKV_WEIGHT_UNITS 16383.0f
+/* Under this the largest weight, and with it the block, counts as nothing. */
+#define TKV_LEAST_WEIGHT 1e-30f
 
 /* Halves of s[16] folded onto halves: the fixed end of every norm2. */
 static inline float tkv_fold16(float *s)

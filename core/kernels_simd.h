@@ -2,16 +2,13 @@
  * The body of the SIMD kernels, written once with the compilers' vector types and
  * included by one file for each instruction set, which first defines
  *
- *   ISA          suffix of the kernel names: avx2, avx512, neon
- *   LANES        floats in a vector: 4, 8, 16
  *   GEMM_VECS    vectors of columns in the largest register block, beside 4 rows
  *   vec, fma_vec(a, b, c), load_part(p, n), store_part(p, v, n)
  *   vec_int, widen(bytes)
  *   struct table, load_table(lut, factor), lookup_vec(table, indices below 16)
- *   PAIRS_OF_8   if LANES is 16: pairs_of_8(bytes), lane l = byte l % 8 >> l / 8
  *
- * and which defines the half conversions itself. "Part" functions touch the first
- * n < LANES floats only; the lanes beyond are 0.
+ * and what core/kernels_codes.h wants. It defines the half conversions itself. "Part" functions
+ * touch the first n < LANES floats only; the lanes beyond are 0.
  */
 #ifndef TKV_CORE_KERNELS_SIMD_H
 #define TKV_CORE_KERNELS_SIMD_H
@@ -19,23 +16,11 @@
 #include <math.h>
 #include <string.h>
 
-#include "core/kernels_priv.h"
+#include "core/kernels_codes.h"
 
-/* Before loops of a constant count whose sums must stay in registers. */
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-
-#define PASTE(a, b, c)  a##b##c
-#define EXPAND(a, b, c) PASTE(a, b, c)
-#define KERNEL(op)      EXPAND(tkv_##op, _, ISA)
-#define INLINE          static inline __attribute__((always_inline))
-
-typedef uint32_t vec_u32 __attribute__((vector_size(4 * LANES)));
 typedef uint8_t vec_u8 __attribute__((vector_size(LANES)));
 typedef float vec_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ints_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 INLINE vec load(const float *p)
 {
@@ -65,17 +50,6 @@ INLINE void store_n(float *p, vec v, size_t n)
         store_part(p, v, n);
 }
 
-INLINE float add_lanes(vec v)
-{
-    float s[LANES];
-
-    store(s, v);
-    for (size_t half = LANES / 2; half; half /= 2)
-        for (size_t i = 0; i < half; i++)
-            s[i] += s[i + half];
-    return s[0];
-}
-
 /* Lane i of PARTNERS(h) is i ^ h. */
 #define PARTNERS4(h, i) (i) ^ (h), ((i) + 1) ^ (h), ((i) + 2) ^ (h), ((i) + 3) ^ (h)
 #define PARTNERS8(h, i) PARTNERS4(h, i), PARTNERS4(h, (i) + 4)
@@ -87,6 +61,41 @@ INLINE float add_lanes(vec v)
 #else
 #define PARTNERS(h) PARTNERS16(h)
 #endif
+
+/* Every lane and the one h away, so that after all halves each has the result. */
+#define FOLD_STEP(op, v, h) op(v, __builtin_shufflevector(v, v, PARTNERS(h)))
+
+INLINE vec plus(vec a, vec b)
+{
+    return a + b;
+}
+
+/* Halves folded onto halves. */
+INLINE float add_lanes(vec v)
+{
+#if LANES == 16
+    v = FOLD_STEP(plus, v, 8);
+#endif
+#if LANES >= 8
+    v = FOLD_STEP(plus, v, 4);
+#endif
+    v = FOLD_STEP(plus, v, 2);
+    v = FOLD_STEP(plus, v, 1);
+    return v[0];
+}
+
+INLINE float max_lane(vec v)
+{
+#if LANES == 16
+    v = FOLD_STEP(larger, v, 8);
+#endif
+#if LANES >= 8
+    v = FOLD_STEP(larger, v, 4);
+#endif
+    v = FOLD_STEP(larger, v, 2);
+    v = FOLD_STEP(larger, v, 1);
+    return v[0];
+}
 
 /* 0x80000000 in lanes with bit h set: those that hold the b of a butterfly. */
 INLINE vec_u32 second_of_pair(unsigned h)
@@ -149,10 +158,21 @@ void KERNEL(fwht)(float *x, size_t n)
     }
 }
 
+/* The end of 16 running sums, as tkv_fold16 has it. */
+INLINE float fold_sums(const vec *sum)
+{
+#if LANES == 16
+    return add_lanes(sum[0]);
+#elif LANES == 8
+    return add_lanes(sum[0] + sum[1]);
+#else
+    return add_lanes((sum[0] + sum[2]) + (sum[1] + sum[3]));
+#endif
+}
+
 float KERNEL(norm2)(const float *x, size_t n)
 {
     vec sum[16 / LANES] = {{0}};
-    float s[16];
 
     for (size_t i = 0; i < n; i += 16) {
         UNROLL
@@ -163,9 +183,7 @@ float KERNEL(norm2)(const float *x, size_t n)
             sum[v] += a * a;
         }
     }
-    for (size_t v = 0; v < 16 / LANES; v++)
-        store(s + v * LANES, sum[v]);
-    return tkv_fold16(s);
+    return fold_sums(sum);
 }
 
 float KERNEL(dot)(const float *a, const float *b, size_t n)
@@ -182,19 +200,89 @@ float KERNEL(dot)(const float *a, const float *b, size_t n)
     return add_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-void KERNEL(quantise)(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned n_edges,
+/* Down the search tree: the cells of t among 2^w. */
+INLINE vec_u32 cells_of(vec t, const struct table *edge, const unsigned w)
+{
+    vec_u32 node = (vec_u32){0} + 1;
+
+    UNROLL
+    for (unsigned level = 0; level < w; level++)
+        node = node + node - (vec_u32)(lookup_vec(edge, (vec_int)node) <= t);
+    return node - (1u << w);
+}
+
+INLINE void store_codes(uint8_t *codes, vec_u32 code, size_t left)
+{
+    const vec_u8 bytes = __builtin_convertvector(code, vec_u8);
+
+    if (left >= LANES)
+        memcpy(codes, &bytes, LANES);
+    else
+        memcpy(codes, &bytes, left);
+}
+
+INLINE void quantise_all(uint8_t *codes, const float *x, size_t n, const float *edge,
+                         const unsigned w, float scale)
+{
+    const struct table tree = load_table(edge, 1);
+
+    for (size_t i = 0; i < n; i += LANES)
+        store_codes(codes + i, cells_of(load_n(x + i, n - i) * scale, &tree, w), n - i);
+}
+
+void KERNEL(quantise)(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
                       float scale)
 {
-    for (size_t i = 0; i < n; i += LANES) {
-        const size_t left = n - i;
-        const vec t = load_n(x + i, left) * scale;
-        vec_u32 code = {0};
-        vec_u8 bytes;
+    switch (w) {
+    case 1: quantise_all(codes, x, n, edge, 1, scale); break;
+    case 2: quantise_all(codes, x, n, edge, 2, scale); break;
+    case 3: quantise_all(codes, x, n, edge, 3, scale); break;
+    default: quantise_all(codes, x, n, edge, 4, scale); break;
+    }
+}
 
-        for (unsigned e = 0; e < n_edges; e++)
-            code -= (vec_u32)(all(edge[e]) <= t);
-        bytes = __builtin_convertvector(code, vec_u8);
-        memcpy(codes + i, &bytes, left < LANES ? left : LANES);
+/* Lanes from n on: their x is 0, but their level is not. */
+INLINE vec keep_head(vec v, size_t n)
+{
+    float s[LANES];
+
+    if (n >= LANES)
+        return v;
+    store(s, v);
+    return load_part(s, n);
+}
+
+INLINE void fit_all(uint8_t *codes, const float *x, size_t n, const float *edge, const unsigned w,
+                    float scale, const float *level, float *fit)
+{
+    const struct table tree = load_table(edge, 1), levels = load_table(level, 1);
+    vec product[16 / LANES] = {{0}}, square[16 / LANES] = {{0}};
+
+    for (size_t i = 0; i < n; i += 16) {
+        UNROLL
+        for (size_t v = 0; v < 16 / LANES; v++) {
+            const size_t at = i + v * LANES, left = at < n ? n - at : 0;
+            const vec a = left ? load_n(x + at, left) : (vec){0};
+            const vec_u32 code = cells_of(a * scale, &tree, w);
+            const vec y = keep_head(lookup_vec(&levels, (vec_int)code), left);
+
+            store_codes(codes + at, code, left);
+            product[v] += a * y;
+            square[v] += y * y;
+        }
+    }
+    fit[0] = fold_sums(product);
+    fit[1] = fold_sums(square);
+}
+
+void KERNEL(fit)(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
+                 float scale, const float *level, float *fit)
+{
+    switch (w) {
+    case 1: fit_all(codes, x, n, edge, 1, scale, level, fit); break;
+    case 2: fit_all(codes, x, n, edge, 2, scale, level, fit); break;
+    case 3: fit_all(codes, x, n, edge, 3, scale, level, fit); break;
+    default: fit_all(codes, x, n, edge, 4, scale, level, fit); break;
     }
 }
 
@@ -219,100 +307,109 @@ void KERNEL(lookup)(float *dst, const uint8_t *codes, size_t n, const float *lut
         store_n(dst + i, lookup_vec(&table, (vec_int)bytes_at(codes + i, n - i)), n - i);
 }
 
-/*
- * Lane l = byte j % m of a 1-bit plane of m bytes, shifted by j / m, j = i + l < 2m. Bit
- * 2k of it belongs to the code that has bits 2k and 2k + 1 of byte j of a 2-bit plane.
- */
-INLINE vec_u32 bits_at(const uint8_t *plane, size_t m, size_t i)
+/* Byte b of field f of a side, as table indices. */
+INLINE vec_int code_indices(struct rows r, const unsigned w, size_t side, unsigned f, unsigned b)
 {
-    uint8_t bits[LANES];
+    const vec_u32 row = r.row >> (8 * b + (w == 4 ? 4 : 2) * f);
+    const vec_u32 bit = r.bits >> (8 * b + 4 * (unsigned)side + f) & 1;
 
-#if LANES == 16
-    if (m == 8)
-        return (vec_u32)pairs_of_8(plane);
-#endif
-    if (i + LANES <= m)
-        return (vec_u32)widen(plane + i);
-    if (i >= m && i + LANES <= 2 * m)
-        return (vec_u32)widen(plane + i - m) >> 1;
-    for (size_t j = i; j < i + LANES; j++)
-        bits[j - i] = (uint8_t)(j < m ? plane[j] : j < 2 * m ? plane[j - m] >> 1 : 0);
-    return (vec_u32)widen(bits);
+    if (w == 1)
+        return (vec_int)bit;
+    return (vec_int)(w == 3 ? (row & 3) | bit << 2 : row & ((1u << w) - 1));
 }
 
-/*
- * Up to LANES bytes from byte i on of the first plane of n codes, and the codes that
- * are in them: w = 4 goes in steps of its plane, 2 and 3 in steps of the 2-bit plane, and
- * an odd width takes one more bit from a 1-bit plane (as if w = 1 had an empty one
- * before it). scale may be NULL.
- */
-INLINE void expand_step(float *dst, const uint8_t *planes, size_t n, const unsigned w,
-                        const struct table *table, const float *scale, size_t i, size_t left)
+INLINE void key_tile_of(float *tile, const struct tkv_codes *codes, const struct table *table,
+                        const float *scale, size_t t, const unsigned w)
 {
-    const unsigned b = w == 4 ? 4 : 2, n_fields = 8 / b;
-    const size_t m = n * b / 8;
-    const uint8_t *ones = planes + (w == 3 ? m : 0);
-    const vec_u32 bytes = w == 1 ? (vec_u32){0} : bytes_at(planes + i, left);
-    const vec_u32 bits = w % 2 ? bits_at(ones, m / 2, i) : (vec_u32){0};
-
-    UNROLL
-    for (unsigned k = 0; k < n_fields; k++) {
-        const size_t j = k * m + i;
-        vec_u32 code = bytes >> (k * b) & ((1u << b) - 1);
-        vec x;
-
-        if (w % 2)
-            code |= (bits >> (2 * k) & 1) << (w - 1);
-        x = lookup_vec(table, (vec_int)code);
-        if (scale)
-            x *= load_n(scale + j, left);
-        store_n(dst + j, x, left);
-    }
-}
-
-INLINE void expand_codes(float *dst, const uint8_t *planes, size_t n, const unsigned w,
-                         const struct table *table, const float *scale)
-{
-    const size_t m = n * (w == 4 ? 4 : 2) / 8;
+    const size_t row_bytes = TKV_UNIT_LANES * 4, side = t / TKV_UNIT_LANES % 2;
+    const uint8_t *unit =
+        codes->bytes + t / TKV_PAIR_TOKENS * codes->stride + t % TKV_UNIT_LANES * 4;
+    const vec scales = load(scale + t);
     size_t i = 0;
 
-    for (; i + LANES <= m; i += LANES)
-        expand_step(dst, planes, n, w, table, scale, i, LANES);
-    if (i < m)
-        expand_step(dst, planes, n, w, table, scale, i, m - i);
-}
+    for (; i < codes->n; unit += tkv_unit_rows(w) * row_bytes) {
+        const struct rows rows = load_rows(unit, row_bytes, side, w, LANES);
 
-void KERNEL(expand)(float *dst, const uint8_t *planes, size_t n, unsigned w, const float *lut,
-                    float scale)
-{
-    const struct table table = load_table(lut, scale);
-
-    switch (w) {
-    case 1: expand_codes(dst, planes, n, 1, &table, NULL); break;
-    case 2: expand_codes(dst, planes, n, 2, &table, NULL); break;
-    case 3: expand_codes(dst, planes, n, 3, &table, NULL); break;
-    default: expand_codes(dst, planes, n, 4, &table, NULL); break;
+        for (unsigned f = 0; f < tkv_unit_fields(w) && i < codes->n; f++)
+            for (unsigned b = 0; b < 4 && i < codes->n; b++, i++)
+                store(tile + i * TKV_BLOCK_TOKENS + t,
+                      lookup_vec(table, code_indices(rows, w, side, f, b)) * scales);
     }
 }
 
-INLINE void expand_rows(float *tile, const uint8_t *rows, size_t n_rows, const unsigned w,
-                        const float *lut, const float *scale)
+void KERNEL(key_tile)(float *tile, const struct tkv_codes *codes, const float *lut,
+                      const float *scale)
 {
     const struct table table = load_table(lut, 1);
 
-    for (size_t r = 0; r < n_rows; r++)
-        expand_codes(tile + r * TKV_BLOCK_TOKENS, rows + r * (TKV_BLOCK_TOKENS / 8 * w),
-                     TKV_BLOCK_TOKENS, w, &table, scale);
+    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t += LANES) {
+        switch (codes->w) {
+        case 1: key_tile_of(tile, codes, &table, scale, t, 1); break;
+        case 2: key_tile_of(tile, codes, &table, scale, t, 2); break;
+        case 3: key_tile_of(tile, codes, &table, scale, t, 3); break;
+        default: key_tile_of(tile, codes, &table, scale, t, 4); break;
+        }
+    }
 }
 
-void KERNEL(expand_tile)(float *tile, const uint8_t *rows, size_t n_rows, unsigned w,
-                         const float *lut, const float *scale)
+/* What value_rows was called with, on its way. */
+struct row_args {
+    float *rows;
+    size_t stride;
+    const struct tkv_codes *codes;
+    size_t n_tokens;
+    const float *scale;
+};
+
+/* Lanes `lane` and on of one side (4 tokens from t on) of a unit whose first coordinate is i. */
+INLINE void rows_of(const struct row_args *a, const struct table *table, struct rows rows, size_t t,
+                    size_t i, size_t lanes, size_t lane, const unsigned w)
 {
-    switch (w) {
-    case 1: expand_rows(tile, rows, n_rows, 1, lut, scale); break;
-    case 2: expand_rows(tile, rows, n_rows, 2, lut, scale); break;
-    case 3: expand_rows(tile, rows, n_rows, 3, lut, scale); break;
-    default: expand_rows(tile, rows, n_rows, 4, lut, scale); break;
+    const size_t n_lanes = lanes - lane < LANES ? lanes - lane : LANES;
+
+    for (unsigned b = 0; b < 4 && t + b < a->n_tokens; b++) {
+        float *row = a->rows + (t + b) * a->stride;
+        const float scale = a->scale[t + b];
+
+        for (unsigned f = 0; f < tkv_unit_fields(w); f++) {
+            const size_t at = i + lanes * f + lane, left = a->codes->n > at ? a->codes->n - at : 0;
+            const vec x = lookup_vec(table, code_indices(rows, w, t / 4 % 2, f, b)) * scale;
+
+            if (left > 0)
+                store_n(row + at, x, left < n_lanes ? left : n_lanes);
+        }
+    }
+}
+
+INLINE void all_rows(const struct row_args *a, const struct table *table, const unsigned w)
+{
+    const uint8_t *bytes = a->codes->bytes;
+    size_t lanes;
+
+    for (size_t i = 0; i < a->codes->n; i += lanes * tkv_unit_fields(w)) {
+        lanes = tkv_value_lanes(a->codes->n - i, w);
+        for (size_t t = 0; t < a->n_tokens; t += 4) {
+            const uint8_t *unit = bytes + t / TKV_VALUE_PAIR_TOKENS * tkv_unit_rows(w) * lanes * 4;
+
+            for (size_t lane = 0; lane < lanes; lane += LANES)
+                rows_of(a, table, load_rows(unit + lane * 4, lanes * 4, t / 4 % 2, w, lanes - lane),
+                        t, i, lanes, lane, w);
+        }
+        bytes += tkv_value_unit_bytes(lanes, w);
+    }
+}
+
+void KERNEL(value_rows)(float *rows, size_t stride, const struct tkv_codes *codes, size_t n_tokens,
+                        const float *lut, const float *scale)
+{
+    const struct row_args a = {rows, stride, codes, n_tokens, scale};
+    const struct table table = load_table(lut, 1);
+
+    switch (codes->w) {
+    case 1: all_rows(&a, &table, 1); break;
+    case 2: all_rows(&a, &table, 2); break;
+    case 3: all_rows(&a, &table, 3); break;
+    default: all_rows(&a, &table, 4); break;
     }
 }
 
@@ -362,6 +459,51 @@ float KERNEL(exp_sum)(float *x, size_t n, float max)
         store_part(x + i, exp_vec(load(last) - max), n - i);
     }
     return add_lanes(sum);
+}
+
+float KERNEL(scale_dots)(float *x, const int32_t *dots, const float *scale, float factor,
+                         float offset)
+{
+    vec max = all(-INFINITY);
+
+    UNROLL
+    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t += LANES) {
+        const vec_i32 d = *(const ints_unaligned *)(dots + t);
+        const vec v =
+            __builtin_convertvector(d, vec_f32) * (load(scale + t) * factor) + all(offset);
+
+        store(x + t, v);
+        max = larger(max, v);
+    }
+    return max_lane(max);
+}
+
+float KERNEL(weigh)(uint8_t *high, uint8_t *low, const float *x, float max, const float *scale,
+                    float *sum)
+{
+    vec w[TKV_BLOCK_TOKENS / LANES], total = {0}, most = {0};
+    float largest, inverse;
+
+    UNROLL
+    for (size_t i = 0; i < TKV_BLOCK_TOKENS / LANES; i++) {
+        const vec e = exp_vec(load(x + i * LANES) - max);
+
+        total += e;
+        w[i] = e * load(scale + i * LANES);
+        most = larger(most, w[i]);
+    }
+    *sum = add_lanes(total);
+    largest = max_lane(most);
+    inverse = largest >= TKV_LEAST_WEIGHT ? TKV_WEIGHT_UNITS / largest : 0;
+    UNROLL
+    for (size_t i = 0; i < TKV_BLOCK_TOKENS / LANES; i++) {
+        const vec_i32 units =
+            __builtin_convertvector(fma_vec(w[i], all(inverse), all(0.5f)), vec_i32);
+
+        store_codes(high + i * LANES, (vec_u32)units >> 7, LANES);
+        store_codes(low + i * LANES, (vec_u32)units & 127, LANES);
+    }
+    return largest * (1 / TKV_WEIGHT_UNITS);
 }
 
 #include "core/kernels_gemm.h"

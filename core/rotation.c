@@ -78,30 +78,53 @@ static void add_row(float *restrict y, const float *restrict x, float weight, ui
  *
  * down the columns, a ascending. Symmetric, and its own inverse but for a factor dim.
  */
-static void transform(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *x)
+static void mix_columns(const struct tkv_rotation *r, float *x)
 {
-    float y[TKV_MAX_HEAD_DIM] = {0};
+    float y[TKV_MAX_HEAD_DIM];
 
-    for (uint32_t a = 0; a < r->odd; a++)
-        kn->fwht(x + a * r->pow2, r->pow2);
-    if (r->odd == 1)
-        return;
+    memset(y, 0, r->dim * sizeof(*y));
     for (uint32_t k = 0; k < r->odd; k++)
         for (uint32_t a = 0; a < r->odd; a++)
             add_row(y + k * r->pow2, x + a * r->pow2, r->hartley[a * k % r->odd], r->pow2);
     memcpy(x, y, r->dim * sizeof(*x));
 }
 
+static void transform(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *x)
+{
+    for (uint32_t a = 0; a < r->odd; a++)
+        kn->fwht(x + a * r->pow2, r->pow2);
+    if (r->odd > 1)
+        mix_columns(r, x);
+}
+
+typedef float floats4 __attribute__((vector_size(16)));
+
+/* Exact: signs only flip. */
+static void apply_signs(const struct tkv_rotation *r, float *x)
+{
+    const float scale = r->scale;
+    uint32_t j = 0;
+
+    for (; j + 4 <= r->dim; j += 4) {
+        floats4 v, sign;
+
+        memcpy(&v, x + j, sizeof(v));
+        memcpy(&sign, r->signs + j, sizeof(sign));
+        v *= scale * sign;
+        memcpy(x + j, &v, sizeof(v));
+    }
+    for (; j < r->dim; j++)
+        x[j] *= scale * r->signs[j];
+}
+
 void tkv_rotate(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *x)
 {
-    for (uint32_t j = 0; j < r->dim; j++)
-        x[j] *= r->scale * r->signs[j];
+    apply_signs(r, x);
     transform(r, kn, x);
 }
 
 void tkv_unrotate(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *x)
 {
     transform(r, kn, x);
-    for (uint32_t j = 0; j < r->dim; j++)
-        x[j] *= r->scale * r->signs[j];
+    apply_signs(r, x);
 }

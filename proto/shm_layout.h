@@ -14,7 +14,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { TRIKV_SHM_VERSION = 1 };
+enum { TRIKV_SHM_VERSION = 2 };
 #define TRIKV_SHM_MAGIC UINT32_C(0x4c425254) /* "TRBL" */
 
 struct trikv_table_header {

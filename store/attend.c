@@ -4,6 +4,7 @@
  */
 #include <string.h>
 
+#include "core/fused.h"
 #include "core/half.h"
 #include "core/kernels.h"
 #include "store/session_priv.h"
@@ -11,6 +12,9 @@
 /* Query tokens worked on at once: enough to pay for unpacking a block, few enough that their
  * partial results stay in the cache. */
 enum { MAX_ROWS = 512, MAX_BATCH_TOKENS = 128 };
+
+/* Up to so many rows a block is attended to in its codes: unpacking it would cost more. */
+enum { MAX_FUSED_ROWS = 16 };
 
 /* The working memory of one KV head, laid out in one piece. */
 struct work {
@@ -23,6 +27,7 @@ struct work {
     void *cold;    /* partials */
     void *half;
     void *scratch;
+    void *fused;
     size_t bytes;
 };
 
@@ -35,6 +40,11 @@ struct attend {
     uint8_t *memory; /* n_kv_heads works */
     size_t work_bytes;
 };
+
+static bool is_fused(const struct tkv_layer *l, size_t n_rows)
+{
+    return n_rows <= MAX_FUSED_ROWS && tkv_fused_keys(l->layout.k) && tkv_fused_values(l->layout.v);
+}
 
 static void *take(uint8_t *base, size_t *at, size_t bytes)
 {
@@ -63,6 +73,8 @@ static struct work work_layout(const struct tkv_layer *l, uint32_t batch_tokens,
     w.cold = take(base, &at, tkv_partial_bytes(rows, shape->head_dim_v));
     w.half = take(base, &at, tkv_partial_bytes(rows, shape->head_dim_v));
     w.scratch = take(base, &at, tkv_attend_scratch_bytes(rows, widest, shape->head_dim_v));
+    if (is_fused(l, rows))
+        w.fused = take(base, &at, tkv_fused_bytes(l->layout.k, rows));
     w.bytes = at;
     return w;
 }
@@ -86,8 +98,35 @@ static void load_queries(const struct attend *a, uint32_t kv_head, uint32_t firs
                        w->coded + r * a->l->layout.k->tile_dim);
 }
 
-static void attend_cold(const struct attend *a, const struct tkv_attn_rows *rows,
-                        const struct tkv_head *head, struct work *w, struct tkv_partial *p)
+static void block_positions(const struct tkv_block_layout *layout, const struct tkv_block *block,
+                            void *bytes, int32_t *positions)
+{
+    const uint16_t *distance = tkv_block_positions(layout, bytes);
+
+    for (uint32_t t = 0; t < block->n_tokens; t++)
+        positions[t] = block->first_position + distance[t];
+}
+
+static void attend_codes(const struct attend *a, const struct tkv_attn_rows *rows,
+                         const struct tkv_head *head, struct work *w, struct tkv_partial *p)
+{
+    const struct tkv_block_layout *layout = &a->l->layout;
+    int32_t positions[TKV_BLOCK_TOKENS];
+    struct tkv_fused f;
+
+    tkv_fused_init(&f, a->s->kn, layout->k, p->n_rows, w->coded, w->fused);
+    for (uint32_t b = 0; b < head->n_blocks; b++) {
+        const struct tkv_block *block = &head->blocks[b];
+        void *bytes = tkv_arena_at(a->s->arena, block->id);
+
+        block_positions(layout, block, bytes, positions);
+        tkv_fused_attend(&f, layout->v, &a->l->config.attn, rows, bytes,
+                         tkv_block_values(layout, bytes), positions, block->n_tokens, p);
+    }
+}
+
+static void attend_tiles(const struct attend *a, const struct tkv_attn_rows *rows,
+                         const struct tkv_head *head, struct work *w, struct tkv_partial *p)
 {
     const struct tkv_block_layout *layout = &a->l->layout;
     const struct tkv_kernels *kn = a->s->kn;
@@ -96,17 +135,24 @@ static void attend_cold(const struct attend *a, const struct tkv_attn_rows *rows
     for (uint32_t b = 0; b < head->n_blocks; b++) {
         const struct tkv_block *block = &head->blocks[b];
         void *bytes = tkv_arena_at(a->s->arena, block->id);
-        const uint16_t *distance = tkv_block_positions(layout, bytes);
 
-        for (uint32_t t = 0; t < block->n_tokens; t++)
-            positions[t] = block->first_position + distance[t];
+        block_positions(layout, block, bytes, positions);
         tkv_key_tile(layout->k, kn, bytes, w->tile);
         tkv_value_rows(layout->v, kn, tkv_block_values(layout, bytes), block->n_tokens, w->values);
         tkv_attend_tile(kn, &a->l->config.attn, rows, w->coded, layout->k->tile_dim, w->tile,
                         w->values, positions, block->n_tokens, p, w->scratch);
     }
+}
+
+static void attend_cold(const struct attend *a, const struct tkv_attn_rows *rows,
+                        const struct tkv_head *head, struct work *w, struct tkv_partial *p)
+{
+    if (w->fused && is_fused(a->l, p->n_rows))
+        attend_codes(a, rows, head, w, p);
+    else
+        attend_tiles(a, rows, head, w, p);
     for (size_t r = 0; r < p->n_rows; r++)
-        tkv_uncode_value(layout->v, kn, p->out + r * p->dim);
+        tkv_uncode_value(a->l->layout.v, a->s->kn, p->out + r * p->dim);
 }
 
 static void attend_half_tier(const struct attend *a, const struct tkv_attn_rows *rows,

@@ -8,8 +8,9 @@ void tkv_block_layout_init(struct tkv_block_layout *l, const struct tkv_coder *k
     l->k = k;
     l->v = v;
     l->n_score_heads = n_score_heads;
-    l->values_offset = tkv_align(k->k_block_bytes, 64);
-    l->positions_offset = l->values_offset + tkv_align(v->v_block_bytes, 64);
+    /* The codes of both start on a cache line, with all small things between them. */
+    l->values_offset = tkv_align(k->k_block_bytes + v->v_codes_offset, 64) - v->v_codes_offset;
+    l->positions_offset = l->values_offset + tkv_align(v->v_block_bytes, 2);
     l->scores_offset = l->positions_offset + row_bytes;
     l->bytes = tkv_align(l->scores_offset + n_score_heads * row_bytes, 64);
 }

@@ -51,7 +51,8 @@ static inline uint16_t *tkv_block_scores(const struct tkv_block_layout *l, void 
            (size_t)head_in_group * TKV_BLOCK_TOKENS;
 }
 
-/* Copy token `from` of block src to lane `to` of the fresh block dst, all but its position. */
+/* Copy token `from` of block src to lane `to` of the fresh block dst, all but its position. Both
+ * have the same means. */
 void tkv_block_copy_token(const struct tkv_block_layout *l, void *dst, uint32_t to, void *src,
                           uint32_t from);
 

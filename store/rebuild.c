@@ -1,6 +1,10 @@
 /*
  * After a selection: survivors move into new blocks, warm ones are encoded on the way, and the
- * old blocks are released. Codes are copied as they are, never decoded and coded again.
+ * old blocks are released. Codes are copied as they are, never decoded and coded again, which
+ * needs the same mean in all blocks, and that is zero: a mean of the first tokens turns
+ * away from later keys with their RoPE phases, which was measured to be worse than none
+ * (tests/check_kv_quality.c). Without eviction nothing moves: blocks are added, each with
+ * the mean of its own tokens.
  */
 #include <string.h>
 
@@ -43,26 +47,27 @@ static void *take(uint8_t *base, size_t *at, size_t bytes)
     return p;
 }
 
-/* How many survivors can move: without eviction only a last, unfilled block and the warm ones. */
-static size_t most_moving(const struct tkv_session *s, size_t n_candidates, uint32_t n_warm)
+static bool evicts(const struct tkv_session *s)
 {
-    return s->config.method == TKV_METHOD_NONE ? TKV_BLOCK_TOKENS + (size_t)n_warm : n_candidates;
+    return s->config.method != TKV_METHOD_NONE;
 }
 
 /* The head's own state sits at the start of its memory, so that it lasts from phase to phase. */
-static struct head_work *head_layout(const struct tkv_layer *l, size_t n_moving, uint32_t n_warm,
-                                     uint8_t *base, size_t *bytes)
+static struct head_work *head_layout(const struct tkv_session *s, const struct tkv_layer *l,
+                                     size_t n_candidates, uint32_t n_warm, uint8_t *base,
+                                     size_t *bytes)
 {
     const struct tkv_shape *shape = &l->config.shape;
     const size_t dim =
         shape->head_dim_k > shape->head_dim_v ? shape->head_dim_k : shape->head_dim_v;
-    const size_t n_encoded = (n_warm + TKV_BLOCK_TOKENS - 1) / TKV_BLOCK_TOKENS;
+    const size_t n_moving = evicts(s) ? n_candidates : 0;
+    const size_t n_encoded = evicts(s) ? (n_warm + TKV_BLOCK_TOKENS - 1) / TKV_BLOCK_TOKENS : 0;
     size_t at = 0;
     struct head_work *h = take(base, &at, sizeof(*h));
     struct source *sources = take(base, &at, n_moving * sizeof(*sources));
     uint8_t *encoded = take(base, &at, n_encoded * l->layout.bytes);
     float *x = take(base, &at, dim * TKV_BLOCK_TOKENS * sizeof(float));
-    struct tkv_block *fresh = take(base, &at, n_moving * sizeof(*fresh));
+    struct tkv_block *fresh = take(base, &at, (n_moving + n_warm) * sizeof(*fresh));
 
     if (h) {
         *h = (struct head_work){.sources = sources, .encoded = encoded, .x = x, .fresh = fresh};
@@ -77,7 +82,7 @@ size_t tkv_rebuild_bytes(const struct tkv_session *s, const struct tkv_layer *l,
 {
     size_t bytes;
 
-    (void)head_layout(l, most_moving(s, n_candidates, n_warm), n_warm, NULL, &bytes);
+    (void)head_layout(s, l, n_candidates, n_warm, NULL, &bytes);
     return bytes;
 }
 
@@ -131,28 +136,39 @@ static uint32_t gather_cold(const struct rebuild *r, const struct tkv_head *head
     return i;
 }
 
-/* Encode n warm tokens, whose places in the tail are given, into one block. */
+/* x[n][dim] = the listed tokens of a head's share of the tail. */
+static void load_warm(const struct tkv_kernels *kn, const uint16_t *halves, size_t dim,
+                      const uint32_t *token, uint32_t n, float *x)
+{
+    for (uint32_t i = 0; i < n; i++)
+        kn->f16_to_f32(x + i * dim, halves + token[i] * dim, dim);
+}
+
+/* Encode n warm tokens, whose places in the tail are given, into one block, with their own means
+ * if they stay together. */
 static void encode_warm(const struct rebuild *r, uint32_t kv_head, const uint32_t *token,
                         uint32_t n, float *x, uint8_t *block)
 {
     const struct tkv_layer *l = r->l;
-    const struct tkv_half_tier *tail = &l->tail;
-    const size_t dk = l->config.shape.head_dim_k;
-    const size_t dv = l->config.shape.head_dim_v;
-    const size_t at = (size_t)kv_head * tail->cap;
+    const struct tkv_kernels *kn = r->s->kn;
+    const size_t dk = l->config.shape.head_dim_k, dv = l->config.shape.head_dim_v;
+    const size_t at = (size_t)kv_head * l->tail.cap;
+    uint8_t mean[TKV_MAX_MEAN_BYTES] = {0};
 
-    for (uint32_t i = 0; i < n; i++)
-        r->s->kn->f16_to_f32(x + i * dk, tail->k + (at + token[i]) * dk, dk);
-    tkv_encode_keys(l->layout.k, r->s->kn, x, n, block);
-    for (uint32_t i = 0; i < n; i++)
-        r->s->kn->f16_to_f32(x + i * dv, tail->v + (at + token[i]) * dv, dv);
-    tkv_encode_values(l->layout.v, r->s->kn, x, n, tkv_block_values(&l->layout, block));
+    load_warm(kn, l->tail.k + at * dk, dk, token, n, x);
+    if (!evicts(r->s))
+        tkv_code_mean(l->layout.k, kn, TKV_KEYS, x, n, mean);
+    tkv_encode_keys(l->layout.k, kn, mean, x, n, block);
+    load_warm(kn, l->tail.v + at * dv, dv, token, n, x);
+    if (!evicts(r->s))
+        tkv_code_mean(l->layout.v, kn, TKV_VALUES, x, n, mean);
+    tkv_encode_values(l->layout.v, kn, mean, x, n, tkv_block_values(&l->layout, block));
     for (uint32_t g = 0; g < l->layout.n_score_heads; g++) {
         const size_t q_head = (size_t)kv_head * l->layout.n_score_heads + g;
         uint16_t *norm_terms = tkv_block_scores(&l->layout, block, g);
 
         for (uint32_t i = 0; i < n; i++)
-            norm_terms[i] = tkv_f32_to_f16(tail->scores[q_head * tail->cap + token[i]]);
+            norm_terms[i] = tkv_f32_to_f16(l->tail.scores[q_head * l->tail.cap + token[i]]);
     }
 }
 
@@ -175,20 +191,17 @@ static void gather_warm(const struct rebuild *r, uint32_t kv_head, const struct 
     }
 }
 
-/* Cut the sources into blocks: 64 tokens, or fewer where positions lie too far apart. */
-static void cut_blocks(struct head_work *w)
+/* One more token of the new blocks: 64 in each, or fewer where positions lie too far apart. */
+static void cut_token(struct head_work *w, int32_t position)
 {
-    for (uint32_t i = 0; i < w->n_sources; i++) {
-        struct tkv_block *last = w->n_fresh ? &w->fresh[w->n_fresh - 1] : NULL;
-        const int32_t position = w->sources[i].position;
+    struct tkv_block *last = w->n_fresh ? &w->fresh[w->n_fresh - 1] : NULL;
 
-        if (!last || last->n_tokens == TKV_BLOCK_TOKENS ||
-            position - last->first_position > TKV_BLOCK_SPAN) {
-            last = &w->fresh[w->n_fresh++];
-            *last = (struct tkv_block){.first_position = position};
-        }
-        last->n_tokens++;
+    if (!last || last->n_tokens == TKV_BLOCK_TOKENS ||
+        position - last->first_position > TKV_BLOCK_SPAN) {
+        last = &w->fresh[w->n_fresh++];
+        *last = (struct tkv_block){.first_position = position};
     }
+    last->n_tokens++;
 }
 
 static struct head_work *head_at(const struct rebuild *r, size_t kv_head)
@@ -205,30 +218,66 @@ static void plan_head(void *arg, size_t kv_head)
     uint32_t i;
     size_t bytes;
 
-    w = head_layout(r->l, most_moving(r->s, (size_t)head->n_cold + r->n_warm, r->n_warm), r->n_warm,
+    w = head_layout(r->s, r->l, (size_t)head->n_cold + r->n_warm, r->n_warm,
                     r->memory + kv_head * r->head_bytes, &bytes);
+    if (!evicts(r->s)) {
+        w->n_whole = head->n_blocks;
+        for (i = 0; i < r->n_warm; i++)
+            cut_token(w, r->l->tail.positions[i]);
+        return;
+    }
     i = count_whole(head, keep, w);
     i = gather_cold(r, head, keep, w, i);
     gather_warm(r, (uint32_t)kv_head, keep, w, i);
-    cut_blocks(w);
+    for (i = 0; i < w->n_sources; i++)
+        cut_token(w, w->sources[i].position);
 }
 
 /* ---- phases 2 to 4: blocks are allocated, filled, and take the place of the old ------------- */
+
+/* Copy the sources of a fresh block; returns the first that is not its own. */
+static const struct source *fill_block(const struct rebuild *r, const struct tkv_block *fresh,
+                                       void *bytes, const struct source *from)
+{
+    const struct tkv_block_layout *layout = &r->l->layout;
+    uint16_t *distance = tkv_block_positions(layout, bytes);
+
+    for (uint32_t lane = 0; lane < fresh->n_tokens; lane++, from++) {
+        tkv_block_copy_token(layout, bytes, lane, from->block, from->lane);
+        distance[lane] = (uint16_t)(from->position - fresh->first_position);
+    }
+    return from;
+}
+
+/* Encode warm tokens from `first` on straight into a fresh block; returns the next. */
+static uint32_t encode_block(const struct rebuild *r, size_t kv_head, const struct tkv_block *fresh,
+                             uint8_t *bytes, uint32_t first, float *x)
+{
+    uint16_t *distance = tkv_block_positions(&r->l->layout, bytes);
+    uint32_t token[TKV_BLOCK_TOKENS];
+
+    for (uint32_t i = 0; i < fresh->n_tokens; i++) {
+        token[i] = first + i;
+        distance[i] = (uint16_t)(r->l->tail.positions[first + i] - fresh->first_position);
+    }
+    encode_warm(r, (uint32_t)kv_head, token, fresh->n_tokens, x, bytes);
+    return first + fresh->n_tokens;
+}
 
 static void fill_head(void *arg, size_t kv_head)
 {
     const struct rebuild *r = arg;
     const struct head_work *w = head_at(r, kv_head);
     const struct source *from = w->sources;
+    uint32_t first = 0;
 
     for (uint32_t b = 0; b < w->n_fresh; b++) {
         void *bytes = tkv_arena_at(r->s->arena, w->fresh[b].id);
-        uint16_t *distance = tkv_block_positions(&r->l->layout, bytes);
 
-        for (uint32_t lane = 0; lane < w->fresh[b].n_tokens; lane++, from++) {
-            tkv_block_copy_token(&r->l->layout, bytes, lane, from->block, from->lane);
-            distance[lane] = (uint16_t)(from->position - w->fresh[b].first_position);
-        }
+        if (evicts(r->s))
+            from = fill_block(r, &w->fresh[b], bytes, from);
+        else
+            first = encode_block(r, kv_head, &w->fresh[b], bytes, first, w->x);
     }
 }
 

@@ -35,25 +35,31 @@ static size_t most_cold(const struct tkv_layer *l)
     return n;
 }
 
+static size_t most_blocks(const struct tkv_layer *l)
+{
+    size_t n = 0;
+
+    for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)
+        n = l->heads[h].n_blocks > n ? l->heads[h].n_blocks : n;
+    return n;
+}
+
 static struct bound layer_bound(const struct tkv_session *s, const struct tkv_layer *l,
                                 uint32_t n_new, int32_t last_position)
 {
     const size_t spans = (size_t)(last_position > 0 ? last_position : 0) / TKV_BLOCK_SPAN + 1;
     const size_t all = most_cold(l) + l->tail.n + n_new;
-    size_t kept = all;
+    const size_t keep = keep_count(s, l, 0);
+    const size_t cold = most_cold(l) > keep ? most_cold(l) : keep;
     struct bound b = {.candidates = all};
 
-    if (s->config.method != TKV_METHOD_NONE) {
-        const size_t keep = keep_count(s, l, 0);
-        const size_t cold = most_cold(l) > keep ? most_cold(l) : keep;
-
-        b.candidates = all < cold + s->config.beta_tokens ? all : cold + s->config.beta_tokens;
-        kept = keep < b.candidates ? keep : b.candidates;
+    if (s->config.method == TKV_METHOD_NONE) { /* blocks are only added */
+        b.blocks = most_blocks(l) + (l->tail.n + n_new) / TKV_BLOCK_TOKENS + 1 + spans;
+        return b;
     }
-    b.blocks = kept / TKV_BLOCK_TOKENS + 1 + spans;
+    b.candidates = all < cold + s->config.beta_tokens ? all : cold + s->config.beta_tokens;
+    b.blocks = (keep < b.candidates ? keep : b.candidates) / TKV_BLOCK_TOKENS + 1 + spans;
     b.transient = b.blocks;
-    if (s->config.method == TKV_METHOD_NONE)
-        b.transient = (s->config.beta_tokens + TKV_BLOCK_TOKENS) / TKV_BLOCK_TOKENS + 1 + spans;
     return b;
 }
 
@@ -67,7 +73,7 @@ static int grow_table(struct tkv_session *s, struct tkv_head *h, size_t n, struc
     if (n <= h->cap_blocks)
         return 0;
     while (cap < n)
-        cap *= 2;
+        cap += cap / 4;
     blocks = tkv_session_alloc(s, cap * sizeof(*blocks));
     if (!blocks)
         return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for a table of %u blocks", cap);

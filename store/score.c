@@ -1,6 +1,7 @@
 /* TriAttention scores of what a KV head could keep, computed on the codes themselves. */
 #include <math.h>
 
+#include "core/fused.h"
 #include "core/half.h"
 #include "core/kernels.h"
 #include "store/session_priv.h"
@@ -11,7 +12,8 @@ struct work {
     float *coded;   /* [group * n_queries][tile_dim] */
     float *tile;    /* [tile_dim][64] */
     float *dots;    /* [group * n_queries][64] */
-    float *rows;    /* [group][n_candidates] */
+    void *fused;
+    float *rows; /* [group][n_candidates] */
     size_t bytes;
 };
 
@@ -37,6 +39,9 @@ static struct work work_layout(const struct tkv_session *s, const struct tkv_lay
     w.tile = take(base, &at, tile_dim * TKV_BLOCK_TOKENS);
     w.dots = take(base, &at, n_queries * TKV_BLOCK_TOKENS);
     w.rows = take(base, &at, group * n_candidates);
+    w.fused = base ? base + at : NULL;
+    if (tkv_fused_keys(l->layout.k))
+        at += tkv_fused_bytes(l->layout.k, n_queries);
     w.bytes = at;
     return w;
 }
@@ -66,14 +71,14 @@ static void make_queries(const struct tkv_session *s, const struct tkv_layer *l,
                        w->coded + i * l->layout.k->tile_dim);
 }
 
-/* One candidate, whose dot products stand in column `lane` of w->dots. */
-static float score_of(const struct tkv_session *s, const struct work *w, uint32_t g, size_t lane,
+/* One candidate, whose dot products stand in column `lane` of all[group * n_queries][64]. */
+static float score_of(const struct tkv_session *s, const float *all, uint32_t g, size_t lane,
                       float norm_term)
 {
     float dots[TKV_MAX_OFFSETS];
 
     for (uint32_t i = 0; i < s->fold.n_queries; i++)
-        dots[i] = w->dots[((size_t)g * s->fold.n_queries + i) * TKV_BLOCK_TOKENS + lane];
+        dots[i] = all[((size_t)g * s->fold.n_queries + i) * TKV_BLOCK_TOKENS + lane];
     return tkv_tri_score(&s->fold, dots, norm_term);
 }
 
@@ -82,19 +87,29 @@ static void score_cold(const struct tkv_session *s, const struct tkv_layer *l,
 {
     const uint32_t group = tkv_group(&l->config.shape);
     const size_t n_queries = (size_t)group * s->fold.n_queries;
+    const float *dots = w->dots;
+    struct tkv_fused f;
     size_t at = 0;
 
+    if (tkv_fused_keys(l->layout.k)) {
+        tkv_fused_init(&f, s->kn, l->layout.k, n_queries, w->coded, w->fused);
+        dots = f.x[0];
+    }
     for (uint32_t b = 0; b < head->n_blocks; b++) {
         void *block = tkv_arena_at(s->arena, head->blocks[b].id);
 
-        tkv_key_tile(l->layout.k, s->kn, block, w->tile);
-        s->kn->logits(w->dots, w->coded, n_queries, w->tile, l->layout.k->tile_dim);
+        if (tkv_fused_keys(l->layout.k)) {
+            tkv_fused_logits(&f, block, 1, NULL);
+        } else {
+            tkv_key_tile(l->layout.k, s->kn, block, w->tile);
+            s->kn->logits(w->dots, w->coded, n_queries, w->tile, l->layout.k->tile_dim);
+        }
         for (uint32_t g = 0; g < group; g++) {
             const uint16_t *norm_terms = tkv_block_scores(&l->layout, block, g);
 
             for (uint32_t t = 0; t < head->blocks[b].n_tokens; t++)
                 w->rows[g * n_candidates + at + t] =
-                    score_of(s, w, g, t, tkv_f16_to_f32(norm_terms[t]));
+                    score_of(s, dots, g, t, tkv_f16_to_f32(norm_terms[t]));
         }
         at += head->blocks[b].n_tokens;
     }
@@ -116,7 +131,7 @@ static void score_warm(const struct tkv_session *s, const struct tkv_layer *l, u
             const size_t q_head = (size_t)kv_head * group + g;
 
             w->rows[g * n_candidates + l->heads[kv_head].n_cold + t] =
-                score_of(s, w, g, 0, l->tail.scores[q_head * l->tail.cap + t]);
+                score_of(s, w->dots, g, 0, l->tail.scores[q_head * l->tail.cap + t]);
         }
     }
 }

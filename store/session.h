@@ -3,7 +3,8 @@
  *
  *   pinned  the first `pinned` tokens of a layer, halves, kept for good
  *   tail    the newest tokens, halves, up to `recent` + `beta` of them: the hot `recent` ones
- *           and before them the warm ones that wait for a round
+ *           and before them the warm ones that wait for a round (without eviction
+ *           beta is one block, whatever is asked)
  *   cold    everything else that is kept: immutable blocks of up to 64 tokens per KV head
  *
  * When a layer's tail is full and another token comes, a round is held first: the warm

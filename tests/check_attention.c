@@ -294,16 +294,19 @@ static void attend_coded(struct attend_scene *s, const struct tkv_coder *kc,
     static float tile[2 * ATTEND_MAX_K_DIM * TKV_BLOCK_TOKENS];
     static float x[TKV_BLOCK_TOKENS * ATTEND_MAX_K_DIM];
     static float q[ATTEND_MAX_TOKENS * 16 * ATTEND_MAX_K_DIM];
+    uint8_t mean[TKV_MAX_MEAN_BYTES];
     void *k_block = calloc(1, kc->k_block_bytes);
     void *v_block = calloc(1, vc->v_block_bytes);
     void *scratch = malloc(tkv_attend_scratch_bytes(s->n_rows, kc->tile_dim, s->v_dim));
 
     for (size_t i = 0; i < (size_t)TKV_BLOCK_TOKENS * s->k_dim; i++)
         x[i] = (float)attend_half_at(s->k, i / s->k_dim, s->k_dim, i % s->k_dim);
-    tkv_encode_keys(kc, &s->kn, x, TKV_BLOCK_TOKENS, k_block);
+    tkv_code_mean(kc, &s->kn, TKV_KEYS, x, TKV_BLOCK_TOKENS, mean);
+    tkv_encode_keys(kc, &s->kn, mean, x, TKV_BLOCK_TOKENS, k_block);
     for (size_t i = 0; i < (size_t)TKV_BLOCK_TOKENS * s->v_dim; i++)
         x[i] = (float)attend_half_at(s->v, i / s->v_dim, s->v_dim, i % s->v_dim);
-    tkv_encode_values(vc, &s->kn, x, TKV_BLOCK_TOKENS, v_block);
+    tkv_code_mean(vc, &s->kn, TKV_VALUES, x, TKV_BLOCK_TOKENS, mean);
+    tkv_encode_values(vc, &s->kn, mean, x, TKV_BLOCK_TOKENS, v_block);
     tkv_key_tile(kc, &s->kn, k_block, tile);
     tkv_value_rows(vc, &s->kn, v_block, TKV_BLOCK_TOKENS, rows);
     for (size_t row = 0; row < s->n_rows; row++)

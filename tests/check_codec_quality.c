@@ -21,6 +21,9 @@ enum { DIM = 128, LANES = TKV_BLOCK_TOKENS, N_BLOCKS = 320 };
 
 static const uint64_t seed = 4;
 
+/* Gaussian vectors have mean 0: a scale of zero says so exactly. */
+static const uint8_t no_mean[TKV_MAX_MEAN_BYTES];
+
 struct quality {
     double key_mse, value_mse; /* mean of |x - decoded|^2 / |x|^2 */
     double inner_mse;          /* d * mean of (<q, x - decoded> / (|q| |x|))^2 */
@@ -58,7 +61,7 @@ static void add_block(struct quality *s, const struct tkv_coder *c, const struct
     for (size_t t = 0; t < LANES; t++)
         for (size_t j = 0; j < DIM; j++)
             x[t][j] = rng_gauss(rng);
-    tkv_encode_keys(c, kn, &x[0][0], LANES, block);
+    tkv_encode_keys(c, kn, no_mean, &x[0][0], LANES, block);
     for (size_t t = 0; t < LANES; t++) {
         for (size_t j = 0; j < DIM; j++)
             q[j] = rng_gauss(rng);
@@ -67,7 +70,7 @@ static void add_block(struct quality *s, const struct tkv_coder *c, const struct
     }
     if (!c->v_block_bytes)
         return;
-    tkv_encode_values(c, kn, &x[0][0], LANES, block);
+    tkv_encode_values(c, kn, no_mean, &x[0][0], LANES, block);
     for (size_t t = 0; t < LANES; t++) {
         const double xx = dot(x[t], x[t]);
 
@@ -129,23 +132,27 @@ static void test_paper_scale(void **state)
     }
 }
 
-/* Measured elsewhere on 20 thousand vectors: .00915, .0338, .1188; the length is kept. */
-static void test_norm_corrected_scale(void **state)
+/*
+ * With a searched scale. Measured elsewhere on 20 thousand vectors, least squares: 5 pre-scales
+ * .1142, .0318, .0080, 19 of them .1140, .0316, .0078. Keys keep the length instead.
+ */
+static void test_searched_scale(void **state)
 {
     static const struct {
         const char *name;
         double mse;
-    } golden[] = {{"tq4", .00915}, {"tq3", .0338}, {"tq2", .1188}, {"tq2.5", .0760}};
+    } golden[] = {{"tq4", .0079}, {"tq3", .0317}, {"tq2", .1141}};
 
     (void)state;
     for (size_t i = 0; i < sizeof(golden) / sizeof(golden[0]); i++) {
         const struct quality s = measure(golden[i].name);
 
-        expect_near("keys", s.key_mse, golden[i].mse, .015);
         expect_near("values", s.value_mse, golden[i].mse, .015);
-        expect_near("length", s.length, 1, 1e-4);
+        expect_near("keys", s.key_mse, golden[i].mse, .06);
+        expect_near("length", s.length, 1, 2e-4);
     }
-    expect_near("tq3.5", measure("tq3.5").key_mse, .0215, .02);
+    expect_near("tq3.5", measure("tq3.5").value_mse, .0196, .015);
+    expect_near("tq2.5", measure("tq2.5").value_mse, .0720, .03);
 }
 
 /* Orthogonal sketch: errors .571 times those of the codes alone, and no bias. */
@@ -187,7 +194,7 @@ static void test_qjl_along_the_key(void **state)
 
         for (size_t j = 0; j < DIM; j++)
             x[j] = rng_gauss(&rng);
-        tkv_encode_keys(&c, &kn, x, 1, block);
+        tkv_encode_keys(&c, &kn, no_mean, x, 1, block);
         tkv_decode_key(&c, &kn, block, 0, y);
         ratio = dot(x, y) / dot(x, x);
         sum += ratio;
@@ -201,7 +208,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_paper_scale),
-        cmocka_unit_test(test_norm_corrected_scale),
+        cmocka_unit_test(test_searched_scale),
         cmocka_unit_test(test_qjl),
         cmocka_unit_test(test_qjl_along_the_key),
     };

@@ -48,10 +48,12 @@ static unsigned check_changed(const struct tkv_kernels *before, const struct tkv
     return n;
 }
 
-/* Each instruction set brings a variant of every kernel; a lesser number is a silent fallback. */
+/* What an instruction set brings: a variant of every kernel, or the two of a dot product
+ * instruction. A lesser number is a silent fallback. */
 static void test_variants(void **state)
 {
-    static const unsigned flags[] = {TKV_CPU_AVX2, TKV_CPU_AVX512, TKV_CPU_NEON};
+    static const unsigned flags[] = {TKV_CPU_AVX2, TKV_CPU_AVX512, TKV_CPU_VNNI, TKV_CPU_NEON,
+                                     TKV_CPU_DOTPROD};
     const unsigned cpu = tkv_cpu_flags(getenv("TRIKV_CPU_DISABLE"));
     struct tkv_kernels before, now;
     unsigned mask = 0;
@@ -59,15 +61,17 @@ static void test_variants(void **state)
     (void)state;
     tkv_kernels_init(&before, 0);
     for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
+        const bool partial = flags[i] == TKV_CPU_VNNI || flags[i] == TKV_CPU_DOTPROD;
+        const unsigned expected = partial ? 2 : N_KERNEL_CASES;
         char isa[32];
 
-        if (!(cpu & flags[i]))
+        if (!(cpu & flags[i]) || (partial && !(cpu & (TKV_CPU_AVX512 | TKV_CPU_NEON))))
             continue;
         mask |= flags[i];
         tkv_cpu_names(flags[i], isa, sizeof(isa));
         tkv_kernels_init(&now, mask);
-        assert_int_equal(check_changed(&before, &now, isa), N_KERNEL_CASES);
-        print_message("%s: %d variants\n", isa, N_KERNEL_CASES);
+        assert_int_equal(check_changed(&before, &now, isa), expected);
+        print_message("%s: %u variants\n", isa, expected);
         before = now;
     }
     if (!mask)
@@ -116,14 +120,24 @@ static void wrong_f32_to_f16(uint16_t *dst, const float *src, size_t n)
 }
 
 /* An edge belongs to the cell below. */
-static void wrong_quantise(uint8_t *codes, const float *x, size_t n, const float *edge,
-                           unsigned n_edges, float scale)
+static void wrong_quantise(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
+                           float scale)
 {
     for (size_t i = 0; i < n; i++) {
-        codes[i] = 0;
-        for (unsigned e = 0; e < n_edges; e++)
-            codes[i] = (uint8_t)(codes[i] + (edge[e] < x[i] * scale));
+        const float below = nextafterf(x[i] * scale, -INFINITY);
+
+        reference.quantise(codes + i, &below, 1, edge, w, 1);
     }
+}
+
+/* The right sums in another order. */
+static void wrong_fit(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
+                      float scale, const float *level, float *fit)
+{
+    reference.fit(codes, x, n, edge, w, scale, level, fit);
+    fit[0] = 0;
+    for (size_t i = 0; i < n; i++)
+        fit[0] += x[i] * level[codes[i]];
 }
 
 /* Writes one element too many. */
@@ -134,24 +148,71 @@ static void wrong_lookup(float *dst, const uint8_t *codes, size_t n, const float
         dst[n] = 0;
 }
 
+/* One scale for all lanes. */
+static void wrong_key_tile(float *tile, const struct tkv_codes *codes, const float *lut,
+                           const float *scale)
+{
+    float same[TKV_BLOCK_TOKENS];
+
+    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++)
+        same[t] = scale[0];
+    reference.key_tile(tile, codes, lut, same);
+}
+
 /* Loses the third bit. */
-static void wrong_expand(float *dst, const uint8_t *planes, size_t n, unsigned w, const float *lut,
-                         float scale)
+static void wrong_value_rows(float *rows, size_t stride, const struct tkv_codes *codes,
+                             size_t n_tokens, const float *lut, const float *scale)
 {
     float low[16];
 
     for (size_t i = 0; i < 16; i++)
-        low[i] = lut[w == 3 ? i & 3 : i];
-    reference.expand(dst, planes, n, w, low, scale);
+        low[i] = lut[codes->w == 3 ? i & 3 : i];
+    reference.value_rows(rows, stride, codes, n_tokens, low, scale);
 }
 
-/* One scale for all lanes. */
-static void wrong_expand_tile(float *tile, const uint8_t *rows, size_t n_rows, unsigned w,
-                              const float *lut, const float *scale)
+/* Keeps the low part of the queries to itself. */
+static void wrong_code_dots(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *keys,
+                            const struct tkv_code_queries *q)
 {
-    for (size_t r = 0; r < n_rows; r++)
-        reference.expand(tile + r * TKV_BLOCK_TOKENS, rows + r * (8 * w), TKV_BLOCK_TOKENS, w, lut,
-                         scale[0]);
+    static const int8_t zeros[TKV_MAX_HEAD_DIM];
+
+    for (size_t r = 0; r < q->n; r++) {
+        struct tkv_code_queries one = *q;
+        int8_t bytes[2 * TKV_MAX_HEAD_DIM];
+
+        memcpy(bytes, q->bytes + r * q->stride, keys->n);
+        memcpy(bytes + keys->n, zeros, keys->n);
+        one.bytes = bytes;
+        one.low = keys->n;
+        one.n = 1;
+        reference.code_dots(dots + r, keys, &one);
+    }
+}
+
+/* Takes the last of the maximum, not of all. */
+static float wrong_scale_dots(float *x, const int32_t *dots, const float *scale, float factor,
+                              float offset)
+{
+    reference.scale_dots(x, dots, scale, factor, offset);
+    return x[TKV_BLOCK_TOKENS - 1];
+}
+
+/* Weights of seven bits. */
+static float wrong_weigh(uint8_t *high, uint8_t *low, const float *x, float max, const float *scale,
+                         float *sum)
+{
+    const float unit = reference.weigh(high, low, x, max, scale, sum);
+
+    memset(low, 0, TKV_BLOCK_TOKENS);
+    return unit;
+}
+
+/* Forgets the last token of an odd number. */
+static void wrong_code_sums(float *acc, size_t stride, const struct tkv_codes *values,
+                            const uint8_t (*weights)[2][TKV_BLOCK_TOKENS], const float *unit,
+                            size_t n_rows, size_t n_tokens)
+{
+    reference.code_sums(acc, stride, values, weights, unit, n_rows, n_tokens & ~(size_t)1);
 }
 
 /* Drops the last row when their number is odd. */
@@ -190,8 +251,13 @@ static void test_wrong_kernels_are_noticed(void **state)
         .f32_to_f16 = wrong_f32_to_f16,
         .quantise = wrong_quantise,
         .lookup = wrong_lookup,
-        .expand = wrong_expand,
-        .expand_tile = wrong_expand_tile,
+        .fit = wrong_fit,
+        .key_tile = wrong_key_tile,
+        .value_rows = wrong_value_rows,
+        .code_dots = wrong_code_dots,
+        .scale_dots = wrong_scale_dots,
+        .weigh = wrong_weigh,
+        .code_sums = wrong_code_sums,
         .logits = wrong_logits,
         .accumulate = wrong_accumulate,
         .exp_sum = wrong_exp_sum,
@@ -233,7 +299,7 @@ static void test_flags(void **state)
     assert_int_equal(tkv_cpu_flags("avx,avx2x,avx51,avx5120,neon2"), all);
     assert_int_equal(tkv_cpu_flags("avx2"), all & ~(unsigned)TKV_CPU_AVX2);
     assert_int_equal(tkv_cpu_flags("x,avx512"), all & ~(unsigned)TKV_CPU_AVX512);
-    assert_int_equal(tkv_cpu_flags("neon,avx512,avx2"), 0);
+    assert_int_equal(tkv_cpu_flags("neon,avx512,avx2,avx512vnni,dotprod"), 0);
     assert_string_equal(tkv_cpu_names(0, names, sizeof(names)), "scalar");
     assert_string_equal(tkv_cpu_names(TKV_CPU_AVX2 | TKV_CPU_AVX512, names, sizeof(names)),
                         "avx2,avx512");

