@@ -69,20 +69,22 @@ static void table_free(struct tkv_arena *a, void *p, size_t bytes)
     a->table_bytes -= bytes;
 }
 
-/* Room for one more element in *table, which has n of *cap in use. */
+/* Room for element number n in *table, which has room for *cap. */
 static bool table_grow(struct tkv_arena *a, void **table, size_t element_bytes, uint32_t n,
                        uint32_t *cap)
 {
-    const uint32_t want = *cap ? *cap * 2 : 8;
+    uint32_t want = *cap ? *cap : 8;
     void *p;
 
     if (n < *cap)
         return true;
+    while (want <= n)
+        want *= 2;
     p = table_alloc(a, want * element_bytes);
     if (!p)
         return false;
-    if (n > 0)
-        memcpy(p, *table, n * element_bytes);
+    if (*cap > 0)
+        memcpy(p, *table, *cap * element_bytes);
     table_free(a, *table, *cap * element_bytes);
     *table = p;
     *cap = want;

@@ -172,6 +172,34 @@ static void random_blocks_never_overlap(void **state)
     assert_int_equal(atomic_load(&b.used_bytes), 0);
 }
 
+/* Hundreds of slabs in use at once: the tables of slabs and gaps grow many times. */
+static void many_slabs_fit_the_tables(void **state)
+{
+    enum { N = 250, BIG = 256 << 10 }; /* just under a power of two */
+    struct tkv_budget b;
+    struct tkv_arena *a = NULL;
+    struct tkv_block_id id[N];
+
+    (void)state;
+    tkv_budget_init(&b, (size_t)N * BIG + (8 << 20));
+    assert_int_equal(tkv_arena_create(&a, &b, NULL), 0);
+    for (int i = 0; i < N; i++) {
+        assert_int_equal(tkv_arena_reserve(a, BIG, 1, NULL), 0);
+        id[i] = tkv_arena_alloc(a, BIG);
+    }
+    for (int i = 0; i < N; i += 2) /* every second one: as many gaps as can be */
+        tkv_arena_unref(a, id[i]);
+    tkv_arena_trim(a);
+    assert_int_equal(tkv_arena_slab_bytes(a), N / 2 * BIG);
+    assert_int_equal(tkv_arena_reserve(a, 2 * BIG, 1, NULL), 0); /* fits no gap */
+    for (int i = 1; i < N; i += 2)
+        tkv_arena_unref(a, id[i]);
+    tkv_arena_trim(a);
+    assert_int_equal(tkv_arena_slab_bytes(a), 0);
+    tkv_arena_destroy(&a);
+    assert_int_equal(atomic_load(&b.used_bytes), 0);
+}
+
 /* Every other block goes; gathering the rest gives memory back and keeps every byte. */
 static void spread_blocks_can_be_gathered(void **state)
 {
@@ -266,6 +294,7 @@ int main(void)
         cmocka_unit_test(a_block_lives_until_its_last_reference),
         cmocka_unit_test(the_cap_is_an_error_not_a_crash),
         cmocka_unit_test(random_blocks_never_overlap),
+        cmocka_unit_test(many_slabs_fit_the_tables),
         cmocka_unit_test(spread_blocks_can_be_gathered),
         cmocka_unit_test(a_reader_cannot_write),
     };

@@ -1,0 +1,145 @@
+#include "bench/service.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bench/inputs.h"
+#include "tools/profile_write.h"
+
+/* TRIKV_BIN, else trikvd in the folder of this program. */
+static void find_daemon(char *path, size_t n)
+{
+    const char *given = getenv("TRIKV_BIN");
+    char self[512] = "";
+    ssize_t length;
+    char *slash;
+
+    if (given) {
+        (void)snprintf(path, n, "%s", given);
+        return;
+    }
+    length = readlink("/proc/self/exe", self, sizeof(self) - 1);
+    self[length > 0 ? length : 0] = '\0';
+    slash = strrchr(self, '/');
+    if (slash)
+        *slash = '\0';
+    (void)snprintf(path, n, "%s%strikvd", self, slash ? "/" : "");
+}
+
+/* [layer][q_head][mean_re, mean_im, mean_abs][band]; no mean is longer than its mean length. */
+static float *random_statistics(size_t n_heads, size_t n_bands)
+{
+    float *x = malloc(n_heads * 3 * n_bands * sizeof(*x));
+    struct tkv_source source = {11};
+
+    if (!x)
+        return NULL;
+    tkv_source_gauss(&source, x, n_heads * 3 * n_bands);
+    for (size_t h = 0; h < n_heads; h++)
+        for (size_t f = 0; f < n_bands; f++) {
+            float *s = x + h * 3 * n_bands + f;
+
+            s[2 * n_bands] = hypotf(s[0], s[n_bands]) + fabsf(s[2 * n_bands]) + 0.01f;
+        }
+    return x;
+}
+
+static int write_profile(const char *path, struct tkv_reason *why)
+{
+    const size_t n_heads = (size_t)TKV_QWEN3_LAYERS * TKV_QWEN3_KV_HEADS * TKV_QWEN3_GROUP;
+    struct tkv_model_config model = {
+        .architecture = "qwen3",
+        .n_layers = TKV_QWEN3_LAYERS,
+        .shape = {TKV_QWEN3_KV_HEADS * TKV_QWEN3_GROUP, TKV_QWEN3_KV_HEADS, TKV_QWEN3_HEAD_DIM,
+                  TKV_QWEN3_HEAD_DIM},
+        .rope_params = {.head_dim = TKV_QWEN3_HEAD_DIM,
+                        .rotary_dim = TKV_QWEN3_HEAD_DIM,
+                        .theta = 1e6},
+        .rope_has_rule = true,
+        .fingerprint = 1,
+    };
+    struct tkv_profile_facts facts = {.name = TKV_BENCH_PROFILE,
+                                      .text_file = "random numbers",
+                                      .model_file = "none",
+                                      .model = &model,
+                                      .n_tokens = 1};
+    float *statistics = random_statistics(n_heads, TKV_QWEN3_HEAD_DIM / 2);
+    int e;
+
+    if (!statistics)
+        return tkv_reason_set(why, "out of memory for statistics");
+    facts.statistics = statistics;
+    facts.n_statistics = n_heads * 3 * (TKV_QWEN3_HEAD_DIM / 2);
+    e = tkv_profile_write(path, &facts, why);
+    free(statistics);
+    return e;
+}
+
+static int make_profile(struct tkv_bench_service *s, struct tkv_reason *why)
+{
+    char path[128];
+
+    (void)snprintf(s->folder, sizeof(s->folder), "/tmp/trikv-bench-XXXXXX");
+    if (!mkdtemp(s->folder)) {
+        s->folder[0] = '\0';
+        return tkv_reason_set(why, "cannot make a folder in /tmp: %s", strerror(errno));
+    }
+    (void)snprintf(path, sizeof(path), "%s/" TKV_BENCH_PROFILE ".yaml", s->folder);
+    return write_profile(path, why);
+}
+
+int tkv_bench_service_fail(const struct tkv_bench_service *s, const char *what,
+                           struct tkv_reason *why)
+{
+    return tkv_reason_set(why, "%s: %s", what, trikv_last_error(s->client));
+}
+
+static int start(struct tkv_bench_service *s, uint32_t n_threads, size_t staging_bytes,
+                 struct tkv_reason *why)
+{
+    char program[600], threads[16];
+    const char *const arguments[] = {
+        "--config",    "/dev/null",  "--threads",
+        threads,       "--profiles", s->folder[0] ? s->folder : "/nonexistent",
+        "--log-level", "error",      NULL};
+    struct trikv_options o = {.size = sizeof(o),
+                              .socket = s->daemon.socket,
+                              .timeout_ms = 600000,
+                              .staging_bytes = staging_bytes,
+                              .name = "trikv-bench"};
+
+    find_daemon(program, sizeof(program));
+    (void)snprintf(threads, sizeof(threads), "%u", n_threads);
+    if (tkv_spawn_start(&s->daemon, program, arguments, why))
+        return -1;
+    return trikv_connect(&s->client, &o) ? tkv_bench_service_fail(s, "connect", why) : 0;
+}
+
+int tkv_bench_service_start(struct tkv_bench_service *s, uint32_t n_threads, size_t staging_bytes,
+                            bool with_profile, struct tkv_reason *why)
+{
+    *s = (struct tkv_bench_service){0};
+    if ((with_profile && make_profile(s, why)) || start(s, n_threads, staging_bytes, why)) {
+        tkv_bench_service_stop(s);
+        return -1;
+    }
+    return 0;
+}
+
+void tkv_bench_service_stop(struct tkv_bench_service *s)
+{
+    char path[128];
+
+    trikv_disconnect(&s->client);
+    (void)tkv_spawn_stop(&s->daemon);
+    if (s->folder[0]) {
+        (void)snprintf(path, sizeof(path), "%s/" TKV_BENCH_PROFILE ".yaml", s->folder);
+        (void)unlink(path);
+        (void)rmdir(s->folder);
+    }
+    *s = (struct tkv_bench_service){0};
+}
