@@ -26,11 +26,11 @@ struct tkv_codes {
     const int8_t *level; /* [16] what a code stands for, -63..63; entries that no code has are 0 */
 };
 
-/* Queries as integers, 128 * high + low: of query r, bytes[r * stride ..] are the high parts,
- * padded to whole units of codes, and those from `low` on the low ones. Both -127..127. */
+/* Queries as integers, 128 * high + low, both -127..127, in the order in which they are used: of
+ * four coordinates in turn, and of each query, the four high parts, then the low ones. Padded with
+ * zeros to whole units of codes. */
 struct tkv_code_queries {
-    const int8_t *bytes;
-    size_t stride, low;
+    const int8_t *bytes;      /* [coordinates / 4][n][2][4] */
     const int32_t (*sums)[2]; /* [n] of high and of low: spares some variants their own */
     size_t n;
 };

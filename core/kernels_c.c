@@ -166,10 +166,11 @@ void tkv_code_dots_c(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *
     for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
         get_key(code, keys, t);
         for (size_t r = 0; r < q->n; r++) {
-            const int8_t *high = q->bytes + r * q->stride, *low = high + q->low;
+            for (size_t i = 0; i < keys->n; i++) {
+                const int8_t *parts = q->bytes + (i / 4 * q->n + r) * 8 + i % 4;
 
-            for (size_t i = 0; i < keys->n; i++)
-                dots[r][t] += (128 * high[i] + low[i]) * keys->level[code[i]];
+                dots[r][t] += (128 * parts[0] + parts[4]) * keys->level[code[i]];
+            }
         }
     }
 }

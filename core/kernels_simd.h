@@ -427,16 +427,15 @@ INLINE vec exp_vec(vec d)
     const vec k = shifted - 0x1.8p23f;
     const vec scale = (vec)(((vec_u32)shifted << 23) + 0x3f800000u);
     vec r = fma_vec(k, all(-0.693359375f), d);
-    vec p = all(1.0f / 5040);
+    vec p, r2, high, low;
 
+    /* In pairs, for a short chain: (1 + r) + r^2 ((1/2 + r/6) + r^2 ((1/24 + r/120) + ...)) */
     r = fma_vec(k, all(2.12194440e-4f), r);
-    p = fma_vec(p, r, all(1.0f / 720));
-    p = fma_vec(p, r, all(1.0f / 120));
-    p = fma_vec(p, r, all(1.0f / 24));
-    p = fma_vec(p, r, all(1.0f / 6));
-    p = fma_vec(p, r, all(0.5f));
-    p = fma_vec(p, r, all(1.0f));
-    p = fma_vec(p, r, all(1.0f));
+    r2 = r * r;
+    high = fma_vec(r2, fma_vec(r, all(1.0f / 5040), all(1.0f / 720)),
+                   fma_vec(r, all(1.0f / 120), all(1.0f / 24)));
+    low = fma_vec(r, all(1.0f / 6), all(0.5f));
+    p = fma_vec(r2, fma_vec(r2, high, low), r + 1.0f);
     return (vec)((vec_u32)(p * scale) & keep);
 }
 

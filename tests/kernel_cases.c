@@ -358,15 +358,15 @@ static void check_code_dots(struct kernel_run *run)
         int32_t sums[16][2] = {{0}};
         int32_t(*a)[TKV_BLOCK_TOKENS] = guard_alloc(n_dots, GUARD_START);
         int32_t(*b)[TKV_BLOCK_TOKENS] = guard_alloc(n_dots, GUARD_END);
-        struct tkv_code_queries q = {bytes, 2 * slots, slots, sums, n};
+        struct tkv_code_queries q = {bytes, (const int32_t(*)[2])sums, n};
 
         for (size_t j = 0; j < n_bytes; j++) {
             const int extreme = j % 2 ? 127 : -127;
 
             bytes[j] = (int8_t)(i % 5 == 0 ? extreme : (int)rng_below(&run->rng, 255) - 127);
-            if (j % slots >= c.codes.n)
+            if (j / 8 / n * 4 + j % 4 >= c.codes.n)
                 bytes[j] = 0;
-            sums[j / slots / 2][j / slots % 2] += bytes[j];
+            sums[j / 8 % n][j / 4 % 2] += bytes[j];
         }
         for (size_t j = 0; j < n * TKV_BLOCK_TOKENS; j++)
             a[0][j] = b[0][j] = (int32_t)rng_below(&run->rng, 1000);
