@@ -369,7 +369,8 @@ static void check_code_dots(struct kernel_run *run)
             sums[j / 8 % n][j / 4 % 2] += bytes[j];
         }
         for (size_t j = 0; j < n * TKV_BLOCK_TOKENS; j++)
-            a[0][j] = b[0][j] = (int32_t)rng_below(&run->rng, 1000);
+            a[j / TKV_BLOCK_TOKENS][j % TKV_BLOCK_TOKENS] = (int32_t)rng_below(&run->rng, 1000);
+        memcpy(b, a, n_dots);
         run->ref.code_dots(a, &c.codes, &q);
         run->now.code_dots(b, &c.codes, &q);
         expect(run, same_bits(a, b, n_dots), "code_dots n=%zu w=%u queries=%zu", c.codes.n,
