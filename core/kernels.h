@@ -67,13 +67,14 @@ struct tkv_kernels {
     /* dst[i] = lut[codes[i]] * scale for n one-byte codes below 16 and lut[16]. Exact. */
     void (*lookup)(float *dst, const uint8_t *codes, size_t n, const float *lut, float scale);
 
-    /* tile[i][t] = lut[code of coordinate i of token t] * scale[t], of a section of keys. Exact. */
+    /* tile[i][t] = lut[code of coordinate i of token t] * scale[t] + mean[i], of a section of keys;
+     * mean may be NULL: 0. Exact. */
     void (*key_tile)(float *tile, const struct tkv_codes *codes, const float *lut,
-                     const float *scale);
+                     const float *scale, const float *mean);
 
     /* rows[t][i] = the same of a section of values, for t < n_tokens, rows `stride` apart. */
     void (*value_rows)(float *rows, size_t stride, const struct tkv_codes *codes, size_t n_tokens,
-                       const float *lut, const float *scale);
+                       const float *lut, const float *scale, const float *mean);
 
     /*
      * Logits of a tile: out[r][t] = sum over i of q[r][i] * tile[i][t], for

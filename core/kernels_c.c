@@ -103,26 +103,26 @@ static void get_key(uint8_t *codes, const struct tkv_codes *keys, size_t t)
 }
 
 void tkv_key_tile_c(float *tile, const struct tkv_codes *codes, const float *lut,
-                    const float *scale)
+                    const float *scale, const float *mean)
 {
     uint8_t code[TKV_MAX_HEAD_DIM];
 
     for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
         get_key(code, codes, t);
         for (size_t i = 0; i < codes->n; i++)
-            tile[i * TKV_BLOCK_TOKENS + t] = lut[code[i]] * scale[t];
+            tile[i * TKV_BLOCK_TOKENS + t] = lut[code[i]] * scale[t] + (mean ? mean[i] : 0);
     }
 }
 
 void tkv_value_rows_c(float *rows, size_t stride, const struct tkv_codes *codes, size_t n_tokens,
-                      const float *lut, const float *scale)
+                      const float *lut, const float *scale, const float *mean)
 {
     uint8_t code[TKV_MAX_HEAD_DIM];
 
     for (size_t t = 0; t < n_tokens; t++) {
         tkv_value_get(code, codes->bytes, codes->n, codes->w, t);
         for (size_t i = 0; i < codes->n; i++)
-            rows[t * stride + i] = lut[code[i]] * scale[t];
+            rows[t * stride + i] = lut[code[i]] * scale[t] + (mean ? mean[i] : 0);
     }
 }
 

@@ -319,7 +319,7 @@ INLINE vec_int code_indices(struct rows r, const unsigned w, size_t side, unsign
 }
 
 INLINE void key_tile_of(float *tile, const struct tkv_codes *codes, const struct table *table,
-                        const float *scale, size_t t, const unsigned w)
+                        const float *scale, const float *mean, size_t t, const unsigned w)
 {
     const size_t row_bytes = TKV_UNIT_LANES * 4, side = t / TKV_UNIT_LANES % 2;
     const uint8_t *unit =
@@ -333,21 +333,22 @@ INLINE void key_tile_of(float *tile, const struct tkv_codes *codes, const struct
         for (unsigned f = 0; f < tkv_unit_fields(w) && i < codes->n; f++)
             for (unsigned b = 0; b < 4 && i < codes->n; b++, i++)
                 store(tile + i * TKV_BLOCK_TOKENS + t,
-                      lookup_vec(table, code_indices(rows, w, side, f, b)) * scales);
+                      lookup_vec(table, code_indices(rows, w, side, f, b)) * scales +
+                          all(mean ? mean[i] : 0));
     }
 }
 
 void KERNEL(key_tile)(float *tile, const struct tkv_codes *codes, const float *lut,
-                      const float *scale)
+                      const float *scale, const float *mean)
 {
     const struct table table = load_table(lut, 1);
 
     for (size_t t = 0; t < TKV_BLOCK_TOKENS; t += LANES) {
         switch (codes->w) {
-        case 1: key_tile_of(tile, codes, &table, scale, t, 1); break;
-        case 2: key_tile_of(tile, codes, &table, scale, t, 2); break;
-        case 3: key_tile_of(tile, codes, &table, scale, t, 3); break;
-        default: key_tile_of(tile, codes, &table, scale, t, 4); break;
+        case 1: key_tile_of(tile, codes, &table, scale, mean, t, 1); break;
+        case 2: key_tile_of(tile, codes, &table, scale, mean, t, 2); break;
+        case 3: key_tile_of(tile, codes, &table, scale, mean, t, 3); break;
+        default: key_tile_of(tile, codes, &table, scale, mean, t, 4); break;
         }
     }
 }
@@ -359,6 +360,7 @@ struct row_args {
     const struct tkv_codes *codes;
     size_t n_tokens;
     const float *scale;
+    const float *mean;
 };
 
 /* Lanes `lane` and on of one side (4 tokens from t on) of a unit whose first coordinate is i. */
@@ -373,10 +375,13 @@ INLINE void rows_of(const struct row_args *a, const struct table *table, struct 
 
         for (unsigned f = 0; f < tkv_unit_fields(w); f++) {
             const size_t at = i + lanes * f + lane, left = a->codes->n > at ? a->codes->n - at : 0;
-            const vec x = lookup_vec(table, code_indices(rows, w, t / 4 % 2, f, b)) * scale;
+            const size_t n = left < n_lanes ? left : n_lanes;
+            vec x = lookup_vec(table, code_indices(rows, w, t / 4 % 2, f, b)) * scale;
 
-            if (left > 0)
-                store_n(row + at, x, left < n_lanes ? left : n_lanes);
+            if (n == 0)
+                continue;
+            x += a->mean ? load_n(a->mean + at, n) : (vec){0};
+            store_n(row + at, x, n);
         }
     }
 }
@@ -400,9 +405,9 @@ INLINE void all_rows(const struct row_args *a, const struct table *table, const 
 }
 
 void KERNEL(value_rows)(float *rows, size_t stride, const struct tkv_codes *codes, size_t n_tokens,
-                        const float *lut, const float *scale)
+                        const float *lut, const float *scale, const float *mean)
 {
-    const struct row_args a = {rows, stride, codes, n_tokens, scale};
+    const struct row_args a = {rows, stride, codes, n_tokens, scale, mean};
     const struct table table = load_table(lut, 1);
 
     switch (codes->w) {

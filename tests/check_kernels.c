@@ -150,24 +150,25 @@ static void wrong_lookup(float *dst, const uint8_t *codes, size_t n, const float
 
 /* One scale for all lanes. */
 static void wrong_key_tile(float *tile, const struct tkv_codes *codes, const float *lut,
-                           const float *scale)
+                           const float *scale, const float *mean)
 {
     float same[TKV_BLOCK_TOKENS];
 
     for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++)
         same[t] = scale[0];
-    reference.key_tile(tile, codes, lut, same);
+    reference.key_tile(tile, codes, lut, same, mean);
 }
 
 /* Loses the third bit. */
 static void wrong_value_rows(float *rows, size_t stride, const struct tkv_codes *codes,
-                             size_t n_tokens, const float *lut, const float *scale)
+                             size_t n_tokens, const float *lut, const float *scale,
+                             const float *mean)
 {
     float low[16];
 
     for (size_t i = 0; i < 16; i++)
         low[i] = lut[codes->w == 3 ? i & 3 : i];
-    reference.value_rows(rows, stride, codes, n_tokens, low, scale);
+    reference.value_rows(rows, stride, codes, n_tokens, low, scale, mean);
 }
 
 /* Loses the low part of the queries. */

@@ -318,9 +318,11 @@ static void check_key_tile(struct kernel_run *run)
         const size_t n = c.codes.n * TKV_BLOCK_TOKENS;
         float *lut = make_floats(run, 16, i), *scale = make_floats(run, TKV_BLOCK_TOKENS, i);
         float *a = make_floats(run, n, i), *b = make_floats(run, n, i);
+        float *mean = make_floats(run, c.codes.n, i + 4);
 
-        run->ref.key_tile(a, &c.codes, lut, scale);
-        run->now.key_tile(b, &c.codes, lut, scale);
+        run->ref.key_tile(a, &c.codes, lut, scale, i % 3 ? mean : NULL);
+        run->now.key_tile(b, &c.codes, lut, scale, i % 3 ? mean : NULL);
+        guard_free(mean, c.codes.n * sizeof(*mean));
         compare_outputs(run, a, b, n, "key_tile");
         guard_free(c.bytes, c.n_bytes);
         guard_free(lut, 16 * sizeof(*lut));
@@ -337,8 +339,11 @@ static void check_value_rows(struct kernel_run *run)
         float *lut = make_floats(run, 16, i), *scale = make_floats(run, n_tokens, i);
         float *a = make_floats(run, n, i), *b = make_copy(a, n * sizeof(*a), i);
 
-        run->ref.value_rows(a, stride, &c.codes, n_tokens, lut, scale);
-        run->now.value_rows(b, stride, &c.codes, n_tokens, lut, scale);
+        float *mean = make_floats(run, c.codes.n, i + 4);
+
+        run->ref.value_rows(a, stride, &c.codes, n_tokens, lut, scale, i % 3 ? mean : NULL);
+        run->now.value_rows(b, stride, &c.codes, n_tokens, lut, scale, i % 3 ? mean : NULL);
+        guard_free(mean, c.codes.n * sizeof(*mean));
         compare_outputs(run, a, b, n, "value_rows");
         guard_free(c.bytes, c.n_bytes);
         guard_free(lut, 16 * sizeof(*lut));
