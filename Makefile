@@ -159,6 +159,7 @@ check-programs: build-tests
 	@$(run_tests) $(tests)
 
 check-isa: build-tests ## the numeric tests again, instruction sets taken away newest first
+	@TRIKV_CPU_DISABLE=avx512vnni $(run_tests) $(isa_tests)
 	@TRIKV_CPU_DISABLE=avx512 $(run_tests) $(isa_tests)
 	@TRIKV_CPU_DISABLE=avx512,avx2,neon $(run_tests) $(isa_tests)
 

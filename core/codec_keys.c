@@ -88,11 +88,13 @@ void tkv_key_tile(const struct tkv_coder *c, const struct tkv_kernels *kn, const
 {
     const uint8_t *from = block;
     float scales[TKV_BLOCK_TOKENS], mean[TKV_MAX_HEAD_DIM];
+    const float *m;
 
     if (!c->codec->rotated) {
         tkv_to_f32(kn, tile, block, TKV_F16, (size_t)c->dim * TKV_BLOCK_TOKENS);
         return;
     }
+    m = tkv_load_mean(c, kn, TKV_KEYS, from + tkv_k_mean_at(c), mean);
     for (uint32_t i = 0; i < tkv_k_sections(c); i++) {
         const struct tkv_codes codes = tkv_key_codes(c, i, block);
 
@@ -101,13 +103,8 @@ void tkv_key_tile(const struct tkv_coder *c, const struct tkv_kernels *kn, const
         else
             load_scales(kn, from + tkv_k_residuals_at(c), c->sketch_scale, scales);
         kn->key_tile(tile + (size_t)c->section[i].first * TKV_BLOCK_TOKENS, &codes,
-                     c->section[i].lut, scales);
+                     c->section[i].lut, scales, m ? m + c->section[i].first : NULL);
     }
-    if (!tkv_load_mean(c, kn, TKV_KEYS, from + tkv_k_mean_at(c), mean))
-        return;
-    for (uint32_t j = 0; j < c->dim; j++)
-        for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++)
-            tile[j * (size_t)TKV_BLOCK_TOKENS + t] += mean[j];
 }
 
 void tkv_code_query(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *q,

@@ -58,22 +58,20 @@ void tkv_value_rows(const struct tkv_coder *c, const struct tkv_kernels *kn, con
 {
     const uint8_t *from = block;
     float scales[TKV_BLOCK_TOKENS], mean[TKV_MAX_HEAD_DIM];
+    const float *m;
 
     if (!c->codec->rotated) {
         tkv_to_f32(kn, rows, block, TKV_F16, n * c->dim);
         return;
     }
     tkv_to_f32(kn, scales, from, TKV_F16, TKV_BLOCK_TOKENS);
+    m = tkv_load_mean(c, kn, TKV_VALUES, from + tkv_v_mean_at(), mean);
     for (uint32_t i = 0; i < c->n_sections; i++) {
         const struct tkv_codes codes = tkv_value_codes(c, i, block);
 
-        kn->value_rows(rows + c->section[i].first, c->dim, &codes, n, c->section[i].lut, scales);
+        kn->value_rows(rows + c->section[i].first, c->dim, &codes, n, c->section[i].lut, scales,
+                       m ? m + c->section[i].first : NULL);
     }
-    if (!tkv_load_mean(c, kn, TKV_VALUES, from + tkv_v_mean_at(), mean))
-        return;
-    for (size_t t = 0; t < n; t++)
-        for (uint32_t j = 0; j < c->dim; j++)
-            rows[t * c->dim + j] += mean[j];
 }
 
 void tkv_uncode_value(const struct tkv_coder *c, const struct tkv_kernels *kn, float *acc)

@@ -83,6 +83,10 @@ unsigned tkv_cpu_flags(const char *disable)
     for (size_t i = 0; i < N_NAMES; i++)
         if (listed(disable, names[i].name))
             flags &= ~names[i].flag;
+    if (!(flags & TKV_CPU_AVX512))
+        flags &= ~(unsigned)TKV_CPU_VNNI;
+    if (!(flags & TKV_CPU_NEON))
+        flags &= ~(unsigned)TKV_CPU_DOTPROD;
     return flags;
 }
 

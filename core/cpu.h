@@ -6,8 +6,8 @@ enum tkv_cpu_flag {
     TKV_CPU_AVX2 = 1u << 0,   /* AVX2 + FMA + F16C, usable together or not at all */
     TKV_CPU_AVX512 = 1u << 1, /* F + BW + DQ + VL */
     TKV_CPU_NEON = 1u << 2,
-    TKV_CPU_VNNI = 1u << 3,    /* AVX-512 VNNI + VBMI, beside AVX512 */
-    TKV_CPU_DOTPROD = 1u << 4, /* sdot, beside NEON */
+    TKV_CPU_VNNI = 1u << 3,    /* AVX-512 VNNI + VBMI; never without AVX512 */
+    TKV_CPU_DOTPROD = 1u << 4, /* sdot; never without NEON */
 };
 
 /*

@@ -74,17 +74,18 @@ static float largest_of(const struct tkv_coder *k, const float *q)
     return largest + zero;
 }
 
-static void round_section(const struct tkv_section *s, const float *q, float inverse, int8_t *high,
-                          int8_t *low, int32_t *sums)
+static void round_section(const struct tkv_section *s, const float *q, float inverse, size_t n_rows,
+                          int8_t *bytes, int32_t *sums)
 {
     for (uint32_t j = 0; j < s->n; j++) {
         const int n = (int)lrintf(q[s->first + j] * s->alpha * inverse);
         const int h = (n + 64) >> 7;
+        int8_t *to = bytes + (s->slot + j) / 4 * n_rows * 8 + j % 4;
 
-        high[s->slot + j] = (int8_t)h;
-        low[s->slot + j] = (int8_t)(n - 128 * h);
-        sums[0] += high[s->slot + j];
-        sums[1] += low[s->slot + j];
+        to[0] = (int8_t)h;
+        to[4] = (int8_t)(n - 128 * h);
+        sums[0] += to[0];
+        sums[1] += to[4];
     }
 }
 
@@ -95,12 +96,10 @@ static void round_query(struct tkv_fused *f, size_t r)
     const float largest = largest_of(k, q);
     /* A query too small to be divided by is zero; one that is not finite spoils by its step. */
     const float inverse = largest > 1e-30f && isfinite(largest) ? query_units / largest : 0;
-    int8_t *high = f->bytes + r * 2 * k->n_slots;
 
     f->step[r] = largest / query_units;
-    memset(high, 0, 2 * (size_t)k->n_slots);
     for (uint32_t i = 0; inverse > 0 && i < k->n_sections; i++)
-        round_section(&k->section[i], q, inverse, high, high + k->n_slots,
+        round_section(&k->section[i], q, inverse, f->n_rows, f->bytes + r * 8,
                       f->sums[i * f->n_rows + r]);
 }
 
@@ -113,6 +112,7 @@ void tkv_fused_init(struct tkv_fused *f, const struct tkv_kernels *kn, const str
     f->n_rows = n_rows;
     f->q = q;
     layout(f, k, n_rows, memory);
+    memset(f->bytes, 0, 2 * n_rows * k->n_slots);
     memset(f->sums, 0, k->n_sections * n_rows * sizeof(*f->sums));
     for (size_t r = 0; r < n_rows; r++)
         round_query(f, r);
@@ -128,9 +128,7 @@ void tkv_fused_logits(struct tkv_fused *f, const void *keys, float factor, float
     memset(f->dots, 0, f->n_rows * sizeof(*f->dots));
     for (uint32_t i = 0; i < k->n_sections; i++) {
         const struct tkv_codes codes = tkv_key_codes(k, i, keys);
-        const struct tkv_code_queries q = {.bytes = f->bytes + k->section[i].slot,
-                                           .stride = 2 * (size_t)k->n_slots,
-                                           .low = k->n_slots,
+        const struct tkv_code_queries q = {.bytes = f->bytes + 2 * f->n_rows * k->section[i].slot,
                                            .sums = (const int32_t(*)[2])(f->sums + i * f->n_rows),
                                            .n = f->n_rows};
 

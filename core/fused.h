@@ -33,7 +33,7 @@ struct tkv_fused {
     const struct tkv_coder *k;
     size_t n_rows;
     const float *q;     /* [n_rows][tile_dim], as tkv_code_query made them; a view */
-    int8_t *bytes;      /* [n_rows][2][n_slots] */
+    int8_t *bytes;      /* [n_slots / 4][n_rows][2][4] */
     int32_t (*sums)[2]; /* [section][n_rows] */
     float *step;        /* [n_rows] */
     int32_t (*dots)[TKV_BLOCK_TOKENS];

@@ -26,11 +26,11 @@ struct tkv_codes {
     const int8_t *level; /* [16] what a code stands for, -63..63; entries that no code has are 0 */
 };
 
-/* Queries as integers, 128 * high + low: of query r, bytes[r * stride ..] are the high parts,
- * padded to whole units of codes, and those from `low` on the low ones. Both -127..127. */
+/* Queries as integers, 128 * high + low, both -127..127, in the order in which they are used: of
+ * four coordinates in turn, and of each query, the four high parts, then the low ones. Padded with
+ * zeros to whole units of codes. */
 struct tkv_code_queries {
-    const int8_t *bytes;
-    size_t stride, low;
+    const int8_t *bytes;      /* [coordinates / 4][n][2][4] */
     const int32_t (*sums)[2]; /* [n] of high and of low: spares some variants their own */
     size_t n;
 };
@@ -67,13 +67,14 @@ struct tkv_kernels {
     /* dst[i] = lut[codes[i]] * scale for n one-byte codes below 16 and lut[16]. Exact. */
     void (*lookup)(float *dst, const uint8_t *codes, size_t n, const float *lut, float scale);
 
-    /* tile[i][t] = lut[code of coordinate i of token t] * scale[t], of a section of keys. Exact. */
+    /* tile[i][t] = lut[code of coordinate i of token t] * scale[t] + mean[i], of a section of keys;
+     * mean may be NULL: 0. Exact. */
     void (*key_tile)(float *tile, const struct tkv_codes *codes, const float *lut,
-                     const float *scale);
+                     const float *scale, const float *mean);
 
     /* rows[t][i] = the same of a section of values, for t < n_tokens, rows `stride` apart. */
     void (*value_rows)(float *rows, size_t stride, const struct tkv_codes *codes, size_t n_tokens,
-                       const float *lut, const float *scale);
+                       const float *lut, const float *scale, const float *mean);
 
     /*
      * Logits of a tile: out[r][t] = sum over i of q[r][i] * tile[i][t], for

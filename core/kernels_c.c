@@ -103,26 +103,26 @@ static void get_key(uint8_t *codes, const struct tkv_codes *keys, size_t t)
 }
 
 void tkv_key_tile_c(float *tile, const struct tkv_codes *codes, const float *lut,
-                    const float *scale)
+                    const float *scale, const float *mean)
 {
     uint8_t code[TKV_MAX_HEAD_DIM];
 
     for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
         get_key(code, codes, t);
         for (size_t i = 0; i < codes->n; i++)
-            tile[i * TKV_BLOCK_TOKENS + t] = lut[code[i]] * scale[t];
+            tile[i * TKV_BLOCK_TOKENS + t] = lut[code[i]] * scale[t] + (mean ? mean[i] : 0);
     }
 }
 
 void tkv_value_rows_c(float *rows, size_t stride, const struct tkv_codes *codes, size_t n_tokens,
-                      const float *lut, const float *scale)
+                      const float *lut, const float *scale, const float *mean)
 {
     uint8_t code[TKV_MAX_HEAD_DIM];
 
     for (size_t t = 0; t < n_tokens; t++) {
         tkv_value_get(code, codes->bytes, codes->n, codes->w, t);
         for (size_t i = 0; i < codes->n; i++)
-            rows[t * stride + i] = lut[code[i]] * scale[t];
+            rows[t * stride + i] = lut[code[i]] * scale[t] + (mean ? mean[i] : 0);
     }
 }
 
@@ -166,10 +166,11 @@ void tkv_code_dots_c(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *
     for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
         get_key(code, keys, t);
         for (size_t r = 0; r < q->n; r++) {
-            const int8_t *high = q->bytes + r * q->stride, *low = high + q->low;
+            for (size_t i = 0; i < keys->n; i++) {
+                const int8_t *parts = q->bytes + (i / 4 * q->n + r) * 8 + i % 4;
 
-            for (size_t i = 0; i < keys->n; i++)
-                dots[r][t] += (128 * high[i] + low[i]) * keys->level[code[i]];
+                dots[r][t] += (128 * parts[0] + parts[4]) * keys->level[code[i]];
+            }
         }
     }
 }

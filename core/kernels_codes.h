@@ -101,7 +101,8 @@ INLINE void dots_of(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *k
                     size_t slice, const unsigned w, const size_t nq, const size_t ns)
 {
     const size_t row_bytes = TKV_UNIT_LANES * 4, unit_bytes = tkv_unit_rows(w) * row_bytes;
-    const int8_t *query = q->bytes + r * q->stride;
+    const size_t quad_bytes = q->n * 8;
+    const int8_t *query = q->bytes + r * 8;
     vec_i32 sum[4][4][2];
 
     UNROLL
@@ -109,7 +110,7 @@ INLINE void dots_of(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *k
         UNROLL
     for (size_t i = 0; i < 2 * nq; i++)
         sum[s][i / 2][i % 2] = (vec_i32){0} - BIAS * q->sums[r + i / 2][i % 2];
-    for (size_t i = 0, at = 0; i < keys->n; i += tkv_key_unit_dim(w), at += unit_bytes) {
+    for (size_t i = 0, at = 0; i < keys->n; i += tkv_key_unit_dim(w)) {
         UNROLL
         for (size_t s = 0; s < ns; s++) {
             const size_t t = (slice + s) * LANES, side = t / TKV_UNIT_LANES % 2;
@@ -123,11 +124,12 @@ INLINE void dots_of(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *k
 
                 UNROLL
                 for (size_t j = 0; j < 2 * nq; j++)
-                    sum[s][j / 2][j % 2] =
-                        dot4(sum[s][j / 2][j % 2], level,
-                             four_bytes(query + j / 2 * q->stride + j % 2 * q->low + i + 4 * f));
+                    sum[s][j / 2][j % 2] = dot4(sum[s][j / 2][j % 2], level,
+                                                four_bytes(query + f * quad_bytes + 4 * j));
             }
         }
+        at += unit_bytes;
+        query += tkv_unit_fields(w) * quad_bytes;
     }
     UNROLL
     for (size_t s = 0; s < ns; s++) {
@@ -196,12 +198,12 @@ INLINE void add_sums(const struct value_unit *u, size_t r, size_t i, size_t n_la
 
 /* Weighted sums of nf fields from f0 on, in the lanes from `lane` on, for nr rows from r on. One
  * row alone has a sum for each side, so that enough of them are on their way at once. */
-INLINE void sums_of(const struct value_unit *u, const struct levels *levels, size_t r, size_t lane,
-                    const unsigned f0, const unsigned w, const size_t nr, const size_t nf)
+INLINE void sums_of(const struct value_unit *u, const struct levels *levels, size_t r,
+                    const size_t lanes, size_t lane, const unsigned f0, const unsigned w,
+                    const size_t nr, const size_t nf)
 {
-    const size_t row_bytes = u->lanes * 4,
-                 n_lanes = u->lanes - lane < LANES ? u->lanes - lane : LANES;
-    const uint8_t *unit = u->bytes + lane * 4;
+    const size_t row_bytes = lanes * 4, n_lanes = lanes - lane < LANES ? lanes - lane : LANES;
+    const uint8_t *unit = u->bytes + lane * 4, *weights = u->weights[r][0];
     vec_i32 sum[4][4][2][2];
 
     UNROLL
@@ -209,7 +211,7 @@ INLINE void sums_of(const struct value_unit *u, const struct levels *levels, siz
         UNROLL
     for (size_t k = 0; k < 4; k++)
         sum[j / nf][j % nf][k / 2][k % 2] = (vec_i32){0};
-    for (size_t p = 0; p < u->n_pairs; p++, unit += tkv_unit_rows(w) * row_bytes) {
+    for (size_t p = 0; p < u->n_pairs; p++) {
         UNROLL
         for (size_t side = 0; side < 2; side++) {
             const struct rows rows = load_rows(unit, row_bytes, side, w, n_lanes);
@@ -223,41 +225,42 @@ INLINE void sums_of(const struct value_unit *u, const struct levels *levels, siz
                 for (size_t j = 0; j < 2 * nr; j++) {
                     vec_i32 *to = &sum[j / 2][f][j % 2][nr == 1 ? side : 0];
 
-                    *to = dot4(*to, four_bytes(u->weights[r + j / 2][j % 2] + 8 * p + 4 * side),
-                               level);
+                    *to = dot4(*to, four_bytes(weights + j * TKV_BLOCK_TOKENS + 4 * side), level);
                 }
             }
         }
+        unit += tkv_unit_rows(w) * row_bytes;
+        weights += TKV_VALUE_PAIR_TOKENS;
     }
     UNROLL
     for (size_t j = 0; j < nr; j++) {
         UNROLL
         for (size_t f = 0; f < nf; f++)
-            add_sums(u, r + j, u->first + u->lanes * (f0 + f) + lane, n_lanes,
+            add_sums(u, r + j, u->first + lanes * (f0 + f) + lane, n_lanes,
                      (sum[j][f][0][0] + sum[j][f][0][1]) * 128 + sum[j][f][1][0] + sum[j][f][1][1]);
     }
 }
 
 INLINE void unit_sums(const struct value_unit *u, const struct levels *levels, size_t n_rows,
-                      const unsigned w)
+                      const unsigned w, const size_t lanes)
 {
     const unsigned fields = tkv_unit_fields(w);
 
-    for (size_t lane = 0; lane < u->lanes; lane += LANES) {
+    for (size_t lane = 0; lane < lanes; lane += LANES) {
         size_t r = 0;
 
         for (; r + 4 <= n_rows; r += 4)
             UNROLL
         for (unsigned f = 0; f < fields; f += FIELDS_4)
-            sums_of(u, levels, r, lane, f, w, 4, FIELDS_4);
+            sums_of(u, levels, r, lanes, lane, f, w, 4, FIELDS_4);
         for (; r + 2 <= n_rows; r += 2)
             UNROLL
         for (unsigned f = 0; f < fields; f += 2)
-            sums_of(u, levels, r, lane, f, w, 2, 2);
+            sums_of(u, levels, r, lanes, lane, f, w, 2, 2);
         for (; r < n_rows; r++)
             UNROLL
         for (unsigned f = 0; f < fields; f += 2)
-            sums_of(u, levels, r, lane, f, w, 1, 2);
+            sums_of(u, levels, r, lanes, lane, f, w, 1, 2);
     }
 }
 
@@ -267,7 +270,10 @@ INLINE void all_sums(struct value_unit *u, const int8_t *level, size_t n_rows, c
 
     for (; u->first < u->n; u->first += u->lanes * tkv_unit_fields(w)) {
         u->lanes = tkv_value_lanes(u->n - u->first, w);
-        unit_sums(u, &levels, n_rows, w);
+        if (u->lanes == TKV_UNIT_LANES) /* a constant: most units are whole */
+            unit_sums(u, &levels, n_rows, w, TKV_UNIT_LANES);
+        else
+            unit_sums(u, &levels, n_rows, w, u->lanes);
         u->bytes += tkv_value_unit_bytes(u->lanes, w);
     }
 }

@@ -29,9 +29,10 @@
     void tkv_lookup_##isa(float *dst, const uint8_t *codes, size_t n, const float *lut,         \
                           float scale);                                                         \
     void tkv_key_tile_##isa(float *tile, const struct tkv_codes *codes, const float *lut,       \
-                            const float *scale);                                                \
+                            const float *scale, const float *mean);                             \
     void tkv_value_rows_##isa(float *rows, size_t stride, const struct tkv_codes *codes,        \
-                              size_t n_tokens, const float *lut, const float *scale);           \
+                              size_t n_tokens, const float *lut, const float *scale,            \
+                              const float *mean);                                               \
     void tkv_logits_##isa(float *out, const float *q, size_t n_rows, const float *tile,         \
                           size_t dim);                                                          \
     void tkv_accumulate_##isa(float *acc, const float *w, size_t n_rows, const float *rows,     \

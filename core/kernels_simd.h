@@ -307,112 +307,6 @@ void KERNEL(lookup)(float *dst, const uint8_t *codes, size_t n, const float *lut
         store_n(dst + i, lookup_vec(&table, (vec_int)bytes_at(codes + i, n - i)), n - i);
 }
 
-/* Byte b of field f of a side, as table indices. */
-INLINE vec_int code_indices(struct rows r, const unsigned w, size_t side, unsigned f, unsigned b)
-{
-    const vec_u32 row = r.row >> (8 * b + (w == 4 ? 4 : 2) * f);
-    const vec_u32 bit = r.bits >> (8 * b + 4 * (unsigned)side + f) & 1;
-
-    if (w == 1)
-        return (vec_int)bit;
-    return (vec_int)(w == 3 ? (row & 3) | bit << 2 : row & ((1u << w) - 1));
-}
-
-INLINE void key_tile_of(float *tile, const struct tkv_codes *codes, const struct table *table,
-                        const float *scale, size_t t, const unsigned w)
-{
-    const size_t row_bytes = TKV_UNIT_LANES * 4, side = t / TKV_UNIT_LANES % 2;
-    const uint8_t *unit =
-        codes->bytes + t / TKV_PAIR_TOKENS * codes->stride + t % TKV_UNIT_LANES * 4;
-    const vec scales = load(scale + t);
-    size_t i = 0;
-
-    for (; i < codes->n; unit += tkv_unit_rows(w) * row_bytes) {
-        const struct rows rows = load_rows(unit, row_bytes, side, w, LANES);
-
-        for (unsigned f = 0; f < tkv_unit_fields(w) && i < codes->n; f++)
-            for (unsigned b = 0; b < 4 && i < codes->n; b++, i++)
-                store(tile + i * TKV_BLOCK_TOKENS + t,
-                      lookup_vec(table, code_indices(rows, w, side, f, b)) * scales);
-    }
-}
-
-void KERNEL(key_tile)(float *tile, const struct tkv_codes *codes, const float *lut,
-                      const float *scale)
-{
-    const struct table table = load_table(lut, 1);
-
-    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t += LANES) {
-        switch (codes->w) {
-        case 1: key_tile_of(tile, codes, &table, scale, t, 1); break;
-        case 2: key_tile_of(tile, codes, &table, scale, t, 2); break;
-        case 3: key_tile_of(tile, codes, &table, scale, t, 3); break;
-        default: key_tile_of(tile, codes, &table, scale, t, 4); break;
-        }
-    }
-}
-
-/* What value_rows was called with, on its way. */
-struct row_args {
-    float *rows;
-    size_t stride;
-    const struct tkv_codes *codes;
-    size_t n_tokens;
-    const float *scale;
-};
-
-/* Lanes `lane` and on of one side (4 tokens from t on) of a unit whose first coordinate is i. */
-INLINE void rows_of(const struct row_args *a, const struct table *table, struct rows rows, size_t t,
-                    size_t i, size_t lanes, size_t lane, const unsigned w)
-{
-    const size_t n_lanes = lanes - lane < LANES ? lanes - lane : LANES;
-
-    for (unsigned b = 0; b < 4 && t + b < a->n_tokens; b++) {
-        float *row = a->rows + (t + b) * a->stride;
-        const float scale = a->scale[t + b];
-
-        for (unsigned f = 0; f < tkv_unit_fields(w); f++) {
-            const size_t at = i + lanes * f + lane, left = a->codes->n > at ? a->codes->n - at : 0;
-            const vec x = lookup_vec(table, code_indices(rows, w, t / 4 % 2, f, b)) * scale;
-
-            if (left > 0)
-                store_n(row + at, x, left < n_lanes ? left : n_lanes);
-        }
-    }
-}
-
-INLINE void all_rows(const struct row_args *a, const struct table *table, const unsigned w)
-{
-    const uint8_t *bytes = a->codes->bytes;
-    size_t lanes;
-
-    for (size_t i = 0; i < a->codes->n; i += lanes * tkv_unit_fields(w)) {
-        lanes = tkv_value_lanes(a->codes->n - i, w);
-        for (size_t t = 0; t < a->n_tokens; t += 4) {
-            const uint8_t *unit = bytes + t / TKV_VALUE_PAIR_TOKENS * tkv_unit_rows(w) * lanes * 4;
-
-            for (size_t lane = 0; lane < lanes; lane += LANES)
-                rows_of(a, table, load_rows(unit + lane * 4, lanes * 4, t / 4 % 2, w, lanes - lane),
-                        t, i, lanes, lane, w);
-        }
-        bytes += tkv_value_unit_bytes(lanes, w);
-    }
-}
-
-void KERNEL(value_rows)(float *rows, size_t stride, const struct tkv_codes *codes, size_t n_tokens,
-                        const float *lut, const float *scale)
-{
-    const struct row_args a = {rows, stride, codes, n_tokens, scale};
-    const struct table table = load_table(lut, 1);
-
-    switch (codes->w) {
-    case 1: all_rows(&a, &table, 1); break;
-    case 2: all_rows(&a, &table, 2); break;
-    case 3: all_rows(&a, &table, 3); break;
-    default: all_rows(&a, &table, 4); break;
-    }
-}
-
 /*
  * exp(d) for d <= 0: d = k ln 2 + r with |r| <= ln(2) / 2, and exp(r) by Taylor's
  * polynomial of degree 7, whose remainder r^8 / 8! is below 6e-9. ln 2 is taken in
@@ -427,16 +321,15 @@ INLINE vec exp_vec(vec d)
     const vec k = shifted - 0x1.8p23f;
     const vec scale = (vec)(((vec_u32)shifted << 23) + 0x3f800000u);
     vec r = fma_vec(k, all(-0.693359375f), d);
-    vec p = all(1.0f / 5040);
+    vec p, r2, high, low;
 
+    /* In pairs, for a short chain: (1 + r) + r^2 ((1/2 + r/6) + r^2 ((1/24 + r/120) + ...)) */
     r = fma_vec(k, all(2.12194440e-4f), r);
-    p = fma_vec(p, r, all(1.0f / 720));
-    p = fma_vec(p, r, all(1.0f / 120));
-    p = fma_vec(p, r, all(1.0f / 24));
-    p = fma_vec(p, r, all(1.0f / 6));
-    p = fma_vec(p, r, all(0.5f));
-    p = fma_vec(p, r, all(1.0f));
-    p = fma_vec(p, r, all(1.0f));
+    r2 = r * r;
+    high = fma_vec(r2, fma_vec(r, all(1.0f / 5040), all(1.0f / 720)),
+                   fma_vec(r, all(1.0f / 120), all(1.0f / 24)));
+    low = fma_vec(r, all(1.0f / 6), all(0.5f));
+    p = fma_vec(r2, fma_vec(r2, high, low), r + 1.0f);
     return (vec)((vec_u32)(p * scale) & keep);
 }
 
@@ -507,5 +400,6 @@ float KERNEL(weigh)(uint8_t *high, uint8_t *low, const float *x, float max, cons
 }
 
 #include "core/kernels_gemm.h"
+#include "core/kernels_tiles.h"
 
 #endif /* TKV_CORE_KERNELS_SIMD_H */

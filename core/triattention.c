@@ -7,6 +7,7 @@
 #include "core/triattention.h"
 
 #include <math.h>
+#include <string.h>
 
 const char *tkv_tri_fold_init(struct tkv_tri_fold *fold, const struct tkv_rope *rope,
                               const struct tkv_tri_params *params)
@@ -146,27 +147,55 @@ float tkv_tri_score(const struct tkv_tri_fold *fold, const float *dots, float no
     return trig + norm_term;
 }
 
+/* Eight at a time, so that no addition waits for the one before it. */
+typedef float floats8 __attribute__((vector_size(32)));
+typedef double doubles8 __attribute__((vector_size(64)));
+
+/* Sum of scores[i] - from, or of its square. */
+static double sum_of(const float *scores, size_t n, double from, bool squared)
+{
+    doubles8 s = {0};
+    double sum = 0;
+    size_t i = 0;
+
+    for (; i + 8 <= n; i += 8) {
+        floats8 x;
+        doubles8 d;
+
+        memcpy(&x, scores + i, sizeof(x));
+        d = __builtin_convertvector(x, doubles8) - from;
+        s += squared ? d * d : d;
+    }
+    for (; i < n; i++) {
+        const double d = (double)scores[i] - from;
+
+        sum += squared ? d * d : d;
+    }
+    for (size_t l = 0; l < 8; l++)
+        sum += s[l];
+    return sum;
+}
+
 /* Two passes: the norm term makes the mean several times the deviation, and a
  * one-pass sum of squares would cancel. */
 void tkv_tri_normalize(float *scores, size_t n)
 {
-    double mean = 0;
-    double var = 0;
-    double std;
+    double mean, std;
+    size_t i = 0;
 
     if (n == 0)
         return;
-    for (size_t i = 0; i < n; i++)
-        mean += (double)scores[i];
-    mean /= (double)n;
-    for (size_t i = 0; i < n; i++) {
-        const double d = (double)scores[i] - mean;
-
-        var += d * d;
-    }
-    std = sqrt(var / (double)n);
+    mean = sum_of(scores, n, 0, false) / (double)n;
+    std = sqrt(sum_of(scores, n, mean, true) / (double)n);
     if (std < 1e-6)
         std = 1e-6;
-    for (size_t i = 0; i < n; i++)
+    for (; i + 8 <= n; i += 8) {
+        floats8 z;
+
+        memcpy(&z, scores + i, sizeof(z));
+        z = __builtin_convertvector((__builtin_convertvector(z, doubles8) - mean) / std, floats8);
+        memcpy(scores + i, &z, sizeof(z));
+    }
+    for (; i < n; i++)
         scores[i] = (float)(((double)scores[i] - mean) / std);
 }

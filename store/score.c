@@ -77,6 +77,8 @@ static float score_of(const struct tkv_session *s, const float *all, uint32_t g,
 {
     float dots[TKV_MAX_OFFSETS];
 
+    if (s->fold.n_queries == 1) /* as tkv_tri_score has it, for the usual case */
+        return all[(size_t)g * TKV_BLOCK_TOKENS + lane] + norm_term;
     for (uint32_t i = 0; i < s->fold.n_queries; i++)
         dots[i] = all[((size_t)g * s->fold.n_queries + i) * TKV_BLOCK_TOKENS + lane];
     return tkv_tri_score(&s->fold, dots, norm_term);
@@ -105,11 +107,11 @@ static void score_cold(const struct tkv_session *s, const struct tkv_layer *l,
             s->kn->logits(w->dots, w->coded, n_queries, w->tile, l->layout.k->tile_dim);
         }
         for (uint32_t g = 0; g < group; g++) {
-            const uint16_t *norm_terms = tkv_block_scores(&l->layout, block, g);
+            float norm_terms[TKV_BLOCK_TOKENS];
 
+            s->kn->f16_to_f32(norm_terms, tkv_block_scores(&l->layout, block, g), TKV_BLOCK_TOKENS);
             for (uint32_t t = 0; t < head->blocks[b].n_tokens; t++)
-                w->rows[g * n_candidates + at + t] =
-                    score_of(s, dots, g, t, tkv_f16_to_f32(norm_terms[t]));
+                w->rows[g * n_candidates + at + t] = score_of(s, dots, g, t, norm_terms[t]);
         }
         at += head->blocks[b].n_tokens;
     }
