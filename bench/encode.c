@@ -83,12 +83,19 @@ static void encode_block(void *arg, size_t i)
         b->side >= SIDE_PLAIN_KEYS ? &b->machine.plain : &b->machine.kernels;
     const float *x = b->x + i * TKV_BLOCK_TOKENS * b->o->head_dim;
     uint8_t *block = b->blocks + i * b->block_bytes;
+    uint8_t mean[TKV_MAX_MEAN_BYTES];
 
     switch (b->side) {
     case SIDE_KEYS:
-    case SIDE_PLAIN_KEYS: tkv_encode_keys(&b->k, kn, x, TKV_BLOCK_TOKENS, block); break;
+    case SIDE_PLAIN_KEYS:
+        tkv_code_mean(&b->k, kn, TKV_KEYS, x, TKV_BLOCK_TOKENS, mean);
+        tkv_encode_keys(&b->k, kn, mean, x, TKV_BLOCK_TOKENS, block);
+        break;
     case SIDE_VALUES:
-    case SIDE_PLAIN_VALUES: tkv_encode_values(&b->v, kn, x, TKV_BLOCK_TOKENS, block); break;
+    case SIDE_PLAIN_VALUES:
+        tkv_code_mean(&b->v, kn, TKV_VALUES, x, TKV_BLOCK_TOKENS, mean);
+        tkv_encode_values(&b->v, kn, mean, x, TKV_BLOCK_TOKENS, block);
+        break;
     default: encode_rows(b, x, block); break;
     }
 }

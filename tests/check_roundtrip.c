@@ -127,6 +127,8 @@ static void inline_and_staged_give_the_same_bits(void **state)
 static void cutting_does_not_matter(void **state)
 {
     const char *const codecs[] = {"f16", "tq4"};
+    /* A few rows are attended with queries of 14 bits, many with floats (core/fused.h). */
+    const double bounds[] = {1e-5, 3e-4};
 
     (void)state;
     for (int i = 0; i < 2; i++) {
@@ -139,7 +141,7 @@ static void cutting_does_not_matter(void **state)
             feed_both_ways(codecs[i], 1, 65536, 64, 0, layer, &a, &b);
             for (size_t j = 0; j < n; j++)
                 worst = naive_worse(worst, (double)a.out[j] - b.out[j]);
-            if (!(worst <= 1e-5))
+            if (!(worst <= bounds[i]))
                 fail_msg("%s, layer %u: one by one differs by %g", codecs[i], layer, worst);
             service_data_deinit(&a);
             service_data_deinit(&b);
