@@ -74,8 +74,10 @@ static struct work work_layout(const struct tkv_layer *l, uint32_t batch_tokens,
     w.cold = take(base, &at, tkv_partial_bytes(rows, shape->head_dim_v));
     w.half = take(base, &at, tkv_partial_bytes(rows, shape->head_dim_v));
     w.scratch = take(base, &at, tkv_attend_scratch_bytes(rows, widest, shape->head_dim_v));
-    if (is_fused(l, rows))
-        w.fused = take(base, &at, tkv_fused_bytes(l->layout.k, rows));
+    /* Also with more rows: what is left of a request may be few, in memory made for many. */
+    if (is_fused(l, 1))
+        w.fused = take(base, &at,
+                       tkv_fused_bytes(l->layout.k, rows < MAX_FUSED_ROWS ? rows : MAX_FUSED_ROWS));
     w.bytes = at;
     return w;
 }
@@ -148,7 +150,7 @@ static void attend_tiles(const struct attend *a, const struct tkv_attn_rows *row
 static void attend_cold(const struct attend *a, const struct tkv_attn_rows *rows,
                         const struct tkv_head *head, struct work *w, struct tkv_partial *p)
 {
-    if (w->fused && is_fused(a->l, p->n_rows))
+    if (is_fused(a->l, p->n_rows))
         attend_codes(a, rows, head, w, p);
     else
         attend_tiles(a, rows, head, w, p);
