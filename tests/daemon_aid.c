@@ -148,7 +148,7 @@ bool daemon_logged(const struct daemon_aid *d, const char *text)
     bool found = false;
 
     assert_non_null(log);
-    for (int i = 0; i < 100 && !found; i++) {
+    for (int i = 0; i < 1000 && !found; i++) { /* ten seconds: emulators are slow */
         FILE *f = fopen(d->log, "r");
         const size_t n = f ? fread(log, 1, (1 << 20) - 1, f) : 0;
 

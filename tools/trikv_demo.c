@@ -39,7 +39,7 @@ static const char help_text[] =
     "  --model GGUF      default $TRIKV_MODEL, else the model that comes with TriKV\n"
     "  --text FILE       held-out prose (models/data/heldout.txt)\n"
     "  --tokens N        length of a sequence (4096)\n"
-    "  --texts N         sequences (2)\n"
+    "  --texts N         sequences (3)\n"
     "  --json FILE       write the table here too (build/demo.json)\n"
     "  --threads N       default all processors\n"
     "  --help, --version\n";
@@ -117,7 +117,7 @@ static int read_options(struct options *o, int argc, char **argv)
                           .text = "models/data/heldout.txt",
                           .json = "build/demo.json",
                           .n_tokens = 4096,
-                          .n_texts = 2};
+                          .n_texts = 3};
     while ((c = getopt_long(argc, argv, "", long_options, &index)) != -1) {
         if (c == 'h')
             return fputs(help_text, stdout) < 0 ? EX_IOERR : EX_OK;
