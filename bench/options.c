@@ -18,7 +18,7 @@ const char tkv_bench_option_help[] =
     "  --threads T      (1)\n"
     "  --seconds S      how long to measure each thing (2)\n"
     "  --resident       attend: one layer again and again, so that it may stay in the caches\n"
-    "  --disable LIST   instruction sets not to use: avx512, avx2, neon ($TRIKV_CPU_DISABLE)\n"
+    "  --disable LIST   instruction sets not to use, as avx512,avx2 ($TRIKV_CPU_DISABLE)\n"
     "  --alone          no comparison with other codecs, plain C and other formats\n"
     "  --json           for programs\n";
 

@@ -229,17 +229,29 @@ static void fail_option(const struct tkv_config *c, const char *option, const ch
 }
 
 /* "avx512,avx2": a name that is misspelt would silently switch nothing off. */
-static bool check_cpu_names(const char *list)
+static bool check_cpu_names(const char *list, const char *known)
 {
-    static const char *const known[] = {"avx2", "avx512", "neon", NULL};
-    char copy[64], *rest = copy, *name;
+    char copy[64], all[72], item[72], *rest = copy, *name;
 
     memcpy(copy, list, sizeof(copy));
+    snprintf(all, sizeof(all), ",%s,", known);
     while (*list && (name = strsep(&rest, ","))) {
-        if (tkv_name_index(known, name) < 0)
+        snprintf(item, sizeof(item), ",%s,", name);
+        if (!*name || !strstr(all, item))
             return false;
     }
     return true;
+}
+
+static void check_cpu_disable(const struct tkv_config *c, struct tkv_diag *diag)
+{
+    char known[64], text[128];
+
+    tkv_cpu_names(~0u, known, sizeof(known));
+    if (check_cpu_names(c->cpu_disable, known))
+        return;
+    snprintf(text, sizeof(text), "want names with commas, from: %s", known);
+    fail_option(c, "workers.cpu_disable", text, diag);
 }
 
 bool tkv_config_check(const struct tkv_config *c, struct tkv_diag *diag)
@@ -252,8 +264,6 @@ bool tkv_config_check(const struct tkv_config *c, struct tkv_diag *diag)
                     diag);
     if (tkv_codec_by_id(d->codec_v)->qjl)
         fail_option(c, "defaults.codec_v", "a qjl codec is for keys only", diag);
-    if (!check_cpu_names(c->cpu_disable))
-        fail_option(c, "workers.cpu_disable", "want a list of avx512, avx2, neon with commas",
-                    diag);
+    check_cpu_disable(c, diag);
     return diag->n == n_before;
 }
