@@ -85,6 +85,11 @@ int tkv_machine_init(struct tkv_machine *m, unsigned n_threads, const char *disa
     m->l1_bytes = cache_bytes(1);
     m->l2_bytes = cache_bytes(2);
     m->l3_bytes = cache_bytes(3);
+    if (!m->l1_bytes) { /* no /sys: caches as large as they may be, so that data outgrows them */
+        m->l1_bytes = 64 << 10;
+        m->l2_bytes = 2 << 20;
+        m->l3_bytes = 64 << 20;
+    }
     m->n_cpus = tkv_team_default_threads();
     tkv_kernels_init(&m->kernels, flags);
     tkv_kernels_init(&m->plain, 0);
