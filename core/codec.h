@@ -182,9 +182,21 @@ void tkv_decode_value(const struct tkv_coder *c, const struct tkv_kernels *kn, c
 void tkv_put_key_mean(const struct tkv_coder *c, void *block, const void *mean);
 void tkv_put_value_mean(const struct tkv_coder *c, void *block, const void *mean);
 
-/* Copy token `from` of block src to lane `to` of block dst, bits unchanged. The lane of dst
- * must be zero (a fresh block), and both blocks must have the same mean. */
-void tkv_copy_key(const struct tkv_coder *c, void *dst, size_t to, const void *src, size_t from);
-void tkv_copy_value(const struct tkv_coder *c, void *dst, size_t to, const void *src, size_t from);
+/* One token of a block. */
+struct tkv_token {
+    const void *block;
+    size_t lane;
+};
+
+/*
+ * Fill a block with n <= 64 tokens of other blocks of this coder, in this order, bits unchanged;
+ * they must all have the same mean, which the block gets too (with n = 0, none). Values, and
+ * halves in general, lie `offset` bytes after tokens[].block; the others of 64 halves become 0.
+ */
+void tkv_gather_keys(const struct tkv_coder *c, const struct tkv_kernels *kn, void *block,
+                     const struct tkv_token *tokens, size_t n);
+void tkv_gather_values(const struct tkv_coder *c, const struct tkv_kernels *kn, void *block,
+                       const struct tkv_token *tokens, size_t n, size_t offset);
+void tkv_gather_halves(void *dst, const struct tkv_token *tokens, size_t n, size_t offset);
 
 #endif /* TKV_CORE_CODEC_H */

@@ -157,16 +157,3 @@ void tkv_decode_key(const struct tkv_coder *c, const struct tkv_kernels *kn, con
             x[j] += mean[j];
     tkv_unrotate(&c->rotation, kn, x);
 }
-
-void tkv_copy_key(const struct tkv_coder *c, void *dst, size_t to, const void *src, size_t from)
-{
-    struct tkv_coded v;
-
-    if (c->codec->rotated) {
-        get_token(c, src, from, &v);
-        put_token(c, dst, to, &v);
-        return;
-    }
-    for (size_t j = 0; j < (size_t)c->dim * TKV_BLOCK_TOKENS; j += TKV_BLOCK_TOKENS)
-        tkv_store_half(dst, j + to, tkv_load_half(src, j + from));
-}

@@ -102,16 +102,3 @@ void tkv_decode_value(const struct tkv_coder *c, const struct tkv_kernels *kn, c
             x[j] += mean[j];
     tkv_unrotate(&c->rotation, kn, x);
 }
-
-void tkv_copy_value(const struct tkv_coder *c, void *dst, size_t to, const void *src, size_t from)
-{
-    const size_t row_bytes = c->dim * sizeof(uint16_t);
-    struct tkv_coded v;
-
-    if (c->codec->rotated) {
-        get_token(c, src, from, &v);
-        put_token(c, dst, to, &v);
-        return;
-    }
-    memcpy((uint8_t *)dst + to * row_bytes, (const uint8_t *)src + from * row_bytes, row_bytes);
-}

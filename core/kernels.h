@@ -35,6 +35,22 @@ struct tkv_code_queries {
     size_t n;
 };
 
+/* Where codes of a block's tile come from; a tile is 16 tokens of keys or 4 of values. */
+struct tkv_pick {
+    const uint8_t *block; /* another block */
+    uint8_t tile;         /* of that one */
+    uint8_t to;           /* of the new one */
+    uint8_t from[16];     /* for each place in the new tile the place in the other, or 0x80: none */
+};
+
+/* Where a section of n codes of w bits lies in every block; stride as in struct tkv_codes. */
+struct tkv_codes_at {
+    size_t offset;
+    size_t stride;
+    size_t n;
+    unsigned w;
+};
+
 struct tkv_kernels {
     /* In-place Walsh-Hadamard transform of x[n], unnormalised; n is a power of
      * two, 1 <= n <= 1024. Exact. */
@@ -125,6 +141,14 @@ struct tkv_kernels {
     void (*code_sums)(float *acc, size_t stride, const struct tkv_codes *values,
                       const uint8_t (*weights)[2][TKV_BLOCK_TOKENS], const float *unit,
                       size_t n_rows, size_t n_tokens);
+
+    /* A section of the keys or of the values of block dst: every token's codes as picks say,
+     * which are ascending in `to`, at most one for each token; the rest of the section becomes
+     * zero. Exact. */
+    void (*pick_keys)(uint8_t *dst, const struct tkv_codes_at *at, const struct tkv_pick *picks,
+                      size_t n_picks);
+    void (*pick_values)(uint8_t *dst, const struct tkv_codes_at *at, const struct tkv_pick *picks,
+                        size_t n_picks);
 };
 
 /* Fill *k with the best variants that `cpu` (tkv_cpu_flags) allows; 0 gives the reference. */

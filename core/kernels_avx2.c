@@ -100,6 +100,42 @@ static inline sums dot4(sums sum, words a, words b)
     return sum + (sums)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
+/* Words 0 .. 7 of a new row, then 8 .. 15. */
+struct places {
+    __m256i from[2];
+    __m256i second[2]; /* sign: from words 8 .. 15 */
+    __m256i none[2];
+};
+
+static inline struct places load_places(const uint8_t *from)
+{
+    struct places p;
+
+    for (int v = 0; v < 2; v++) {
+        p.from[v] = widen(from + 8 * v);
+        p.second[v] = _mm256_slli_epi32(p.from[v], 28);
+        p.none[v] = _mm256_cmpgt_epi32(p.from[v], _mm256_set1_epi32(15));
+    }
+    return p;
+}
+
+static inline words pick_words(const uint8_t *row, const struct places *p, size_t v)
+{
+    const __m256i low = _mm256_loadu_si256((const __m256i_u *)row);
+    const __m256i high = _mm256_loadu_si256((const __m256i_u *)(row + 32));
+    const __m256 both =
+        _mm256_blendv_ps(_mm256_castsi256_ps(_mm256_permutevar8x32_epi32(low, p->from[v])),
+                         _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(high, p->from[v])),
+                         _mm256_castsi256_ps(p->second[v]));
+
+    return (words)_mm256_andnot_si256(p->none[v], _mm256_castps_si256(both));
+}
+
+static inline words pick_bytes(words row, words places)
+{
+    return (words)_mm256_shuffle_epi8((__m256i)row, (__m256i)places);
+}
+
 #include "core/kernels_simd.h"
 
 void tkv_f16_to_f32_avx2(float *dst, const uint16_t *src, size_t n)

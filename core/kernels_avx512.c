@@ -90,6 +90,29 @@ static inline sums dot4(sums sum, words a, words b)
     return sum + (sums)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 }
 
+struct places {
+    __m512i from;
+    __mmask16 some;
+};
+
+static inline struct places load_places(const uint8_t *from)
+{
+    const __m512i place = widen(from);
+
+    return (struct places){place, _mm512_cmplt_epu32_mask(place, _mm512_set1_epi32(16))};
+}
+
+static inline words pick_words(const uint8_t *row, const struct places *p, size_t v)
+{
+    (void)v;
+    return (words)_mm512_maskz_permutexvar_epi32(p->some, p->from, _mm512_loadu_si512(row));
+}
+
+static inline words pick_bytes(words row, words places)
+{
+    return (words)_mm512_shuffle_epi8((__m512i)row, (__m512i)places);
+}
+
 #include "core/kernels_simd.h"
 
 static __mmask16 up_to_16(size_t n)

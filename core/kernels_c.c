@@ -229,3 +229,35 @@ void tkv_code_sums_c(float *acc, size_t stride, const struct tkv_codes *values,
             acc[r * stride + i] += unit[r] * (float)sum[i];
     }
 }
+
+void tkv_pick_keys_c(uint8_t *dst, const struct tkv_codes_at *at, const struct tkv_pick *picks,
+                     size_t n_picks)
+{
+    const size_t n_bytes = tkv_key_section_bytes(at->n, at->w);
+    uint8_t code[TKV_MAX_HEAD_DIM];
+
+    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t += TKV_PAIR_TOKENS)
+        memset(dst + at->offset + t / TKV_PAIR_TOKENS * at->stride, 0, n_bytes);
+    for (const struct tkv_pick *p = picks; p < picks + n_picks; p++)
+        for (size_t i = 0; i < TKV_UNIT_LANES; i++)
+            if (p->from[i] < TKV_UNIT_LANES) {
+                tkv_key_get(code, p->block + at->offset + p->tile / 2u * at->stride, at->n, at->w,
+                            p->tile % 2u * TKV_UNIT_LANES + p->from[i]);
+                tkv_key_put(dst + at->offset + p->to / 2u * at->stride, at->n, at->w,
+                            p->to % 2u * TKV_UNIT_LANES + i, code);
+            }
+}
+
+void tkv_pick_values_c(uint8_t *dst, const struct tkv_codes_at *at, const struct tkv_pick *picks,
+                       size_t n_picks)
+{
+    uint8_t code[TKV_MAX_HEAD_DIM];
+
+    memset(dst + at->offset, 0, tkv_value_section_bytes(at->n, at->w));
+    for (const struct tkv_pick *p = picks; p < picks + n_picks; p++)
+        for (size_t i = 0; i < 4; i++)
+            if (p->from[i] < 4) {
+                tkv_value_get(code, p->block + at->offset, at->n, at->w, 4u * p->tile + p->from[i]);
+                tkv_value_put(dst + at->offset, at->n, at->w, 4u * p->to + i, code);
+            }
+}

@@ -63,6 +63,37 @@ static inline int32x4_t dot4(int32x4_t sum, uint32x4_t a, uint32x4_t b)
     return vaddq_s32(sum, vpaddq_s32(low, high));
 }
 
+/* Bytes of a row of 64: 4 from .. 4 from + 3 for each word, beyond 63 where there is none. */
+struct places {
+    uint8x16_t bytes[4];
+};
+
+static inline struct places load_places(const uint8_t *from)
+{
+    static const uint8_t quads[16] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
+    const uint8x16_t four = vqshlq_n_u8(vld1q_u8(from), 2);
+    const uint8x16_t inside = vreinterpretq_u8_u32(vdupq_n_u32(0x03020100u));
+    struct places p;
+
+    for (uint8_t v = 0; v < 4; v++) {
+        const uint8x16_t place = vaddq_u8(vld1q_u8(quads), vdupq_n_u8((uint8_t)(4 * v)));
+
+        p.bytes[v] = vorrq_u8(vqtbl1q_u8(four, place), inside);
+    }
+    return p;
+}
+
+static inline uint32x4_t pick_words(const uint8_t *row, const struct places *p, size_t v)
+{
+    return vreinterpretq_u32_u8(vqtbl4q_u8(vld1q_u8_x4(row), p->bytes[v]));
+}
+
+static inline uint32x4_t pick_bytes(uint32x4_t row, uint32x4_t places)
+{
+    return vreinterpretq_u32_u8(
+        vqtbl1q_u8(vreinterpretq_u8_u32(row), vreinterpretq_u8_u32(places)));
+}
+
 #include "core/kernels_simd.h"
 
 #include "core/half.h"

@@ -42,6 +42,10 @@
                                float offset);                                                   \
     float tkv_weigh_##isa(uint8_t *high, uint8_t *low, const float *x, float max,               \
                           const float *scale, float *sum);                                      \
+    void tkv_pick_keys_##isa(uint8_t *dst, const struct tkv_codes_at *at,                       \
+                             const struct tkv_pick *picks, size_t n_picks);                     \
+    void tkv_pick_values_##isa(uint8_t *dst, const struct tkv_codes_at *at,                     \
+                               const struct tkv_pick *picks, size_t n_picks);                   \
     TKV_DECLARE_CODE_KERNELS(isa)
 
 TKV_DECLARE_KERNELS(c);
@@ -61,7 +65,8 @@ TKV_DECLARE_CODE_KERNELS(dotprod);
         .logits = tkv_logits_##isa, .accumulate = tkv_accumulate_##isa,                   \
         .exp_sum = tkv_exp_sum_##isa, .code_dots = tkv_code_dots_##isa,                   \
         .scale_dots = tkv_scale_dots_##isa, .weigh = tkv_weigh_##isa,                     \
-        .code_sums = tkv_code_sums_##isa,                                                 \
+        .code_sums = tkv_code_sums_##isa, .pick_keys = tkv_pick_keys_##isa,               \
+        .pick_values = tkv_pick_values_##isa,                                             \
     }
 
 /* The largest weight of a block in its units: two parts of seven bits. */

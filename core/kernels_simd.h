@@ -7,7 +7,7 @@
  *   vec_int, widen(bytes)
  *   struct table, load_table(lut, factor), lookup_vec(table, indices below 16)
  *
- * and what core/kernels_codes.h wants. It defines the half conversions itself. "Part" functions
+ * and what core/kernels_codes.h and core/kernels_picks.h want. It defines the half conversions itself. "Part" functions
  * touch the first n < LANES floats only; the lanes beyond are 0.
  */
 #ifndef TKV_CORE_KERNELS_SIMD_H
@@ -400,6 +400,7 @@ float KERNEL(weigh)(uint8_t *high, uint8_t *low, const float *x, float max, cons
 }
 
 #include "core/kernels_gemm.h"
+#include "core/kernels_picks.h"
 #include "core/kernels_tiles.h"
 
 #endif /* TKV_CORE_KERNELS_SIMD_H */

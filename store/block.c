@@ -1,5 +1,7 @@
 #include "store/block.h"
 
+#include <string.h>
+
 void tkv_block_layout_init(struct tkv_block_layout *l, const struct tkv_coder *k,
                            const struct tkv_coder *v, uint32_t n_score_heads)
 {
@@ -15,11 +17,18 @@ void tkv_block_layout_init(struct tkv_block_layout *l, const struct tkv_coder *k
     l->bytes = tkv_align(l->scores_offset + n_score_heads * row_bytes, 64);
 }
 
-void tkv_block_copy_token(const struct tkv_block_layout *l, void *dst, uint32_t to, void *src,
-                          uint32_t from)
+void tkv_block_gather(const struct tkv_block_layout *l, const struct tkv_kernels *kn, void *block,
+                      const struct tkv_token *tokens, const int32_t *positions, size_t n)
 {
-    tkv_copy_key(l->k, dst, to, src, from);
-    tkv_copy_value(l->v, tkv_block_values(l, dst), to, tkv_block_values(l, src), from);
+    const size_t row_bytes = TKV_BLOCK_TOKENS * sizeof(uint16_t);
+    uint16_t *distance = tkv_block_positions(l, block);
+
+    tkv_gather_keys(l->k, kn, block, tokens, n);
+    tkv_gather_values(l->v, kn, tkv_block_values(l, block), tokens, n, l->values_offset);
     for (uint32_t g = 0; g < l->n_score_heads; g++)
-        tkv_block_scores(l, dst, g)[to] = tkv_block_scores(l, src, g)[from];
+        tkv_gather_halves(tkv_block_scores(l, block, g), tokens, n,
+                          l->scores_offset + g * row_bytes);
+    memset(distance, 0, row_bytes);
+    for (size_t t = 0; t < n; t++)
+        distance[t] = (uint16_t)(positions[t] - positions[0]);
 }

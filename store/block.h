@@ -51,9 +51,9 @@ static inline uint16_t *tkv_block_scores(const struct tkv_block_layout *l, void 
            (size_t)head_in_group * TKV_BLOCK_TOKENS;
 }
 
-/* Copy token `from` of block src to lane `to` of the fresh block dst, all but its position. Both
- * have the same means. */
-void tkv_block_copy_token(const struct tkv_block_layout *l, void *dst, uint32_t to, void *src,
-                          uint32_t from);
+/* Fill a block with n <= 64 tokens of other blocks of this layout, which have the same means; their
+ * positions ascend. Bytes that belong to nothing are left as they are. */
+void tkv_block_gather(const struct tkv_block_layout *l, const struct tkv_kernels *kn, void *block,
+                      const struct tkv_token *tokens, const int32_t *positions, size_t n);
 
 #endif /* TKV_STORE_BLOCK_H */

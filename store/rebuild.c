@@ -12,20 +12,29 @@
 #include "core/kernels.h"
 #include "store/session_priv.h"
 
-/* Where a survivor comes from. */
-struct source {
+/* The survivors of one block, or of one that holds encoded warm tokens. */
+struct run {
     void *block;
-    uint32_t lane;
-    int32_t position;
+    uint64_t lanes; /* kept */
+    int32_t first_position;
+    const int32_t *positions; /* of warm tokens; NULL: in the block */
 };
 
-/* One KV head on its way: sources[n] are the survivors that go to new blocks. */
+/* Survivors that make one new block. */
+struct batch {
+    uint32_t n;
+    struct tkv_token token[TKV_BLOCK_TOKENS];
+    int32_t position[TKV_BLOCK_TOKENS];
+};
+
+/* One KV head on its way: runs[n_runs] are the survivors that go to new blocks. */
 struct head_work {
-    struct source *sources;
+    struct run *runs;
     uint8_t *encoded;        /* blocks of the warm survivors */
+    int32_t *positions;      /* of the warm survivors, 64 for each of these blocks */
     float *x;                /* [64][dim] */
     struct tkv_block *fresh; /* new entries */
-    uint32_t n_sources;
+    uint32_t n_runs;
     uint32_t n_whole; /* leading blocks that stay */
     uint32_t n_fresh;
 };
@@ -64,15 +73,16 @@ static struct head_work *head_layout(const struct tkv_session *s, const struct t
     const size_t n_encoded = evicts(s) ? (n_warm + TKV_BLOCK_TOKENS - 1) / TKV_BLOCK_TOKENS : 0;
     size_t at = 0;
     struct head_work *h = take(base, &at, sizeof(*h));
-    struct source *sources = take(base, &at, n_moving * sizeof(*sources));
+    /* Every block holds one of the candidates at least. */
+    struct run *runs = take(base, &at, n_moving * sizeof(*runs));
     uint8_t *encoded = take(base, &at, n_encoded * l->layout.bytes);
+    int32_t *positions = take(base, &at, n_encoded * TKV_BLOCK_TOKENS * sizeof(*positions));
     float *x = take(base, &at, dim * TKV_BLOCK_TOKENS * sizeof(float));
     struct tkv_block *fresh = take(base, &at, (n_moving + n_warm) * sizeof(*fresh));
 
-    if (h) {
-        *h = (struct head_work){.sources = sources, .encoded = encoded, .x = x, .fresh = fresh};
-        memset(encoded, 0, n_encoded * l->layout.bytes);
-    }
+    if (h)
+        *h = (struct head_work){
+            .runs = runs, .encoded = encoded, .positions = positions, .x = x, .fresh = fresh};
     *bytes = at;
     return h;
 }
@@ -93,44 +103,38 @@ static uint32_t kept_index(const struct tkv_keep *keep, uint32_t i)
     return keep->index ? keep->index[i] : i;
 }
 
-/*
- * Leading blocks that stay: kept whole, and full unless more blocks follow (one cut short because
- * positions lie far apart). Returns how many kept candidates they hold.
- */
-static uint32_t count_whole(const struct tkv_head *head, const struct tkv_keep *keep,
-                            struct head_work *w)
+/* The lanes of the next block of n candidates, the first of which is `first`, that are kept;
+ * *i goes on to the first kept candidate after them. */
+static uint64_t kept_lanes(const struct tkv_keep *keep, uint32_t first, uint32_t n, uint32_t *i)
 {
-    uint32_t first = 0;
+    uint64_t lanes = 0;
 
-    while (w->n_whole < head->n_blocks) {
-        const uint32_t n = head->blocks[w->n_whole].n_tokens;
-        const uint32_t last = first + n - 1;
-
-        if ((n < TKV_BLOCK_TOKENS && w->n_whole + 1 == head->n_blocks) || last >= keep->n ||
-            kept_index(keep, last) != last)
-            break;
-        w->n_whole++;
-        first += n;
-    }
-    return first;
+    for (; *i < keep->n && kept_index(keep, *i) - first < n; ++*i)
+        lanes |= UINT64_C(1) << (kept_index(keep, *i) - first);
+    return lanes;
 }
 
-static uint32_t gather_cold(const struct rebuild *r, const struct tkv_head *head,
-                            const struct tkv_keep *keep, struct head_work *w, uint32_t i)
+/*
+ * The survivors of the old blocks; returns how many. Leading blocks stay as they are if they are
+ * kept whole, and full unless more blocks follow (one cut short because positions lie far apart).
+ */
+static uint32_t plan_cold(const struct rebuild *r, const struct tkv_head *head,
+                          const struct tkv_keep *keep, struct head_work *w)
 {
-    uint32_t first = i; /* candidate index of lane 0 of block b: all before it are kept */
+    uint32_t first = 0, i = 0;
 
-    for (uint32_t b = w->n_whole; b < head->n_blocks; b++) {
+    for (uint32_t b = 0; b < head->n_blocks; b++) {
         const struct tkv_block *block = &head->blocks[b];
-        void *bytes = tkv_arena_at(r->s->arena, block->id);
-        const uint16_t *distance = tkv_block_positions(&r->l->layout, bytes);
+        const uint64_t all = UINT64_MAX >> (TKV_BLOCK_TOKENS - block->n_tokens);
+        const uint64_t lanes = kept_lanes(keep, first, block->n_tokens, &i);
+        const bool last = b + 1 == head->n_blocks;
 
-        for (; i < keep->n && kept_index(keep, i) < first + block->n_tokens; i++) {
-            const uint32_t lane = kept_index(keep, i) - first;
-
-            w->sources[w->n_sources++] =
-                (struct source){bytes, lane, block->first_position + distance[lane]};
-        }
+        if (w->n_whole == b && lanes == all && (block->n_tokens == TKV_BLOCK_TOKENS || !last))
+            w->n_whole++;
+        else if (lanes)
+            w->runs[w->n_runs++] = (struct run){.block = tkv_arena_at(r->s->arena, block->id),
+                                                .lanes = lanes,
+                                                .first_position = block->first_position};
         first += block->n_tokens;
     }
     return i;
@@ -172,11 +176,12 @@ static void encode_warm(const struct rebuild *r, uint32_t kv_head, const uint32_
     }
 }
 
-static void gather_warm(const struct rebuild *r, uint32_t kv_head, const struct tkv_keep *keep,
-                        struct head_work *w, uint32_t i)
+static void plan_warm(const struct rebuild *r, uint32_t kv_head, const struct tkv_keep *keep,
+                      struct head_work *w, uint32_t i)
 {
     const uint32_t n_cold = r->l->heads[kv_head].n_cold;
     uint8_t *block = w->encoded;
+    int32_t *positions = w->positions;
     uint32_t token[TKV_BLOCK_TOKENS];
 
     while (i < keep->n) {
@@ -184,24 +189,65 @@ static void gather_warm(const struct rebuild *r, uint32_t kv_head, const struct 
 
         for (; i < keep->n && n < TKV_BLOCK_TOKENS; i++, n++) {
             token[n] = kept_index(keep, i) - n_cold;
-            w->sources[w->n_sources++] = (struct source){block, n, r->l->tail.positions[token[n]]};
+            positions[n] = r->l->tail.positions[token[n]];
         }
         encode_warm(r, kv_head, token, n, w->x, block);
+        w->runs[w->n_runs++] = (struct run){
+            .block = block, .lanes = UINT64_MAX >> (TKV_BLOCK_TOKENS - n), .positions = positions};
         block += r->l->layout.bytes;
+        positions += TKV_BLOCK_TOKENS;
     }
 }
 
-/* One more token of the new blocks: 64 in each, or fewer where positions lie too far apart. */
-static void cut_token(struct head_work *w, int32_t position)
+static int32_t position_of(const struct rebuild *r, const struct run *run, size_t lane)
 {
-    struct tkv_block *last = w->n_fresh ? &w->fresh[w->n_fresh - 1] : NULL;
+    if (run->positions)
+        return run->positions[lane];
+    return run->first_position + tkv_block_positions(&r->l->layout, run->block)[lane];
+}
 
-    if (!last || last->n_tokens == TKV_BLOCK_TOKENS ||
-        position - last->first_position > TKV_BLOCK_SPAN) {
-        last = &w->fresh[w->n_fresh++];
-        *last = (struct tkv_block){.first_position = position};
+/* The next survivors, from where `at` stands in the runs: 64, or fewer where positions lie too far
+ * apart or none are left. */
+struct place {
+    uint32_t run;
+    uint64_t taken; /* lanes of it */
+};
+
+static void take_batch(const struct rebuild *r, const struct head_work *w, struct place *at,
+                       struct batch *b)
+{
+    for (b->n = 0; at->run < w->n_runs; *at = (struct place){.run = at->run + 1}) {
+        const struct run *run = &w->runs[at->run];
+
+        for (uint64_t left = run->lanes & ~at->taken; left; left &= left - 1) {
+            const size_t lane = (size_t)__builtin_ctzll(left);
+            const int32_t position = position_of(r, run, lane);
+
+            if (b->n == TKV_BLOCK_TOKENS ||
+                (b->n > 0 && position - b->position[0] > TKV_BLOCK_SPAN))
+                return;
+            b->token[b->n] = (struct tkv_token){run->block, lane};
+            b->position[b->n++] = position;
+            at->taken |= left & -left;
+        }
     }
-    last->n_tokens++;
+}
+
+/* New entries for n tokens from `first` of the tail on, which stay together. */
+static void cut_warm(const struct rebuild *r, struct head_work *w)
+{
+    const int32_t *position = r->l->tail.positions;
+
+    for (uint32_t i = 0; i < r->n_warm; i++) {
+        struct tkv_block *last = w->n_fresh ? &w->fresh[w->n_fresh - 1] : NULL;
+
+        if (!last || last->n_tokens == TKV_BLOCK_TOKENS ||
+            position[i] - last->first_position > TKV_BLOCK_SPAN) {
+            last = &w->fresh[w->n_fresh++];
+            *last = (struct tkv_block){.first_position = position[i]};
+        }
+        last->n_tokens++;
+    }
 }
 
 static struct head_work *head_at(const struct rebuild *r, size_t kv_head)
@@ -214,40 +260,25 @@ static void plan_head(void *arg, size_t kv_head)
     const struct rebuild *r = arg;
     const struct tkv_head *head = &r->l->heads[kv_head];
     const struct tkv_keep *keep = &r->keep[kv_head];
+    struct place at = {0};
     struct head_work *w;
-    uint32_t i;
+    struct batch b;
     size_t bytes;
 
     w = head_layout(r->s, r->l, (size_t)head->n_cold + r->n_warm, r->n_warm,
                     r->memory + kv_head * r->head_bytes, &bytes);
     if (!evicts(r->s)) {
         w->n_whole = head->n_blocks;
-        for (i = 0; i < r->n_warm; i++)
-            cut_token(w, r->l->tail.positions[i]);
+        cut_warm(r, w);
         return;
     }
-    i = count_whole(head, keep, w);
-    i = gather_cold(r, head, keep, w, i);
-    gather_warm(r, (uint32_t)kv_head, keep, w, i);
-    for (i = 0; i < w->n_sources; i++)
-        cut_token(w, w->sources[i].position);
+    plan_warm(r, (uint32_t)kv_head, keep, w, plan_cold(r, head, keep, w));
+    for (take_batch(r, w, &at, &b); b.n > 0; take_batch(r, w, &at, &b))
+        w->fresh[w->n_fresh++] =
+            (struct tkv_block){.first_position = b.position[0], .n_tokens = b.n};
 }
 
 /* ---- phases 2 to 4: blocks are allocated, filled, and take the place of the old ------------- */
-
-/* Copy the sources of a fresh block; returns the first that is not its own. */
-static const struct source *fill_block(const struct rebuild *r, const struct tkv_block *fresh,
-                                       void *bytes, const struct source *from)
-{
-    const struct tkv_block_layout *layout = &r->l->layout;
-    uint16_t *distance = tkv_block_positions(layout, bytes);
-
-    for (uint32_t lane = 0; lane < fresh->n_tokens; lane++, from++) {
-        tkv_block_copy_token(layout, bytes, lane, from->block, from->lane);
-        distance[lane] = (uint16_t)(from->position - fresh->first_position);
-    }
-    return from;
-}
 
 /* Encode warm tokens from `first` on straight into a fresh block; returns the next. */
 static uint32_t encode_block(const struct rebuild *r, size_t kv_head, const struct tkv_block *fresh,
@@ -268,16 +299,20 @@ static void fill_head(void *arg, size_t kv_head)
 {
     const struct rebuild *r = arg;
     const struct head_work *w = head_at(r, kv_head);
-    const struct source *from = w->sources;
+    struct place at = {0};
+    struct batch survivors;
     uint32_t first = 0;
 
     for (uint32_t b = 0; b < w->n_fresh; b++) {
         void *bytes = tkv_arena_at(r->s->arena, w->fresh[b].id);
 
-        if (evicts(r->s))
-            from = fill_block(r, &w->fresh[b], bytes, from);
-        else
+        if (evicts(r->s)) {
+            take_batch(r, w, &at, &survivors);
+            tkv_block_gather(&r->l->layout, r->s->kn, bytes, survivors.token, survivors.position,
+                             survivors.n);
+        } else {
             first = encode_block(r, kv_head, &w->fresh[b], bytes, first, w->x);
+        }
     }
 }
 

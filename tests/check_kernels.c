@@ -210,6 +210,27 @@ static void wrong_code_sums(float *acc, size_t stride, const struct tkv_codes *v
     reference.code_sums(acc, stride, values, weights, unit, n_rows, n_tokens & ~(size_t)1);
 }
 
+/* Takes the first of the tokens that come from one tile for all of them. */
+static void wrong_pick_keys(uint8_t *dst, const struct tkv_codes_at *at,
+                            const struct tkv_pick *picks, size_t n_picks)
+{
+    struct tkv_pick wrong[TKV_BLOCK_TOKENS];
+
+    memcpy(wrong, picks, n_picks * sizeof(*picks));
+    for (size_t i = 0; i < n_picks; i++)
+        for (size_t t = 1; t < 16; t++)
+            if (wrong[i].from[t] < 16 && wrong[i].from[t - 1] < 16)
+                wrong[i].from[t] = wrong[i].from[t - 1];
+    reference.pick_keys(dst, at, wrong, n_picks);
+}
+
+/* Forgets what comes from the second of several tiles. */
+static void wrong_pick_values(uint8_t *dst, const struct tkv_codes_at *at,
+                              const struct tkv_pick *picks, size_t n_picks)
+{
+    reference.pick_values(dst, at, picks, n_picks > 1 ? n_picks - 1 : n_picks);
+}
+
 /* Drops the last row when their number is odd. */
 static void wrong_logits(float *out, const float *q, size_t n_rows, const float *tile, size_t dim)
 {
@@ -253,6 +274,8 @@ static void test_wrong_kernels_are_noticed(void **state)
         .scale_dots = wrong_scale_dots,
         .weigh = wrong_weigh,
         .code_sums = wrong_code_sums,
+        .pick_keys = wrong_pick_keys,
+        .pick_values = wrong_pick_values,
         .logits = wrong_logits,
         .accumulate = wrong_accumulate,
         .exp_sum = wrong_exp_sum,

@@ -35,4 +35,8 @@ void check_code_sums(struct kernel_run *run);
 void check_scale_dots(struct kernel_run *run);
 void check_weigh(struct kernel_run *run);
 
+/* tests/kernel_cases_picks.c: of those that move codes. */
+void check_pick_keys(struct kernel_run *run);
+void check_pick_values(struct kernel_run *run);
+
 #endif /* TKV_TESTS_KERNEL_AID_H */
