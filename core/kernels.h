@@ -142,6 +142,17 @@ struct tkv_kernels {
                       const uint8_t (*weights)[2][TKV_BLOCK_TOKENS], const float *unit,
                       size_t n_rows, size_t n_tokens);
 
+    /* sums[0] = sum of x[i] - from, sums[1] = sum of (x[i] - from)^2, in doubles and the order of
+     * norm2. Exact. */
+    void (*moments)(double *sums, const float *x, size_t n, double from);
+
+    /* dst[i] = the larger of itself and (x[i] - mean) * scale, computed in doubles and rounded;
+     * itself if that is not a number. Exact. */
+    void (*fold_scores)(float *dst, const float *x, size_t n, double mean, double scale);
+
+    /* How many of keys[n] are at least `least`. Exact. */
+    size_t (*count_from)(const uint32_t *keys, size_t n, uint32_t least);
+
     /* A section of the keys or of the values of block dst: every token's codes as picks say,
      * which are ascending in `to`, at most one for each token; the rest of the section becomes
      * zero. Exact. */

@@ -230,6 +230,38 @@ void tkv_code_sums_c(float *acc, size_t stride, const struct tkv_codes *values,
     }
 }
 
+void tkv_moments_c(double *sums, const float *x, size_t n, double from)
+{
+    double first[16] = {0}, second[16] = {0};
+
+    for (size_t i = 0; i < n; i++) {
+        const double d = (double)x[i] - from;
+
+        first[i % 16] += d;
+        second[i % 16] += d * d;
+    }
+    sums[0] = tkv_fold16_double(first);
+    sums[1] = tkv_fold16_double(second);
+}
+
+void tkv_fold_scores_c(float *dst, const float *x, size_t n, double mean, double scale)
+{
+    for (size_t i = 0; i < n; i++) {
+        const float z = (float)(((double)x[i] - mean) * scale);
+
+        dst[i] = z > dst[i] ? z : dst[i];
+    }
+}
+
+size_t tkv_count_from_c(const uint32_t *keys, size_t n, uint32_t least)
+{
+    size_t count = 0;
+
+    for (size_t i = 0; i < n; i++)
+        count += keys[i] >= least;
+    return count;
+}
+
 void tkv_pick_keys_c(uint8_t *dst, const struct tkv_codes_at *at, const struct tkv_pick *picks,
                      size_t n_picks)
 {

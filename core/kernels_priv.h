@@ -16,36 +16,39 @@
                              const uint8_t(*weights)[2][TKV_BLOCK_TOKENS], const float *unit, \
                              size_t n_rows, size_t n_tokens)
 
-#define TKV_DECLARE_KERNELS(isa)                                                                \
-    void tkv_fwht_##isa(float *x, size_t n);                                                    \
-    float tkv_norm2_##isa(const float *x, size_t n);                                            \
-    float tkv_dot_##isa(const float *a, const float *b, size_t n);                              \
-    void tkv_f16_to_f32_##isa(float *dst, const uint16_t *src, size_t n);                       \
-    void tkv_f32_to_f16_##isa(uint16_t *dst, const float *src, size_t n);                       \
-    void tkv_quantise_##isa(uint8_t *codes, const float *x, size_t n, const float *edge,        \
-                            unsigned w, float scale);                                           \
-    void tkv_fit_##isa(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w, \
-                       float scale, const float *level, float *fit);                            \
-    void tkv_lookup_##isa(float *dst, const uint8_t *codes, size_t n, const float *lut,         \
-                          float scale);                                                         \
-    void tkv_key_tile_##isa(float *tile, const struct tkv_codes *codes, const float *lut,       \
-                            const float *scale, const float *mean);                             \
-    void tkv_value_rows_##isa(float *rows, size_t stride, const struct tkv_codes *codes,        \
-                              size_t n_tokens, const float *lut, const float *scale,            \
-                              const float *mean);                                               \
-    void tkv_logits_##isa(float *out, const float *q, size_t n_rows, const float *tile,         \
-                          size_t dim);                                                          \
-    void tkv_accumulate_##isa(float *acc, const float *w, size_t n_rows, const float *rows,     \
-                              size_t n_tokens, size_t dim);                                     \
-    float tkv_exp_sum_##isa(float *x, size_t n, float max);                                     \
-    float tkv_scale_dots_##isa(float *x, const int32_t *dots, const float *scale, float factor, \
-                               float offset);                                                   \
-    float tkv_weigh_##isa(uint8_t *high, uint8_t *low, const float *x, float max,               \
-                          const float *scale, float *sum);                                      \
-    void tkv_pick_keys_##isa(uint8_t *dst, const struct tkv_codes_at *at,                       \
-                             const struct tkv_pick *picks, size_t n_picks);                     \
-    void tkv_pick_values_##isa(uint8_t *dst, const struct tkv_codes_at *at,                     \
-                               const struct tkv_pick *picks, size_t n_picks);                   \
+#define TKV_DECLARE_KERNELS(isa)                                                                 \
+    void tkv_fwht_##isa(float *x, size_t n);                                                     \
+    float tkv_norm2_##isa(const float *x, size_t n);                                             \
+    float tkv_dot_##isa(const float *a, const float *b, size_t n);                               \
+    void tkv_f16_to_f32_##isa(float *dst, const uint16_t *src, size_t n);                        \
+    void tkv_f32_to_f16_##isa(uint16_t *dst, const float *src, size_t n);                        \
+    void tkv_quantise_##isa(uint8_t *codes, const float *x, size_t n, const float *edge,         \
+                            unsigned w, float scale);                                            \
+    void tkv_fit_##isa(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,  \
+                       float scale, const float *level, float *fit);                             \
+    void tkv_lookup_##isa(float *dst, const uint8_t *codes, size_t n, const float *lut,          \
+                          float scale);                                                          \
+    void tkv_key_tile_##isa(float *tile, const struct tkv_codes *codes, const float *lut,        \
+                            const float *scale, const float *mean);                              \
+    void tkv_value_rows_##isa(float *rows, size_t stride, const struct tkv_codes *codes,         \
+                              size_t n_tokens, const float *lut, const float *scale,             \
+                              const float *mean);                                                \
+    void tkv_logits_##isa(float *out, const float *q, size_t n_rows, const float *tile,          \
+                          size_t dim);                                                           \
+    void tkv_accumulate_##isa(float *acc, const float *w, size_t n_rows, const float *rows,      \
+                              size_t n_tokens, size_t dim);                                      \
+    float tkv_exp_sum_##isa(float *x, size_t n, float max);                                      \
+    float tkv_scale_dots_##isa(float *x, const int32_t *dots, const float *scale, float factor,  \
+                               float offset);                                                    \
+    float tkv_weigh_##isa(uint8_t *high, uint8_t *low, const float *x, float max,                \
+                          const float *scale, float *sum);                                       \
+    void tkv_moments_##isa(double *sums, const float *x, size_t n, double from);                 \
+    void tkv_fold_scores_##isa(float *dst, const float *x, size_t n, double mean, double scale); \
+    size_t tkv_count_from_##isa(const uint32_t *keys, size_t n, uint32_t least);                 \
+    void tkv_pick_keys_##isa(uint8_t *dst, const struct tkv_codes_at *at,                        \
+                             const struct tkv_pick *picks, size_t n_picks);                      \
+    void tkv_pick_values_##isa(uint8_t *dst, const struct tkv_codes_at *at,                      \
+                               const struct tkv_pick *picks, size_t n_picks);                    \
     TKV_DECLARE_CODE_KERNELS(isa)
 
 TKV_DECLARE_KERNELS(c);
@@ -66,7 +69,8 @@ TKV_DECLARE_CODE_KERNELS(dotprod);
         .exp_sum = tkv_exp_sum_##isa, .code_dots = tkv_code_dots_##isa,                   \
         .scale_dots = tkv_scale_dots_##isa, .weigh = tkv_weigh_##isa,                     \
         .code_sums = tkv_code_sums_##isa, .pick_keys = tkv_pick_keys_##isa,               \
-        .pick_values = tkv_pick_values_##isa,                                             \
+        .pick_values = tkv_pick_values_##isa, .moments = tkv_moments_##isa,               \
+        .fold_scores = tkv_fold_scores_##isa, .count_from = tkv_count_from_##isa,         \
     }
 
 /* The largest weight of a block in its units: two parts of seven bits. */
@@ -76,6 +80,14 @@ TKV_DECLARE_CODE_KERNELS(dotprod);
 
 /* Halves of s[16] folded onto halves: the fixed end of every norm2. */
 static inline float tkv_fold16(float *s)
+{
+    for (size_t half = 8; half; half /= 2)
+        for (size_t i = 0; i < half; i++)
+            s[i] += s[i + half];
+    return s[0];
+}
+
+static inline double tkv_fold16_double(double *s)
 {
     for (size_t half = 8; half; half /= 2)
         for (size_t i = 0; i < half; i++)

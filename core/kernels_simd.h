@@ -401,6 +401,7 @@ float KERNEL(weigh)(uint8_t *high, uint8_t *low, const float *x, float max, cons
 
 #include "core/kernels_gemm.h"
 #include "core/kernels_picks.h"
+#include "core/kernels_scores.h"
 #include "core/kernels_tiles.h"
 
 #endif /* TKV_CORE_KERNELS_SIMD_H */

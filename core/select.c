@@ -1,6 +1,6 @@
 /*
  * Choosing the tokens that stay: elementwise folds of score rows, and the k
- * largest of a row by a radix search for the k-th largest value. The search is
+ * largest of a row by halving the range of the k-th largest value. The search is
  * linear in n whatever the scores are, and needs no sort: one last pass in index
  * order gives both the ascending output and the rule that ties go to the lower
  * index. Which rows to fold into which is left to the caller.
@@ -8,6 +8,8 @@
 #include "core/select.h"
 
 #include <string.h>
+
+#include "core/kernels.h"
 
 void tkv_fold_max(float *dst, const float *src, size_t n)
 {
@@ -44,34 +46,36 @@ static uint32_t order_key(float score)
 }
 
 /*
- * The k-th largest key, 1 <= k <= n, one byte at a time from the top: count the
- * bytes of the keys that share the prefix found so far, and walk down from 255
- * until the count reaches k. *n_ties = how many keys equal to it belong to the k.
+ * A key that k keys are not below, by halving the range in which it must lie: 32 counts at most, and
+ * about half of them until one gives k. *n_ties = how many keys equal to it belong to the k.
  */
-static uint32_t kth_largest(const uint32_t *keys, size_t n, size_t k, size_t *n_ties)
+static uint32_t kth_largest(const struct tkv_kernels *kn, const uint32_t *keys, size_t n, size_t k,
+                            size_t *n_ties)
 {
-    uint32_t prefix = 0;
-    uint32_t mask = 0;
+    uint32_t low = 0, high = UINT32_MAX;
+    size_t n_above = 0; /* keys over high */
 
-    for (unsigned shift = 32; shift > 0;) {
-        size_t counts[256] = {0};
-        unsigned byte = 255;
+    while (low < high) {
+        const uint32_t middle = high - (high - low) / 2;
+        const size_t count = kn->count_from(keys, n, middle);
 
-        shift -= 8;
-        for (size_t i = 0; i < n; i++) {
-            if ((keys[i] & mask) == prefix)
-                counts[keys[i] >> shift & 255]++;
+        if (count == k) {
+            *n_ties = k;
+            return middle;
         }
-        while (counts[byte] < k)
-            k -= counts[byte--];
-        prefix |= (uint32_t)byte << shift;
-        mask |= UINT32_C(255) << shift;
+        if (count > k) {
+            low = middle;
+        } else {
+            high = middle - 1;
+            n_above = count;
+        }
     }
-    *n_ties = k;
-    return prefix;
+    *n_ties = k - n_above;
+    return low;
 }
 
-size_t tkv_select_top(const float *scores, size_t n, size_t k, uint32_t *keep, uint32_t *scratch)
+size_t tkv_select_top(const struct tkv_kernels *kn, const float *scores, size_t n, size_t k,
+                      uint32_t *keep, uint32_t *scratch)
 {
     size_t n_kept = 0;
     size_t n_ties = 0;
@@ -83,14 +87,13 @@ size_t tkv_select_top(const float *scores, size_t n, size_t k, uint32_t *keep, u
         return 0;
     for (size_t i = 0; i < n; i++)
         scratch[i] = order_key(scores[i]);
-    least = kth_largest(scratch, n, k, &n_ties);
-    for (size_t i = 0; i < n; i++) {
-        if (scratch[i] > least) {
-            keep[n_kept++] = (uint32_t)i;
-        } else if (scratch[i] == least && n_ties > 0) {
-            keep[n_kept++] = (uint32_t)i;
-            n_ties--;
-        }
+    least = kth_largest(kn, scratch, n, k, &n_ties);
+    for (size_t i = 0; n_kept < k; i++) { /* no branch to guess: which stay is as good as random */
+        const size_t tie = (scratch[i] == least) & (n_ties > 0);
+
+        keep[n_kept] = (uint32_t)i;
+        n_kept += (scratch[i] > least) | tie;
+        n_ties -= tie;
     }
     return n_kept;
 }

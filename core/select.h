@@ -8,6 +8,8 @@
 
 #include "core/types.h"
 
+struct tkv_kernels;
+
 enum tkv_eviction_mode {
     TKV_PER_LAYER_PERHEAD = 0, /* each (layer, KV head) keeps its own best */
     TKV_PER_HEAD = 1,          /* KV head j keeps the same set in all layers: mean over layers */
@@ -22,6 +24,7 @@ void tkv_fold_sum(float *dst, const float *src, float weight, size_t n);
  * keep[k] = the indices of the k largest of scores[n], ascending; k > n keeps all.
  * Returns how many were written. scratch[n] is the caller's.
  */
-size_t tkv_select_top(const float *scores, size_t n, size_t k, uint32_t *keep, uint32_t *scratch);
+size_t tkv_select_top(const struct tkv_kernels *kn, const float *scores, size_t n, size_t k,
+                      uint32_t *keep, uint32_t *scratch);
 
 #endif /* TKV_CORE_SELECT_H */

@@ -7,7 +7,8 @@
 #include "core/triattention.h"
 
 #include <math.h>
-#include <string.h>
+
+#include "core/kernels.h"
 
 const char *tkv_tri_fold_init(struct tkv_tri_fold *fold, const struct tkv_rope *rope,
                               const struct tkv_tri_params *params)
@@ -147,55 +148,18 @@ float tkv_tri_score(const struct tkv_tri_fold *fold, const float *dots, float no
     return trig + norm_term;
 }
 
-/* Eight at a time, so that no addition waits for the one before it. */
-typedef float floats8 __attribute__((vector_size(32)));
-typedef double doubles8 __attribute__((vector_size(64)));
-
-/* Sum of scores[i] - from, or of its square. */
-static double sum_of(const float *scores, size_t n, double from, bool squared)
-{
-    doubles8 s = {0};
-    double sum = 0;
-    size_t i = 0;
-
-    for (; i + 8 <= n; i += 8) {
-        floats8 x;
-        doubles8 d;
-
-        memcpy(&x, scores + i, sizeof(x));
-        d = __builtin_convertvector(x, doubles8) - from;
-        s += squared ? d * d : d;
-    }
-    for (; i < n; i++) {
-        const double d = (double)scores[i] - from;
-
-        sum += squared ? d * d : d;
-    }
-    for (size_t l = 0; l < 8; l++)
-        sum += s[l];
-    return sum;
-}
-
 /* Two passes: the norm term makes the mean several times the deviation, and a
  * one-pass sum of squares would cancel. */
-void tkv_tri_normalize(float *scores, size_t n)
+void tkv_tri_fold_row(const struct tkv_kernels *kn, float *dst, const float *row, size_t n,
+                      bool normalize)
 {
-    double mean, std;
-    size_t i = 0;
+    double sums[2], mean = 0, std = 1;
 
-    if (n == 0)
-        return;
-    mean = sum_of(scores, n, 0, false) / (double)n;
-    std = sqrt(sum_of(scores, n, mean, true) / (double)n);
-    if (std < 1e-6)
-        std = 1e-6;
-    for (; i + 8 <= n; i += 8) {
-        floats8 z;
-
-        memcpy(&z, scores + i, sizeof(z));
-        z = __builtin_convertvector((__builtin_convertvector(z, doubles8) - mean) / std, floats8);
-        memcpy(scores + i, &z, sizeof(z));
+    if (normalize && n > 0) {
+        kn->moments(sums, row, n, 0);
+        mean = sums[0] / (double)n;
+        kn->moments(sums, row, n, mean);
+        std = sqrt(sums[1] / (double)n);
     }
-    for (; i < n; i++)
-        scores[i] = (float)(((double)scores[i] - mean) / std);
+    kn->fold_scores(dst, row, n, mean, 1 / (std < 1e-6 ? 1e-6 : std));
 }

@@ -22,6 +22,8 @@
 #include "core/rope.h"
 #include "core/types.h"
 
+struct tkv_kernels;
+
 enum tkv_aggregation { TKV_AGGREGATE_MEAN = 0, TKV_AGGREGATE_MAX = 1 };
 
 enum { TKV_MAX_OFFSETS = 32 };
@@ -71,8 +73,9 @@ float tkv_tri_norm_term(const float *u, const float *norms, uint32_t n_bands);
 /* The score from the dot products of the virtual queries with the key and the norm term. */
 float tkv_tri_score(const struct tkv_tri_fold *fold, const float *dots, float norm_term);
 
-/* scores[n] to z-scores in place: (s - mean) / max(std, 1e-6), population std, in double,
- * two passes. n = 0 is allowed. */
-void tkv_tri_normalize(float *scores, size_t n);
+/* dst[n] = the larger of itself and the scores row[n]; as z-scores if so wanted: (s - mean) /
+ * max(std, 1e-6), population std, in double, two passes. n = 0 is allowed. */
+void tkv_tri_fold_row(const struct tkv_kernels *kn, float *dst, const float *row, size_t n,
+                      bool normalize);
 
 #endif /* TKV_CORE_TRIATTENTION_H */

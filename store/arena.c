@@ -24,8 +24,9 @@ struct slab {
     size_t block_bytes;
     uint32_t n_blocks;
     uint32_t n_free;
-    bool drains;    /* nothing is allocated here any more */
-    uint32_t *refs; /* [n_blocks] */
+    uint32_t first_free; /* no block before it is free */
+    bool drains;         /* nothing is allocated here any more */
+    uint32_t *refs;      /* [n_blocks] */
 };
 
 /* A run of the file that no slab uses. */
@@ -46,6 +47,7 @@ struct tkv_arena {
     size_t table_bytes;
     struct slab *slabs;
     uint32_t n_slabs, cap_slabs;
+    uint32_t recent;     /* the slab of the last block */
     struct extent *gaps; /* ascending, never adjacent */
     uint32_t n_gaps, cap_gaps;
 };
@@ -329,33 +331,49 @@ int tkv_arena_reserve(struct tkv_arena *a, size_t block_bytes, size_t n, struct 
 
 /* ---- blocks ----------------------------------------------------------------------------- */
 
-/* The fullest slab that has room, so that the emptiest ones drain and can be given back. */
+static bool has_room(const struct tkv_arena *a, uint32_t i, size_t block_bytes)
+{
+    return i < a->n_slabs && a->slabs[i].n_blocks && a->slabs[i].block_bytes == block_bytes &&
+           a->slabs[i].n_free > 0 && !a->slabs[i].drains;
+}
+
+/* The fullest slab that has room, so that the emptiest ones drain and can be given back; but the
+ * last one was it, and is filled up first. */
 static uint32_t fullest_slab(const struct tkv_arena *a, size_t block_bytes)
 {
     uint32_t best = a->n_slabs;
 
-    for (uint32_t i = 0; i < a->n_slabs; i++) {
-        const struct slab *s = &a->slabs[i];
+    if (has_room(a, a->recent, block_bytes))
+        return a->recent;
 
-        if (s->n_blocks && s->block_bytes == block_bytes && s->n_free > 0 && !s->drains &&
-            (best == a->n_slabs || s->n_free < a->slabs[best].n_free))
+    for (uint32_t i = 0; i < a->n_slabs; i++)
+        if (has_room(a, i, block_bytes) &&
+            (best == a->n_slabs || a->slabs[i].n_free < a->slabs[best].n_free))
             best = i;
-    }
     return best;
+}
+
+struct tkv_block_id tkv_arena_take(struct tkv_arena *a, size_t block_bytes)
+{
+    struct tkv_block_id id = {.slab = fullest_slab(a, block_bytes)};
+    struct slab *s;
+
+    assert(id.slab < a->n_slabs);
+    a->recent = id.slab;
+    s = &a->slabs[id.slab];
+    for (id.index = s->first_free; s->refs[id.index] != 0;)
+        id.index++;
+    s->first_free = id.index + 1;
+    s->refs[id.index] = 1;
+    s->n_free--;
+    a->live_bytes += block_bytes;
+    return id;
 }
 
 struct tkv_block_id tkv_arena_alloc(struct tkv_arena *a, size_t block_bytes)
 {
-    struct tkv_block_id id = {fullest_slab(a, block_bytes), 0};
-    struct slab *s;
+    const struct tkv_block_id id = tkv_arena_take(a, block_bytes);
 
-    assert(id.slab < a->n_slabs);
-    s = &a->slabs[id.slab];
-    while (s->refs[id.index] != 0)
-        id.index++;
-    s->refs[id.index] = 1;
-    s->n_free--;
-    a->live_bytes += block_bytes;
     memset(tkv_arena_at(a, id), 0, block_bytes);
     return id;
 }
@@ -374,6 +392,7 @@ void tkv_arena_unref(struct tkv_arena *a, struct tkv_block_id id)
     if (--s->refs[id.index] > 0)
         return;
     s->n_free++;
+    s->first_free = id.index < s->first_free ? id.index : s->first_free;
     a->live_bytes -= s->block_bytes;
 }
 
@@ -446,7 +465,7 @@ struct tkv_block_id tkv_arena_move(struct tkv_arena *a, struct tkv_block_id id)
 
     if (!s->drains || s->refs[id.index] > 1)
         return id;
-    to = tkv_arena_alloc(a, s->block_bytes);
+    to = tkv_arena_take(a, s->block_bytes);
     memcpy(tkv_arena_at(a, to), tkv_arena_at(a, id), s->block_bytes);
     tkv_arena_unref(a, id);
     return to;

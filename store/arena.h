@@ -39,6 +39,8 @@ int tkv_arena_reserve(struct tkv_arena *a, size_t block_bytes, size_t n, struct 
 
 /* A zeroed block with one reference; only after a sufficient reserve. */
 struct tkv_block_id tkv_arena_alloc(struct tkv_arena *a, size_t block_bytes);
+/* The same with whatever bytes were there before, for who writes all of them. */
+struct tkv_block_id tkv_arena_take(struct tkv_arena *a, size_t block_bytes);
 void tkv_arena_ref(struct tkv_arena *a, struct tkv_block_id id);
 void tkv_arena_unref(struct tkv_arena *a, struct tkv_block_id id);
 

@@ -17,6 +17,11 @@ void tkv_block_layout_init(struct tkv_block_layout *l, const struct tkv_coder *k
     l->bytes = tkv_align(l->scores_offset + n_score_heads * row_bytes, 64);
 }
 
+static void zero_gap(void *block, size_t from, size_t to)
+{
+    memset((uint8_t *)block + from, 0, to - from);
+}
+
 void tkv_block_gather(const struct tkv_block_layout *l, const struct tkv_kernels *kn, void *block,
                       const struct tkv_token *tokens, const int32_t *positions, size_t n)
 {
@@ -28,6 +33,9 @@ void tkv_block_gather(const struct tkv_block_layout *l, const struct tkv_kernels
     for (uint32_t g = 0; g < l->n_score_heads; g++)
         tkv_gather_halves(tkv_block_scores(l, block, g), tokens, n,
                           l->scores_offset + g * row_bytes);
+    zero_gap(block, l->k->k_block_bytes, l->values_offset);
+    zero_gap(block, l->values_offset + l->v->v_block_bytes, l->positions_offset);
+    zero_gap(block, l->scores_offset + l->n_score_heads * row_bytes, l->bytes);
     memset(distance, 0, row_bytes);
     for (size_t t = 0; t < n; t++)
         distance[t] = (uint16_t)(positions[t] - positions[0]);

@@ -52,7 +52,7 @@ static inline uint16_t *tkv_block_scores(const struct tkv_block_layout *l, void 
 }
 
 /* Fill a block with n <= 64 tokens of other blocks of this layout, which have the same means; their
- * positions ascend. Bytes that belong to nothing are left as they are. */
+ * positions ascend. Every byte is written. */
 void tkv_block_gather(const struct tkv_block_layout *l, const struct tkv_kernels *kn, void *block,
                       const struct tkv_token *tokens, const int32_t *positions, size_t n);
 

@@ -344,7 +344,8 @@ void tkv_layer_rebuild(struct tkv_session *s, struct tkv_layer *l, const struct 
     tkv_exec_run(exec, n_kv_heads, plan_head, &r);
     for (uint32_t h = 0; h < n_kv_heads; h++)
         for (uint32_t b = 0; b < head_at(&r, h)->n_fresh; b++)
-            head_at(&r, h)->fresh[b].id = tkv_arena_alloc(s->arena, l->layout.bytes);
+            head_at(&r, h)->fresh[b].id = evicts(s) ? tkv_arena_take(s->arena, l->layout.bytes)
+                                                    : tkv_arena_alloc(s->arena, l->layout.bytes);
     tkv_exec_run(exec, n_kv_heads, fill_head, &r);
     for (uint32_t h = 0; h < n_kv_heads; h++)
         install_head(&r, h);

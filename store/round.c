@@ -250,7 +250,7 @@ static void select_one(const struct round *r, size_t kv_head, const float *score
 
     r->keep[kv_head].index = index;
     r->keep[kv_head].n =
-        (uint32_t)tkv_select_top(scores, r->n_candidates, r->n_keep, index, scratch);
+        (uint32_t)tkv_select_top(r->s->kn, scores, r->n_candidates, r->n_keep, index, scratch);
 }
 
 static void score_and_select(void *arg, size_t kv_head)

@@ -13,7 +13,8 @@ struct work {
     float *tile;    /* [tile_dim][64] */
     float *dots;    /* [group * n_queries][64] */
     void *fused;
-    float *rows; /* [group][n_candidates] */
+    float *rows; /* [group][stride] */
+    size_t stride;
     size_t bytes;
 };
 
@@ -38,7 +39,8 @@ static struct work work_layout(const struct tkv_session *s, const struct tkv_lay
     w.coded = take(base, &at, n_queries * tile_dim);
     w.tile = take(base, &at, tile_dim * TKV_BLOCK_TOKENS);
     w.dots = take(base, &at, n_queries * TKV_BLOCK_TOKENS);
-    w.rows = take(base, &at, group * n_candidates);
+    w.stride = tkv_align(n_candidates, 16) + TKV_BLOCK_TOKENS;
+    w.rows = take(base, &at, group * w.stride);
     w.fused = base ? base + at : NULL;
     if (tkv_fused_keys(l->layout.k))
         at += tkv_fused_bytes(l->layout.k, n_queries);
@@ -71,21 +73,43 @@ static void make_queries(const struct tkv_session *s, const struct tkv_layer *l,
                        w->coded + i * l->layout.k->tile_dim);
 }
 
-/* One candidate, whose dot products stand in column `lane` of all[group * n_queries][64]. */
-static float score_of(const struct tkv_session *s, const float *all, uint32_t g, size_t lane,
-                      float norm_term)
+/* row[64] = the scores of a block: dots[n_queries][64] and norm terms. */
+static void score_lanes(const struct tkv_session *s, const float *dots, const uint16_t *norm_terms,
+                        float *row)
 {
-    float dots[TKV_MAX_OFFSETS];
+    s->kn->f16_to_f32(row, norm_terms, TKV_BLOCK_TOKENS);
+    if (s->fold.n_queries == 1) { /* as tkv_tri_score has it, for the usual case */
+        for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++)
+            row[t] = dots[t] + row[t];
+        return;
+    }
+    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
+        float of_token[TKV_MAX_OFFSETS];
 
-    if (s->fold.n_queries == 1) /* as tkv_tri_score has it, for the usual case */
-        return all[(size_t)g * TKV_BLOCK_TOKENS + lane] + norm_term;
-    for (uint32_t i = 0; i < s->fold.n_queries; i++)
-        dots[i] = all[((size_t)g * s->fold.n_queries + i) * TKV_BLOCK_TOKENS + lane];
-    return tkv_tri_score(&s->fold, dots, norm_term);
+        for (uint32_t i = 0; i < s->fold.n_queries; i++)
+            of_token[i] = dots[(size_t)i * TKV_BLOCK_TOKENS + t];
+        row[t] = tkv_tri_score(&s->fold, of_token, row[t]);
+    }
 }
 
+/* Ask for the next block's keys and norm terms: blocks lie apart, and a round sees each but once. */
+static void fetch_ahead(const struct tkv_session *s, const struct tkv_layer *l,
+                        const struct tkv_head *head, uint32_t b)
+{
+    const char *p;
+
+    if (b >= head->n_blocks)
+        return;
+    p = tkv_arena_at(s->arena, head->blocks[b].id);
+    for (size_t at = 0; at < l->layout.k->k_block_bytes; at += 64)
+        __builtin_prefetch(p + at);
+    for (size_t at = l->layout.scores_offset; at < l->layout.bytes; at += 64)
+        __builtin_prefetch(p + at);
+}
+
+/* Rows have room for 64 lanes from each block's first on; those it has not are overwritten. */
 static void score_cold(const struct tkv_session *s, const struct tkv_layer *l,
-                       const struct tkv_head *head, struct work *w, size_t n_candidates)
+                       const struct tkv_head *head, struct work *w)
 {
     const uint32_t group = tkv_group(&l->config.shape);
     const size_t n_queries = (size_t)group * s->fold.n_queries;
@@ -100,40 +124,39 @@ static void score_cold(const struct tkv_session *s, const struct tkv_layer *l,
     for (uint32_t b = 0; b < head->n_blocks; b++) {
         void *block = tkv_arena_at(s->arena, head->blocks[b].id);
 
+        fetch_ahead(s, l, head, b + 1);
         if (tkv_fused_keys(l->layout.k)) {
             tkv_fused_logits(&f, block, 1, NULL);
         } else {
             tkv_key_tile(l->layout.k, s->kn, block, w->tile);
             s->kn->logits(w->dots, w->coded, n_queries, w->tile, l->layout.k->tile_dim);
         }
-        for (uint32_t g = 0; g < group; g++) {
-            float norm_terms[TKV_BLOCK_TOKENS];
-
-            s->kn->f16_to_f32(norm_terms, tkv_block_scores(&l->layout, block, g), TKV_BLOCK_TOKENS);
-            for (uint32_t t = 0; t < head->blocks[b].n_tokens; t++)
-                w->rows[g * n_candidates + at + t] = score_of(s, dots, g, t, norm_terms[t]);
-        }
+        for (size_t g = 0; g < group; g++)
+            score_lanes(s, dots + g * s->fold.n_queries * TKV_BLOCK_TOKENS,
+                        tkv_block_scores(&l->layout, block, (uint32_t)g),
+                        w->rows + g * w->stride + at);
         at += head->blocks[b].n_tokens;
     }
 }
 
 static void score_warm(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head,
-                       struct work *w, size_t n_candidates)
+                       struct work *w)
 {
     const uint32_t group = tkv_group(&l->config.shape);
     const uint32_t n_warm = tkv_layer_warm(s, l);
     const size_t dim = l->config.shape.head_dim_k;
-    float key[TKV_MAX_HEAD_DIM];
+    float key[TKV_MAX_HEAD_DIM], dots[TKV_MAX_OFFSETS];
 
     for (uint32_t t = 0; t < n_warm; t++) {
         s->kn->f16_to_f32(key, l->tail.k + ((size_t)kv_head * l->tail.cap + t) * dim, dim);
-        for (size_t i = 0; i < (size_t)group * s->fold.n_queries; i++)
-            w->dots[i * TKV_BLOCK_TOKENS] = s->kn->dot(w->queries + i * dim, key, dim);
-        for (uint32_t g = 0; g < group; g++) {
+        for (size_t g = 0; g < group; g++) {
+            const float *queries = w->queries + g * s->fold.n_queries * dim;
             const size_t q_head = (size_t)kv_head * group + g;
 
-            w->rows[g * n_candidates + l->heads[kv_head].n_cold + t] =
-                score_of(s, w->dots, g, 0, l->tail.scores[q_head * l->tail.cap + t]);
+            for (size_t i = 0; i < s->fold.n_queries; i++)
+                dots[i] = s->kn->dot(queries + i * dim, key, dim);
+            w->rows[g * w->stride + l->heads[kv_head].n_cold + t] =
+                tkv_tri_score(&s->fold, dots, l->tail.scores[q_head * l->tail.cap + t]);
         }
     }
 }
@@ -145,15 +168,13 @@ void tkv_score_head(const struct tkv_session *s, const struct tkv_layer *l, uint
     struct work w = work_layout(s, l, n, scratch);
 
     make_queries(s, l, kv_head, &w);
-    score_cold(s, l, &l->heads[kv_head], &w, n);
-    score_warm(s, l, kv_head, &w, n);
+    score_cold(s, l, &l->heads[kv_head], &w);
+    score_warm(s, l, kv_head, &w);
     for (size_t i = 0; i < n; i++)
         out[i] = -INFINITY;
     for (uint32_t g = 0; g < tkv_group(&l->config.shape); g++) {
-        float *row = w.rows + g * n;
+        const float *row = w.rows + g * w.stride;
 
-        if (s->config.normalize_scores)
-            tkv_tri_normalize(row, n);
-        tkv_fold_max(out, row, n);
+        tkv_tri_fold_row(s->kn, out, row, n, s->config.normalize_scores);
     }
 }

@@ -210,6 +210,34 @@ static void wrong_code_sums(float *acc, size_t stride, const struct tkv_codes *v
     reference.code_sums(acc, stride, values, weights, unit, n_rows, n_tokens & ~(size_t)1);
 }
 
+/* The second moment by the first: a sum of squares that cancels. */
+static void wrong_moments(double *sums, const float *x, size_t n, double from)
+{
+    reference.moments(sums, x, n, 0);
+    sums[1] -= 2 * from * sums[0] - (double)n * from * from;
+    sums[0] -= (double)n * from;
+}
+
+/* Lets what is not a number through. */
+static void wrong_fold_scores(float *dst, const float *x, size_t n, double mean, double scale)
+{
+    for (size_t i = 0; i < n; i++) {
+        const float z = (float)(((double)x[i] - mean) * scale);
+
+        dst[i] = dst[i] > z ? dst[i] : z;
+    }
+}
+
+/* As if keys were signed. */
+static size_t wrong_count_from(const uint32_t *keys, size_t n, uint32_t least)
+{
+    size_t count = 0;
+
+    for (size_t i = 0; i < n; i++)
+        count += (int32_t)keys[i] >= (int32_t)least;
+    return count;
+}
+
 /* Takes the first of the tokens that come from one tile for all of them. */
 static void wrong_pick_keys(uint8_t *dst, const struct tkv_codes_at *at,
                             const struct tkv_pick *picks, size_t n_picks)
@@ -274,6 +302,9 @@ static void test_wrong_kernels_are_noticed(void **state)
         .scale_dots = wrong_scale_dots,
         .weigh = wrong_weigh,
         .code_sums = wrong_code_sums,
+        .moments = wrong_moments,
+        .fold_scores = wrong_fold_scores,
+        .count_from = wrong_count_from,
         .pick_keys = wrong_pick_keys,
         .pick_values = wrong_pick_values,
         .logits = wrong_logits,

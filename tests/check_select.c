@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "core/select.h"
+#include "tests/cpu.h"
 #include "tests/rng.h"
 
 enum { MAX_N = 700 };
@@ -67,7 +68,7 @@ static void check_top(const float *scores, size_t n, size_t k)
 
     got[n_want] = 0xdeadbeef;
     scratch[n] = 0xfeedface;
-    assert_int_equal(tkv_select_top(scores, n, k, got, scratch), n_want);
+    assert_int_equal(tkv_select_top(cpu_kernels(), scores, n, k, got, scratch), n_want);
     assert_memory_equal(got, want, n_want * sizeof *want);
     assert_int_equal(got[n_want], 0xdeadbeef);
     assert_int_equal(scratch[n], 0xfeedface);
@@ -125,13 +126,13 @@ static void test_ties_and_nan(void **state)
     uint32_t scratch[5];
 
     (void)state;
-    assert_int_equal(tkv_select_top(ties, 5, 2, keep, scratch), 2);
+    assert_int_equal(tkv_select_top(cpu_kernels(), ties, 5, 2, keep, scratch), 2);
     assert_memory_equal(keep, ((uint32_t[]){1, 2}), 8);
-    assert_int_equal(tkv_select_top(ties, 5, 4, keep, scratch), 4);
+    assert_int_equal(tkv_select_top(cpu_kernels(), ties, 5, 4, keep, scratch), 4);
     assert_memory_equal(keep, ((uint32_t[]){0, 1, 2, 3}), 16);
-    assert_int_equal(tkv_select_top(zeros, 4, 2, keep, scratch), 2);
+    assert_int_equal(tkv_select_top(cpu_kernels(), zeros, 4, 2, keep, scratch), 2);
     assert_memory_equal(keep, ((uint32_t[]){0, 1}), 8);
-    assert_int_equal(tkv_select_top(nans, 4, 3, keep, scratch), 3);
+    assert_int_equal(tkv_select_top(cpu_kernels(), nans, 4, 3, keep, scratch), 3);
     assert_memory_equal(keep, ((uint32_t[]){0, 1, 3}), 12);
 }
 

@@ -13,6 +13,7 @@
 #include "core/half.h"
 #include "proto/errors.h"
 #include "store/session_priv.h"
+#include "tests/cpu.h"
 #include "tests/session_aid.h"
 
 static double as_half(float x)
@@ -298,7 +299,7 @@ static void rounds_follow_the_scores(void **state)
         dots[0] = a.kn.dot(w, key, 64);
         scores[i] = tkv_tri_score(&a.session->fold, dots, tkv_tri_norm_term(u, norms, 32));
     }
-    assert_int_equal(tkv_select_top(scores, 64, 20, want, scratch), 20);
+    assert_int_equal(tkv_select_top(cpu_kernels(), scores, 64, 20, want, scratch), 20);
     assert_int_equal(aid_kept(&a, 0, 0, kept, N), 4 + 20 + 33);
     for (uint32_t i = 0; i < 20; i++)
         assert_int_equal(kept[4 + i], want[i] + 4);

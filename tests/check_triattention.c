@@ -18,9 +18,11 @@
 #include "core/rotation.h"
 #include "core/select.h"
 #include "core/triattention.h"
+#include "tests/cpu.h"
 #include "tests/rng.h"
 #include "tests/tri_scene.h"
 #include "tests/vectors.h"
+#include "tests/z_scores.h"
 
 static const uint64_t seed = 20261122;
 
@@ -190,8 +192,8 @@ static void select_scored(const float *scores, size_t k, uint32_t *keep)
     float z[TRI_N_KEYS];
 
     memcpy(z, scores, sizeof z);
-    tkv_tri_normalize(z, TRI_N_KEYS);
-    assert_int_equal(tkv_select_top(z, TRI_N_KEYS, k, keep, scratch), k);
+    z_scores(z, TRI_N_KEYS);
+    assert_int_equal(tkv_select_top(cpu_kernels(), z, TRI_N_KEYS, k, keep, scratch), k);
 }
 
 /* Statistics times t > 0, or another order of the keys, change no decision. */
@@ -250,12 +252,12 @@ static void test_union(void **state)
             tkv_fold_max(max, rows[h], TRI_N_KEYS);
         }
         for (size_t h = 0; h < N_HEADS; h++) {
-            tkv_select_top(rows[h], TRI_N_KEYS, k, keep, scratch);
+            tkv_select_top(cpu_kernels(), rows[h], TRI_N_KEYS, k, keep, scratch);
             for (size_t i = 0; i < k; i++)
                 marked[keep[i]] = max[keep[i]];
         }
-        assert_int_equal(tkv_select_top(marked, TRI_N_KEYS, k, keep, scratch), k);
-        assert_int_equal(tkv_select_top(max, TRI_N_KEYS, k, plain, scratch), k);
+        assert_int_equal(tkv_select_top(cpu_kernels(), marked, TRI_N_KEYS, k, keep, scratch), k);
+        assert_int_equal(tkv_select_top(cpu_kernels(), max, TRI_N_KEYS, k, plain, scratch), k);
         assert_memory_equal(keep, plain, k * sizeof *keep);
     }
 }
@@ -268,14 +270,14 @@ static void test_normalize(void **state)
     double mean = 0;
 
     (void)state;
-    tkv_tri_normalize(x, 0);
-    tkv_tri_normalize(flat, 7);
+    z_scores(x, 0);
+    z_scores(flat, 7);
     for (size_t i = 0; i < 7; i++)
         assert_true(flat[i] == 0);
     /* A mean far above the deviation: one pass in float would lose every digit. */
     for (size_t t = 0; t < TRI_N_KEYS; t++)
         x[t] = 100000 + rng_gauss(&r);
-    tkv_tri_normalize(x, TRI_N_KEYS);
+    z_scores(x, TRI_N_KEYS);
     for (size_t t = 0; t < TRI_N_KEYS; t++)
         mean += (double)x[t] / TRI_N_KEYS;
     assert_true(fabs(mean) < 1e-6);

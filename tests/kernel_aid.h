@@ -35,6 +35,11 @@ void check_code_sums(struct kernel_run *run);
 void check_scale_dots(struct kernel_run *run);
 void check_weigh(struct kernel_run *run);
 
+/* tests/kernel_cases_scores.c: of those that work on rows of scores. */
+void check_moments(struct kernel_run *run);
+void check_fold_scores(struct kernel_run *run);
+void check_count_from(struct kernel_run *run);
+
 /* tests/kernel_cases_picks.c: of those that move codes. */
 void check_pick_keys(struct kernel_run *run);
 void check_pick_values(struct kernel_run *run);

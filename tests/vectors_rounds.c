@@ -8,7 +8,9 @@
 #include <string.h>
 
 #include "core/select.h"
+#include "tests/cpu.h"
 #include "tests/vectors.h"
+#include "tests/z_scores.h"
 
 enum mode { PER_HEAD, PER_LAYER_PERHEAD, UNION };
 
@@ -105,7 +107,7 @@ static void score_slots(const struct run *r, size_t first, size_t n_seen, float 
 
             vec_model_score(&r->m, &stats, keys, n, (int64_t)n_seen, row);
             if (r->normalize)
-                tkv_tri_normalize(row, n);
+                z_scores(row, n);
         }
     }
     vec_fold_group(&r->m, heads, n, false, best);
@@ -138,8 +140,8 @@ static void prune(struct run *r, size_t first, size_t n_seen)
     else
         memcpy(ranked, best, r->n_rows * n * sizeof *ranked);
     for (size_t i = 0; i < r->n_rows; i++) {
-        const size_t n_kept =
-            tkv_select_top(ranked + deciding_row(r, i) * n, n, r->budget - first, keep, scratch);
+        const size_t n_kept = tkv_select_top(cpu_kernels(), ranked + deciding_row(r, i) * n, n,
+                                             r->budget - first, keep, scratch);
         int32_t *slots = r->slots + i * r->n_max + first;
 
         for (size_t t = 0; t < n_kept; t++)

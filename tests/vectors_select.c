@@ -8,7 +8,9 @@
 #include <string.h>
 
 #include "core/select.h"
+#include "tests/cpu.h"
 #include "tests/vectors.h"
+#include "tests/z_scores.h"
 
 /* One selection case: raw scores of every query head for every token of the cache. */
 struct selection {
@@ -53,7 +55,7 @@ static float *candidate_rows(const struct selection *s, size_t first, bool norma
     for (size_t i = 0; i < s->n_heads; i++) {
         memcpy(rows + i * n, s->raw + i * s->n + first, n * sizeof *rows);
         if (normalize)
-            tkv_tri_normalize(rows + i * n, n);
+            z_scores(rows + i * n, n);
     }
     return rows;
 }
@@ -79,8 +81,8 @@ static void check_kept(struct vec_case *c, const struct selection *s, const char
     for (size_t i = 0; i < first; i++)
         keep[i] = (uint32_t)i;
     for (size_t r = 0; r < n_rows; r++) {
-        const size_t n_top =
-            tkv_select_top(rows + r * n, n, s->budget - first, keep + first, scratch);
+        const size_t n_top = tkv_select_top(cpu_kernels(), rows + r * n, n, s->budget - first,
+                                            keep + first, scratch);
 
         for (size_t i = 0; i < n_top; i++)
             keep[first + i] += (uint32_t)first;
@@ -215,7 +217,7 @@ static void normalize_sample(float *row, size_t n)
 
     for (size_t i = 1; i < n; i++)
         flat = flat && row[i] == first;
-    tkv_tri_normalize(row, n);
+    z_scores(row, n);
     for (size_t i = 0; !flat && i < n; i++)
         row[i] = (float)((double)row[i] * sqrt((double)(n - 1) / (double)n));
 }
