@@ -182,21 +182,33 @@ void tkv_decode_value(const struct tkv_coder *c, const struct tkv_kernels *kn, c
 void tkv_put_key_mean(const struct tkv_coder *c, void *block, const void *mean);
 void tkv_put_value_mean(const struct tkv_coder *c, void *block, const void *mean);
 
-/* One token of a block. */
-struct tkv_token {
+/* Tokens of one block: a bit for each lane. */
+struct tkv_run {
     const void *block;
-    size_t lane;
+    uint64_t lanes;
 };
 
+/* The tokens of runs, at most 64 and one of each run at least, in the order in which they come to
+ * lie in a new block. A view of the runs. */
+struct tkv_gather {
+    const struct tkv_run *runs;
+    size_t n_runs, n;
+    uint8_t first[TKV_BLOCK_TOKENS + 1]; /* place of each run's first token; then n */
+    uint8_t lane[2 * TKV_BLOCK_TOKENS];  /* of each token in its block; then zeros */
+};
+
+void tkv_gather_init(struct tkv_gather *g, const struct tkv_run *runs, size_t n_runs);
+
 /*
- * Fill a block with n <= 64 tokens of other blocks of this coder, in this order, bits unchanged;
- * they must all have the same mean, which the block gets too (with n = 0, none). Values, and
- * halves in general, lie `offset` bytes after tokens[].block; the others of 64 halves become 0.
+ * Fill a block with tokens of other blocks of this coder, bits unchanged; they must all have the
+ * same mean, which the block gets too (with no tokens, none). Values, and halves in general, lie
+ * `offset` bytes after the start of a block; those of unused lanes become 0.
  */
 void tkv_gather_keys(const struct tkv_coder *c, const struct tkv_kernels *kn, void *block,
-                     const struct tkv_token *tokens, size_t n);
+                     const struct tkv_gather *g);
 void tkv_gather_values(const struct tkv_coder *c, const struct tkv_kernels *kn, void *block,
-                       const struct tkv_token *tokens, size_t n, size_t offset);
-void tkv_gather_halves(void *dst, const struct tkv_token *tokens, size_t n, size_t offset);
+                       const struct tkv_gather *g, size_t offset);
+void tkv_gather_halves(const struct tkv_kernels *kn, void *dst, const struct tkv_gather *g,
+                       size_t offset);
 
 #endif /* TKV_CORE_CODEC_H */

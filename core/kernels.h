@@ -160,6 +160,9 @@ struct tkv_kernels {
                       size_t n_picks);
     void (*pick_values)(uint8_t *dst, const struct tkv_codes_at *at, const struct tkv_pick *picks,
                         size_t n_picks);
+
+    /* dst[i] = half lane[i] < 64 of the 64 at src, for n <= 64; src and dst at any address. Exact. */
+    void (*pick_halves)(void *dst, const void *src, const uint8_t *lane, size_t n);
 };
 
 /* Fill *k with the best variants that `cpu` (tkv_cpu_flags) allows; 0 gives the reference. */

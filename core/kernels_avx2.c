@@ -3,6 +3,7 @@
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #define ISA       avx2
 #define LANES     8
@@ -157,5 +158,12 @@ void tkv_f32_to_f16_avx2(uint16_t *dst, const float *src, size_t n)
                          _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
     for (; i < n; i++)
         dst[i] = _cvtss_sh(src[i], _MM_FROUND_TO_NEAREST_INT);
+}
+
+/* Nothing moves halves between lanes by index: the reference, compiled here. */
+void tkv_pick_halves_avx2(void *dst, const void *src, const uint8_t *lane, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        memcpy((uint8_t *)dst + 2 * i, (const uint8_t *)src + 2 * (size_t)lane[i], 2);
 }
 #endif

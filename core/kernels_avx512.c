@@ -139,4 +139,23 @@ void tkv_f32_to_f16_avx512(uint16_t *dst, const float *src, size_t n)
             _mm512_cvtps_ph(_mm512_maskz_loadu_ps(m, src + i), _MM_FROUND_TO_NEAREST_INT));
     }
 }
+
+/* Up to 32 halves at dst from the 64 in low and high. */
+static void pick_32(uint8_t *dst, __m512i low, __m512i high, const uint8_t *lane, size_t n)
+{
+    const __mmask32 m = _cvtu32_mask32(n < 32 ? (1u << n) - 1 : 0xffffffffu);
+    const __m512i index = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(m, lane));
+
+    _mm512_mask_storeu_epi16(dst, m, _mm512_permutex2var_epi16(low, index, high));
+}
+
+void tkv_pick_halves_avx512(void *dst, const void *src, const uint8_t *lane, size_t n)
+{
+    const __m512i low = _mm512_loadu_si512(src);
+    const __m512i high = _mm512_loadu_si512((const uint8_t *)src + 64);
+
+    pick_32(dst, low, high, lane, n);
+    if (n > 32)
+        pick_32((uint8_t *)dst + 64, low, high, lane + 32, n - 32);
+}
 #endif

@@ -293,3 +293,9 @@ void tkv_pick_values_c(uint8_t *dst, const struct tkv_codes_at *at, const struct
                 tkv_value_put(dst + at->offset, at->n, at->w, 4u * p->to + i, code);
             }
 }
+
+void tkv_pick_halves_c(void *dst, const void *src, const uint8_t *lane, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        memcpy((uint8_t *)dst + 2 * i, (const uint8_t *)src + 2 * (size_t)lane[i], 2);
+}

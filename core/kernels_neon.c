@@ -117,4 +117,11 @@ void tkv_f32_to_f16_neon(uint16_t *dst, const float *src, size_t n)
     for (; i < n; i++)
         dst[i] = tkv_f32_to_f16(src[i]);
 }
+
+/* Nothing moves halves between lanes by index: the reference, compiled here. */
+void tkv_pick_halves_neon(void *dst, const void *src, const uint8_t *lane, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        memcpy((uint8_t *)dst + 2 * i, (const uint8_t *)src + 2 * (size_t)lane[i], 2);
+}
 #endif

@@ -49,6 +49,7 @@
                              const struct tkv_pick *picks, size_t n_picks);                      \
     void tkv_pick_values_##isa(uint8_t *dst, const struct tkv_codes_at *at,                      \
                                const struct tkv_pick *picks, size_t n_picks);                    \
+    void tkv_pick_halves_##isa(void *dst, const void *src, const uint8_t *lane, size_t n);       \
     TKV_DECLARE_CODE_KERNELS(isa)
 
 TKV_DECLARE_KERNELS(c);
@@ -71,6 +72,7 @@ TKV_DECLARE_CODE_KERNELS(dotprod);
         .code_sums = tkv_code_sums_##isa, .pick_keys = tkv_pick_keys_##isa,               \
         .pick_values = tkv_pick_values_##isa, .moments = tkv_moments_##isa,               \
         .fold_scores = tkv_fold_scores_##isa, .count_from = tkv_count_from_##isa,         \
+        .pick_halves = tkv_pick_halves_##isa,                                             \
     }
 
 /* The largest weight of a block in its units: two parts of seven bits. */

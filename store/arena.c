@@ -15,7 +15,7 @@
 
 /* A slab is large enough to waste little at its end and small enough to waste little while it fills:
  * up to a part of what the arena already holds, between these bounds. */
-enum { MIN_SLAB_PAGES = 24, MAX_SLAB_PAGES = 512, SLAB_PART = 64 };
+enum { MIN_SLAB_PAGES = 24, MAX_SLAB_PAGES = 512, SLAB_PART = 64, MAX_OPEN = 64 };
 
 /* n_blocks = 0 marks an entry that is not in use. */
 struct slab {
@@ -47,7 +47,8 @@ struct tkv_arena {
     size_t table_bytes;
     struct slab *slabs;
     uint32_t n_slabs, cap_slabs;
-    uint32_t recent;     /* the slab of the last block */
+    uint32_t open[MAX_OPEN]; /* slabs that came to have room, the last first to be used */
+    uint32_t n_open;
     struct extent *gaps; /* ascending, never adjacent */
     uint32_t n_gaps, cap_gaps;
 };
@@ -337,30 +338,38 @@ static bool has_room(const struct tkv_arena *a, uint32_t i, size_t block_bytes)
            a->slabs[i].n_free > 0 && !a->slabs[i].drains;
 }
 
-/* The fullest slab that has room, so that the emptiest ones drain and can be given back; but the
- * last one was it, and is filled up first. */
-static uint32_t fullest_slab(const struct tkv_arena *a, size_t block_bytes)
+static void open_slab(struct tkv_arena *a, uint32_t i)
+{
+    if (a->n_open == MAX_OPEN)
+        memmove(a->open, a->open + 1, --a->n_open * sizeof(*a->open));
+    a->open[a->n_open++] = i;
+}
+
+/*
+ * The slab that had a block returned last: its memory is still near. If none is known, the fullest
+ * that has room, so that the emptiest ones drain and can be given back.
+ */
+static uint32_t slab_with_room(struct tkv_arena *a, size_t block_bytes)
 {
     uint32_t best = a->n_slabs;
 
-    if (has_room(a, a->recent, block_bytes))
-        return a->recent;
-
+    for (; a->n_open > 0; a->n_open--)
+        if (has_room(a, a->open[a->n_open - 1], block_bytes))
+            return a->open[a->n_open - 1];
     for (uint32_t i = 0; i < a->n_slabs; i++)
         if (has_room(a, i, block_bytes) &&
             (best == a->n_slabs || a->slabs[i].n_free < a->slabs[best].n_free))
             best = i;
+    assert(best < a->n_slabs);
+    open_slab(a, best);
     return best;
 }
 
 struct tkv_block_id tkv_arena_take(struct tkv_arena *a, size_t block_bytes)
 {
-    struct tkv_block_id id = {.slab = fullest_slab(a, block_bytes)};
-    struct slab *s;
+    struct tkv_block_id id = {.slab = slab_with_room(a, block_bytes)};
+    struct slab *s = &a->slabs[id.slab];
 
-    assert(id.slab < a->n_slabs);
-    a->recent = id.slab;
-    s = &a->slabs[id.slab];
     for (id.index = s->first_free; s->refs[id.index] != 0;)
         id.index++;
     s->first_free = id.index + 1;
@@ -391,7 +400,8 @@ void tkv_arena_unref(struct tkv_arena *a, struct tkv_block_id id)
     assert(s->refs[id.index] > 0);
     if (--s->refs[id.index] > 0)
         return;
-    s->n_free++;
+    if (s->n_free++ == 0)
+        open_slab(a, id.slab);
     s->first_free = id.index < s->first_free ? id.index : s->first_free;
     a->live_bytes -= s->block_bytes;
 }

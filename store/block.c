@@ -23,20 +23,15 @@ static void zero_gap(void *block, size_t from, size_t to)
 }
 
 void tkv_block_gather(const struct tkv_block_layout *l, const struct tkv_kernels *kn, void *block,
-                      const struct tkv_token *tokens, const int32_t *positions, size_t n)
+                      const struct tkv_gather *g)
 {
     const size_t row_bytes = TKV_BLOCK_TOKENS * sizeof(uint16_t);
-    uint16_t *distance = tkv_block_positions(l, block);
 
-    tkv_gather_keys(l->k, kn, block, tokens, n);
-    tkv_gather_values(l->v, kn, tkv_block_values(l, block), tokens, n, l->values_offset);
-    for (uint32_t g = 0; g < l->n_score_heads; g++)
-        tkv_gather_halves(tkv_block_scores(l, block, g), tokens, n,
-                          l->scores_offset + g * row_bytes);
+    tkv_gather_keys(l->k, kn, block, g);
+    tkv_gather_values(l->v, kn, tkv_block_values(l, block), g, l->values_offset);
+    for (uint32_t i = 0; i < l->n_score_heads; i++)
+        tkv_gather_halves(kn, tkv_block_scores(l, block, i), g, l->scores_offset + i * row_bytes);
     zero_gap(block, l->k->k_block_bytes, l->values_offset);
     zero_gap(block, l->values_offset + l->v->v_block_bytes, l->positions_offset);
     zero_gap(block, l->scores_offset + l->n_score_heads * row_bytes, l->bytes);
-    memset(distance, 0, row_bytes);
-    for (size_t t = 0; t < n; t++)
-        distance[t] = (uint16_t)(positions[t] - positions[0]);
 }

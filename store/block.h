@@ -51,9 +51,9 @@ static inline uint16_t *tkv_block_scores(const struct tkv_block_layout *l, void 
            (size_t)head_in_group * TKV_BLOCK_TOKENS;
 }
 
-/* Fill a block with n <= 64 tokens of other blocks of this layout, which have the same means; their
- * positions ascend. Every byte is written. */
+/* Fill a block with tokens of other blocks of this layout, which have the same means. Every byte is
+ * written, but for the positions. */
 void tkv_block_gather(const struct tkv_block_layout *l, const struct tkv_kernels *kn, void *block,
-                      const struct tkv_token *tokens, const int32_t *positions, size_t n);
+                      const struct tkv_gather *g);
 
 #endif /* TKV_STORE_BLOCK_H */

@@ -13,28 +13,34 @@
 #include "store/session_priv.h"
 
 /* The survivors of one block, or of one that holds encoded warm tokens. */
-struct run {
-    void *block;
-    uint64_t lanes; /* kept */
+struct source {
+    struct tkv_run run;
     int32_t first_position;
     const int32_t *positions; /* of warm tokens; NULL: in the block */
 };
 
-/* Survivors that make one new block. */
+/* Survivors that make one new block: whole sources from `first` on or parts of them. */
 struct batch {
-    uint32_t n;
-    struct tkv_token token[TKV_BLOCK_TOKENS];
-    int32_t position[TKV_BLOCK_TOKENS];
+    struct tkv_run runs[TKV_BLOCK_TOKENS];
+    uint32_t n_runs, n;
+    uint32_t first;
+    int32_t first_position;
 };
 
-/* One KV head on its way: runs[n_runs] are the survivors that go to new blocks. */
+/* How far the sources are used up. */
+struct place {
+    uint32_t source;
+    uint64_t taken; /* lanes of it */
+};
+
+/* One KV head on its way: sources[n_sources] are the survivors that go to new blocks. */
 struct head_work {
-    struct run *runs;
+    struct source *sources;
     uint8_t *encoded;        /* blocks of the warm survivors */
     int32_t *positions;      /* of the warm survivors, 64 for each of these blocks */
     float *x;                /* [64][dim] */
     struct tkv_block *fresh; /* new entries */
-    uint32_t n_runs;
+    uint32_t n_sources;
     uint32_t n_whole; /* leading blocks that stay */
     uint32_t n_fresh;
 };
@@ -74,7 +80,7 @@ static struct head_work *head_layout(const struct tkv_session *s, const struct t
     size_t at = 0;
     struct head_work *h = take(base, &at, sizeof(*h));
     /* Every block holds one of the candidates at least. */
-    struct run *runs = take(base, &at, n_moving * sizeof(*runs));
+    struct source *sources = take(base, &at, n_moving * sizeof(*sources));
     uint8_t *encoded = take(base, &at, n_encoded * l->layout.bytes);
     int32_t *positions = take(base, &at, n_encoded * TKV_BLOCK_TOKENS * sizeof(*positions));
     float *x = take(base, &at, dim * TKV_BLOCK_TOKENS * sizeof(float));
@@ -82,7 +88,7 @@ static struct head_work *head_layout(const struct tkv_session *s, const struct t
 
     if (h)
         *h = (struct head_work){
-            .runs = runs, .encoded = encoded, .positions = positions, .x = x, .fresh = fresh};
+            .sources = sources, .encoded = encoded, .positions = positions, .x = x, .fresh = fresh};
     *bytes = at;
     return h;
 }
@@ -132,9 +138,9 @@ static uint32_t plan_cold(const struct rebuild *r, const struct tkv_head *head,
         if (w->n_whole == b && lanes == all && (block->n_tokens == TKV_BLOCK_TOKENS || !last))
             w->n_whole++;
         else if (lanes)
-            w->runs[w->n_runs++] = (struct run){.block = tkv_arena_at(r->s->arena, block->id),
-                                                .lanes = lanes,
-                                                .first_position = block->first_position};
+            w->sources[w->n_sources++] =
+                (struct source){.run = {tkv_arena_at(r->s->arena, block->id), lanes},
+                                .first_position = block->first_position};
         first += block->n_tokens;
     }
     return i;
@@ -192,45 +198,72 @@ static void plan_warm(const struct rebuild *r, uint32_t kv_head, const struct tk
             positions[n] = r->l->tail.positions[token[n]];
         }
         encode_warm(r, kv_head, token, n, w->x, block);
-        w->runs[w->n_runs++] = (struct run){
-            .block = block, .lanes = UINT64_MAX >> (TKV_BLOCK_TOKENS - n), .positions = positions};
+        w->sources[w->n_sources++] = (struct source){
+            .run = {block, UINT64_MAX >> (TKV_BLOCK_TOKENS - n)}, .positions = positions};
         block += r->l->layout.bytes;
         positions += TKV_BLOCK_TOKENS;
     }
 }
 
-static int32_t position_of(const struct rebuild *r, const struct run *run, size_t lane)
+static int32_t position_of(const struct rebuild *r, const struct source *source, unsigned lane)
 {
-    if (run->positions)
-        return run->positions[lane];
-    return run->first_position + tkv_block_positions(&r->l->layout, run->block)[lane];
+    const uint16_t *distance;
+
+    if (source->positions)
+        return source->positions[lane];
+    distance = (const uint16_t *)(const void *)((const uint8_t *)source->run.block +
+                                                r->l->layout.positions_offset);
+    return source->first_position + distance[lane];
 }
 
-/* The next survivors, from where `at` stands in the runs: 64, or fewer where positions lie too far
- * apart or none are left. */
-struct place {
-    uint32_t run;
-    uint64_t taken; /* lanes of it */
-};
+static unsigned first_lane(uint64_t lanes)
+{
+    return (unsigned)__builtin_ctzll(lanes);
+}
 
+static unsigned last_lane(uint64_t lanes)
+{
+    return 63 - (unsigned)__builtin_clzll(lanes);
+}
+
+/* The first lanes of a source: at most n, which is lessened, and all within the span of a block
+ * that begins at first_position. */
+static uint64_t take_lanes(const struct rebuild *r, const struct source *source, uint64_t lanes,
+                           int32_t first_position, uint32_t *n)
+{
+    uint64_t left = lanes;
+
+    for (; left && *n > 0; --*n)
+        left &= left - 1;
+    for (lanes &= ~left;
+         lanes && position_of(r, source, last_lane(lanes)) - first_position > TKV_BLOCK_SPAN; ++*n)
+        lanes &= ~(UINT64_C(1) << last_lane(lanes));
+    return lanes;
+}
+
+/* The next 64 survivors, or fewer where positions lie too far apart or none are left. */
 static void take_batch(const struct rebuild *r, const struct head_work *w, struct place *at,
                        struct batch *b)
 {
-    for (b->n = 0; at->run < w->n_runs; *at = (struct place){.run = at->run + 1}) {
-        const struct run *run = &w->runs[at->run];
+    uint32_t room = TKV_BLOCK_TOKENS;
 
-        for (uint64_t left = run->lanes & ~at->taken; left; left &= left - 1) {
-            const size_t lane = (size_t)__builtin_ctzll(left);
-            const int32_t position = position_of(r, run, lane);
+    b->first = at->source;
+    b->n_runs = 0;
+    for (; at->source < w->n_sources && room > 0; *at = (struct place){.source = at->source + 1}) {
+        const struct source *source = &w->sources[at->source];
+        const uint64_t left = source->run.lanes & ~at->taken;
+        uint64_t lanes;
 
-            if (b->n == TKV_BLOCK_TOKENS ||
-                (b->n > 0 && position - b->position[0] > TKV_BLOCK_SPAN))
-                return;
-            b->token[b->n] = (struct tkv_token){run->block, lane};
-            b->position[b->n++] = position;
-            at->taken |= left & -left;
-        }
+        if (room == TKV_BLOCK_TOKENS)
+            b->first_position = position_of(r, source, first_lane(left));
+        lanes = take_lanes(r, source, left, b->first_position, &room);
+        if (lanes)
+            b->runs[b->n_runs++] = (struct tkv_run){source->run.block, lanes};
+        at->taken |= lanes;
+        if (lanes != left)
+            break;
     }
+    b->n = TKV_BLOCK_TOKENS - room;
 }
 
 /* New entries for n tokens from `first` of the tail on, which stay together. */
@@ -275,10 +308,38 @@ static void plan_head(void *arg, size_t kv_head)
     plan_warm(r, (uint32_t)kv_head, keep, w, plan_cold(r, head, keep, w));
     for (take_batch(r, w, &at, &b); b.n > 0; take_batch(r, w, &at, &b))
         w->fresh[w->n_fresh++] =
-            (struct tkv_block){.first_position = b.position[0], .n_tokens = b.n};
+            (struct tkv_block){.first_position = b.first_position, .n_tokens = b.n};
 }
 
 /* ---- phases 2 to 4: blocks are allocated, filled, and take the place of the old ------------- */
+
+/* Distances of gathered tokens from the first: those of their sources, moved. */
+static void gather_positions(const struct rebuild *r, const struct head_work *w,
+                             const struct batch *b, const struct tkv_gather *g, uint16_t *distance)
+{
+    const size_t at = r->l->layout.positions_offset;
+
+    tkv_gather_halves(r->s->kn, distance, g, at);
+    for (size_t i = 0; i < b->n_runs; i++) {
+        const struct source *source = &w->sources[b->first + i];
+        const int32_t from = source->first_position - b->first_position;
+
+        for (size_t t = g->first[i]; t < g->first[i + 1]; t++)
+            distance[t] =
+                (uint16_t)(source->positions ? source->positions[g->lane[t]] - b->first_position
+                                             : distance[t] + from);
+    }
+}
+
+static void fill_block(const struct rebuild *r, const struct head_work *w, const struct batch *b,
+                       void *bytes)
+{
+    struct tkv_gather g;
+
+    tkv_gather_init(&g, b->runs, b->n_runs);
+    tkv_block_gather(&r->l->layout, r->s->kn, bytes, &g);
+    gather_positions(r, w, b, &g, tkv_block_positions(&r->l->layout, bytes));
+}
 
 /* Encode warm tokens from `first` on straight into a fresh block; returns the next. */
 static uint32_t encode_block(const struct rebuild *r, size_t kv_head, const struct tkv_block *fresh,
@@ -308,8 +369,7 @@ static void fill_head(void *arg, size_t kv_head)
 
         if (evicts(r->s)) {
             take_batch(r, w, &at, &survivors);
-            tkv_block_gather(&r->l->layout, r->s->kn, bytes, survivors.token, survivors.position,
-                             survivors.n);
+            fill_block(r, w, &survivors, bytes);
         } else {
             first = encode_block(r, kv_head, &w->fresh[b], bytes, first, w->x);
         }

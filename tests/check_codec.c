@@ -284,38 +284,52 @@ static void test_layout(void **state)
     }
 }
 
-/* Which token comes to lane t, of the first block's 64 and then of the second's: every lane from
- * any lane, runs with holes as rounds leave them, few of many. */
-static size_t source_of(size_t t, unsigned kind)
+/* Lanes of the two blocks in turn, until there are n tokens: all, few, or as rounds leave them. */
+static size_t make_runs(struct tkv_run *runs, const struct fixture *a, const struct fixture *b,
+                        struct rng *rng, size_t n)
 {
-    switch (kind) {
-    case 0: return t * 29 % LANES + (t % 2) * LANES;
-    case 1: return t + t / 5 + 3;
-    default: return 7 * t % (2 * LANES);
+    const unsigned of_8 = 1 + (unsigned)rng_below(rng, 8);
+    size_t n_runs = 0;
+
+    while (n > 0) {
+        uint64_t lanes = 0;
+
+        for (size_t lane = rng_below(rng, 3); lane < LANES && n > 0; lane++)
+            if (rng_below(rng, 8) < of_8) {
+                lanes |= UINT64_C(1) << lane;
+                n--;
+            }
+        if (lanes) {
+            runs[n_runs] = (struct tkv_run){n_runs % 2 ? b->keys : a->keys, lanes};
+            n_runs++;
+        }
     }
+    return n_runs;
 }
 
 static void check_gathered(const struct fixture *a, const struct fixture *b, struct fixture *want,
-                           unsigned kind)
+                           struct rng *rng)
 {
     const uint32_t dim = a->coder.dim;
-    struct tkv_token keys[LANES], values[LANES];
+    struct tkv_run runs[LANES];
+    struct tkv_gather g;
+    size_t t = 0;
 
-    for (size_t t = 0; t < want->n; t++) {
-        const size_t from = source_of(t, kind);
-        const struct fixture *f = from < LANES ? a : b;
-
-        memcpy(want->x + t * dim, f->x + from % LANES * dim, dim * sizeof(float));
-        keys[t] = (struct tkv_token){f->keys, from % LANES};
-        values[t] = (struct tkv_token){f->values - 6, from % LANES};
-    }
+    tkv_gather_init(&g, runs, make_runs(runs, a, b, rng, want->n));
+    assert_int_equal(g.n, want->n);
+    for (size_t r = 0; r < g.n_runs; r++)
+        for (size_t lane = 0; lane < LANES; lane++)
+            if (runs[r].lanes >> lane & 1)
+                memcpy(want->x + t++ * dim, (r % 2 ? b : a)->x + lane * dim, dim * sizeof(float));
     encode(want);
     memset(want->tile, 0xa5, want->coder.tile_dim * LANES * sizeof(float)); /* whatever was there */
-    tkv_gather_keys(&want->coder, &want->kn, want->tile, keys, want->n);
+    tkv_gather_keys(&want->coder, &want->kn, want->tile, &g);
     assert_memory_equal(want->tile, want->keys, want->coder.k_block_bytes);
     if (!want->coder.v_block_bytes)
         return;
-    tkv_gather_values(&want->coder, &want->kn, want->tile, values, want->n, 6);
+    for (size_t r = 0; r < g.n_runs; r++)
+        runs[r].block = (r % 2 ? b : a)->values - 6;
+    tkv_gather_values(&want->coder, &want->kn, want->tile, &g, 6);
     assert_memory_equal(want->tile, want->values, want->coder.v_block_bytes);
 }
 
@@ -323,6 +337,7 @@ static void check_gathered(const struct fixture *a, const struct fixture *b, str
 static void test_gathering(void **state)
 {
     static const size_t counts[] = {LANES, 37, 64, 1, 16, 61};
+    struct rng rng = {77};
 
     (void)state;
     for (const struct tkv_codec *c = tkv_codecs; c->name; c++) {
@@ -338,8 +353,8 @@ static void test_gathering(void **state)
             memcpy(want.mean, a.mean, sizeof(a.mean));
             encode(&a);
             encode(&b);
-            for (unsigned kind = 0; kind < 3; kind++)
-                check_gathered(&a, &b, &want, kind);
+            for (unsigned i = 0; i < 6; i++)
+                check_gathered(&a, &b, &want, &rng);
             end(&a);
             end(&b);
             end(&want);

@@ -259,6 +259,12 @@ static void wrong_pick_values(uint8_t *dst, const struct tkv_codes_at *at,
     reference.pick_values(dst, at, picks, n_picks > 1 ? n_picks - 1 : n_picks);
 }
 
+/* Forgets the last of an odd number. */
+static void wrong_pick_halves(void *dst, const void *src, const uint8_t *lane, size_t n)
+{
+    reference.pick_halves(dst, src, lane, n & ~(size_t)1);
+}
+
 /* Drops the last row when their number is odd. */
 static void wrong_logits(float *out, const float *q, size_t n_rows, const float *tile, size_t dim)
 {
@@ -307,6 +313,7 @@ static void test_wrong_kernels_are_noticed(void **state)
         .count_from = wrong_count_from,
         .pick_keys = wrong_pick_keys,
         .pick_values = wrong_pick_values,
+        .pick_halves = wrong_pick_halves,
         .logits = wrong_logits,
         .accumulate = wrong_accumulate,
         .exp_sum = wrong_exp_sum,

@@ -117,3 +117,21 @@ void check_pick_values(struct kernel_run *run)
 {
     check_picks(run, false);
 }
+
+void check_pick_halves(struct kernel_run *run)
+{
+    for (unsigned i = 0; i < 4 * (TKV_BLOCK_TOKENS + 1); i++) {
+        const size_t n = i / 4, bytes = n * sizeof(uint16_t);
+        uint8_t *src = kernel_bytes(run, 2 * TKV_BLOCK_TOKENS, i, 255);
+        uint8_t *lane = kernel_bytes(run, n, i, 63);
+        uint8_t *a = kernel_bytes(run, bytes, i + 1, 255), *b = kernel_copy(a, bytes, i);
+
+        run->ref.pick_halves(a, src, lane, n);
+        run->now.pick_halves(b, src, lane, n);
+        kernel_expect(run, kernel_same(a, b, bytes), "pick_halves n=%zu", n);
+        guard_free(src, 2 * TKV_BLOCK_TOKENS);
+        guard_free(lane, n);
+        kernel_release(a, bytes, run, "pick_halves");
+        kernel_release(b, bytes, run, "pick_halves");
+    }
+}
