@@ -51,22 +51,16 @@ static float *random_statistics(size_t n_heads, size_t n_bands)
 static int write_profile(const char *path, struct tkv_reason *why)
 {
     const size_t n_heads = (size_t)TKV_QWEN3_LAYERS * TKV_QWEN3_KV_HEADS * TKV_QWEN3_GROUP;
-    struct tkv_model_config model = {
+    struct tkv_profile_facts facts = {
+        .name = TKV_BENCH_PROFILE,
         .architecture = "qwen3",
+        .fingerprint = "none",
+        .notes = {"Written by trikv-bench: random numbers."},
         .n_layers = TKV_QWEN3_LAYERS,
         .shape = {TKV_QWEN3_KV_HEADS * TKV_QWEN3_GROUP, TKV_QWEN3_KV_HEADS, TKV_QWEN3_HEAD_DIM,
                   TKV_QWEN3_HEAD_DIM},
-        .rope_params = {.head_dim = TKV_QWEN3_HEAD_DIM,
-                        .rotary_dim = TKV_QWEN3_HEAD_DIM,
-                        .theta = 1e6},
-        .rope_has_rule = true,
-        .fingerprint = 1,
+        .rope = {.head_dim = TKV_QWEN3_HEAD_DIM, .rotary_dim = TKV_QWEN3_HEAD_DIM, .theta = 1e6},
     };
-    struct tkv_profile_facts facts = {.name = TKV_BENCH_PROFILE,
-                                      .text_file = "random numbers",
-                                      .model_file = "none",
-                                      .model = &model,
-                                      .n_tokens = 1};
     float *statistics = random_statistics(n_heads, TKV_QWEN3_HEAD_DIM / 2);
     int e;
 
@@ -138,6 +132,8 @@ void tkv_bench_service_stop(struct tkv_bench_service *s)
     (void)tkv_spawn_stop(&s->daemon);
     if (s->folder[0]) {
         (void)snprintf(path, sizeof(path), "%s/" TKV_BENCH_PROFILE ".yaml", s->folder);
+        (void)unlink(path);
+        (void)snprintf(path, sizeof(path), "%s/" TKV_BENCH_PROFILE ".stats", s->folder);
         (void)unlink(path);
         (void)rmdir(s->folder);
     }

@@ -176,7 +176,7 @@ static bool check_frame(const struct tkv_yaml *y, const struct tkv_yaml_node *ma
     const bool has_data = tkv_yaml_find(map, "data") != NULL;
     const bool has_file = tkv_yaml_find(map, "file") != NULL;
     uint32_t n_tokens;
-    bool good = n && tkv_yaml_u32(y, n, "statistics.n_tokens", 1, UINT32_MAX, &n_tokens);
+    bool good = n && tkv_yaml_u32(y, n, "statistics.n_tokens", 0, UINT32_MAX, &n_tokens);
 
     good &= check_text(y, map, "order", ORDER);
     if (has_data)

@@ -289,27 +289,28 @@ static void test_profile(void **state)
                                          .rope_params = ropes[i],
                                          .rope_has_rule = true,
                                          .fingerprint = 0x123456789abcdef0};
-        struct tkv_profile_facts facts = {.name = "tiny",
-                                          .text_file = "a\nb",
-                                          .model_file = "m",
-                                          .model = &model,
-                                          .n_tokens = 10};
+        struct tkv_profile_facts facts;
         struct tkv_calibration c;
         struct tkv_reason why = {""};
         float means[2 * 6 * 3 * 16];
+        char fingerprint[32];
 
         model.rope_params.head_dim = model.rope_params.rotary_dim = 32;
         assert_null(tkv_rope_init(&model.rope, &model.rope_params));
         assert_int_equal(tkv_calibration_init(&c, &model, NULL, &why), 0);
         calibrate(&c, &model, means);
         check_means(&model, means);
+        assert_int_equal(tkv_profile_facts_init(&facts, &model, fingerprint, &why), 0);
+        facts.name = "tiny";
+        facts.notes[0] = "a\nb";
+        facts.n_tokens = 10;
         facts.statistics = means;
         facts.n_statistics = tkv_calibration_n_floats(&c);
         if (tkv_profile_write(path, &facts, &why))
             fail_msg("%s", why.text);
         read_back(path, &model, means, facts.n_statistics);
         model.rope_has_rule = false;
-        assert_int_equal(tkv_profile_write(path, &facts, &why), -1);
+        assert_int_equal(tkv_profile_facts_init(&facts, &model, fingerprint, &why), -1);
         tkv_calibration_deinit(&c);
     }
     assert_int_equal(unlink(path), 0);

@@ -1,8 +1,9 @@
 /* Gathers query statistics. Heads are independent: each is one task of the executor. */
 #include "tools/calibration.h"
 
-#include <math.h>
 #include <stdlib.h>
+
+#include "core/calibration.h"
 
 int tkv_calibration_init(struct tkv_calibration *c, const struct tkv_model_config *model,
                          const struct tkv_exec *exec, struct tkv_reason *why)
@@ -40,24 +41,10 @@ static void add_head(void *arg, size_t head)
 {
     const struct chunk *chunk = arg;
     const struct tkv_calibration *c = chunk->c;
-    double *re_sum = c->sums + (chunk->layer * (size_t)c->n_q_heads + head) * 3 * c->n_bands;
-    double *im_sum = re_sum + c->n_bands, *abs_sum = im_sum + c->n_bands;
+    const size_t dim = c->rope.head_dim;
 
-    for (size_t t = 0; t < chunk->n_tokens; t++) {
-        const float *q = chunk->q + (t * c->n_q_heads + head) * c->rope.head_dim;
-
-        for (uint32_t f = 0; f < c->n_bands; f++) {
-            uint32_t re, im;
-            double x, y;
-
-            tkv_rope_band(&c->rope, f, &re, &im);
-            x = (double)q[re];
-            y = (double)q[im];
-            re_sum[f] += x;
-            im_sum[f] += y;
-            abs_sum[f] += sqrt(x * x + y * y);
-        }
-    }
+    tkv_calibration_add(&c->rope, chunk->q + head * dim, c->n_q_heads * dim, chunk->n_tokens,
+                        c->sums + (chunk->layer * (size_t)c->n_q_heads + head) * 3 * c->n_bands);
 }
 
 static void see(void *ctx, uint32_t layer, size_t n_tokens, const float *q)
@@ -77,21 +64,8 @@ struct tkv_query_hook tkv_calibration_hook(struct tkv_calibration *c)
 
 void tkv_calibration_means(const struct tkv_calibration *c, float *means)
 {
-    const size_t n_heads = (size_t)c->n_layers * c->n_q_heads;
-    const double n = (double)c->n_tokens;
-
-    for (size_t head = 0; head < n_heads; head++) {
-        const double *sums = c->sums + head * 3 * c->n_bands;
-        float *re = means + head * 3 * c->n_bands, *im = re + c->n_bands, *abs = im + c->n_bands;
-
-        for (uint32_t f = 0; f < c->n_bands; f++) {
-            re[f] = (float)(sums[f] / n);
-            im[f] = (float)(sums[c->n_bands + f] / n);
-            abs[f] = (float)(sums[2 * c->n_bands + f] / n);
-            while ((double)abs[f] < hypot((double)re[f], (double)im[f]))
-                abs[f] = nextafterf(abs[f], INFINITY);
-        }
-    }
+    tkv_calibration_mean(c->sums, (size_t)c->n_layers * c->n_q_heads, c->n_bands, c->n_tokens,
+                         means);
 }
 
 static int compare(const void *a, const void *b)
@@ -112,9 +86,8 @@ int tkv_calibration_concentration(const struct tkv_calibration *c, struct tkv_co
         return tkv_reason_set(why, "out of memory for %zu bands", n);
     for (size_t i = 0; i < n; i++) {
         const double *sums = c->sums + i / c->n_bands * 3 * c->n_bands + i % c->n_bands;
-        const double abs = sums[2 * c->n_bands];
 
-        all[i] = abs > 0 ? hypot(sums[0], sums[c->n_bands]) / abs : 0;
+        all[i] = tkv_concentration(sums[0], sums[c->n_bands], sums[2 * c->n_bands]);
         n_above += all[i] > 0.95;
     }
     qsort(all, n, sizeof(*all), compare);

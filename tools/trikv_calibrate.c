@@ -218,20 +218,23 @@ static int stream(struct job *j, struct tkv_reason *why)
 static int write_profile(struct job *j, struct tkv_reason *why)
 {
     const struct tkv_calibration *c = &j->calibration;
-    struct tkv_profile_facts facts = {
-        .name = j->o->name,
-        .text_file = j->o->text,
-        .model_file = j->model_path,
-        .model = &j->engine.model->config,
-        .n_tokens = c->n_tokens,
-        .n_statistics = tkv_calibration_n_floats(c),
-    };
+    char fingerprint[32], model_note[PATH_MAX], text_note[PATH_MAX];
+    struct tkv_profile_facts facts;
     struct tkv_concentration r;
     float *means;
     int error;
 
-    if (tkv_calibration_concentration(c, &r, why))
+    if (tkv_calibration_concentration(c, &r, why) ||
+        tkv_profile_facts_init(&facts, &j->engine.model->config, fingerprint, why))
         return -1;
+    tkv_profile_note(model_note, sizeof(model_note), "model", j->model_path);
+    tkv_profile_note(text_note, sizeof(text_note), "text", j->o->text);
+    facts.name = j->o->name;
+    facts.notes[0] = "Written by trikv-calibrate.";
+    facts.notes[1] = model_note;
+    facts.notes[2] = text_note;
+    facts.n_tokens = c->n_tokens;
+    facts.n_statistics = tkv_calibration_n_floats(c);
     means = malloc(facts.n_statistics * sizeof(*means));
     if (!means)
         return tkv_reason_set(why, "out of memory for %zu numbers", facts.n_statistics);
