@@ -62,6 +62,20 @@ static void fill_rope(Trikv__Rope *m, const struct trikv_rope *r)
     m->scaling = text_of(r->scaling ? r->scaling : "");
     m->has_factor = r->factor != 0;
     m->factor = r->factor;
+    m->has_low_freq_factor = r->low_freq_factor != 0;
+    m->low_freq_factor = r->low_freq_factor;
+    m->has_high_freq_factor = r->high_freq_factor != 0;
+    m->high_freq_factor = r->high_freq_factor;
+    m->has_original_context = r->original_context != 0;
+    m->original_context = r->original_context;
+    m->has_beta_fast = r->beta_fast != 0;
+    m->beta_fast = r->beta_fast;
+    m->has_beta_slow = r->beta_slow != 0;
+    m->beta_slow = r->beta_slow;
+    m->has_attention_factor = r->attention_factor != 0;
+    m->attention_factor = r->attention_factor;
+    m->has_truncate = r->no_truncate != 0;
+    m->truncate = !r->no_truncate;
 }
 
 static uint32_t n_shapes_of(const struct trikv_session_options *o)

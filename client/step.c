@@ -12,8 +12,10 @@ _Static_assert((int)TRIKV_F32 == (int)TKV_F32, "client/trikv.h differs: dtype");
 _Static_assert((int)TRIKV_F16 == (int)TKV_F16, "client/trikv.h differs: dtype");
 _Static_assert((int)TRIKV_BF16 == (int)TKV_BF16, "client/trikv.h differs: dtype");
 
-static int check_step(struct trikv_session *s, const struct trikv_step *t, bool appends,
-                      bool attends)
+/* What a request has beside positions. */
+enum { KV = 1, Q = 2, OUT = 4 };
+
+static int check_step(struct trikv_session *s, const struct trikv_step *t, unsigned parts)
 {
     struct tkv_report *why = &s->client->report;
 
@@ -25,10 +27,12 @@ static int check_step(struct trikv_session *s, const struct trikv_step *t, bool 
                         TRIKV_MAX_REQUEST_TOKENS);
     if ((int)t->dtype < TRIKV_F32 || t->dtype > TRIKV_BF16)
         return tkv_fail(why, TRIKV_E_ARGUMENT, "dtype %d is not one", (int)t->dtype);
-    if (appends && (!t->k || !t->v))
+    if (parts & KV && (!t->k || !t->v))
         return tkv_fail(why, TRIKV_E_ARGUMENT, "%s is NULL", t->k ? "v" : "k");
-    if (attends && (!t->q || !t->out))
-        return tkv_fail(why, TRIKV_E_ARGUMENT, "%s is NULL", t->q ? "out" : "q");
+    if (parts & Q && !t->q)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "q is NULL");
+    if (parts & OUT && !t->out)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "out is NULL");
     return 0;
 }
 
@@ -48,8 +52,8 @@ static void add_tensor(struct tkv_tensor *list, uint32_t *n, const void *data, s
     list[(*n)++] = (struct tkv_tensor){.data = (void *)(uintptr_t)data, .bytes = bytes};
 }
 
-static int list_tensors(struct trikv_session *s, const struct trikv_step *t, bool appends,
-                        bool attends, struct tkv_request *r)
+static int list_tensors(struct trikv_session *s, const struct trikv_step *t, unsigned parts,
+                        struct tkv_request *r)
 {
     const struct tkv_shape *shape = &s->shapes[s->n_shapes == 1 ? 0 : t->layer];
     const size_t element = tkv_dtype_bytes((enum tkv_dtype)t->dtype);
@@ -60,15 +64,16 @@ static int list_tensors(struct trikv_session *s, const struct trikv_step *t, boo
 
     if (t->positions)
         add_tensor(r->tensors, &r->n_tensors, t->positions, n * sizeof(int32_t));
-    if (appends) {
+    if (parts & KV) {
         add_tensor(r->tensors, &r->n_tensors, t->k,
                    tensor_bytes(n, shape->n_kv_heads, shape->head_dim_k, element));
         add_tensor(r->tensors, &r->n_tensors, t->v,
                    tensor_bytes(n, shape->n_kv_heads, shape->head_dim_v, element));
     }
-    if (attends) {
+    if (parts & Q)
         add_tensor(r->tensors, &r->n_tensors, t->q,
                    tensor_bytes(n, shape->n_q_heads, shape->head_dim_k, element));
+    if (parts & OUT) {
         add_tensor(r->outputs, &r->n_outputs, t->out,
                    tensor_bytes(n, shape->n_q_heads, shape->head_dim_v, sizeof(float)));
         add_tensor(r->outputs, &r->n_outputs, t->lse, n * shape->n_q_heads * sizeof(float));
@@ -147,7 +152,8 @@ static int check_reply(struct trikv_client *c, const struct tkv_request *r, size
                     (unsigned long long)m->output_bytes, out_bytes);
 }
 
-static int run_step(struct trikv_session *s, const struct trikv_step *t, struct tkv_request *r)
+static int run_step(struct trikv_session *s, const struct trikv_step *t, bool before_rope,
+                    struct tkv_request *r)
 {
     struct trikv_client *c = s->client;
     Trikv__TokensRequest m = TRIKV__TOKENS_REQUEST__INIT;
@@ -163,6 +169,8 @@ static int run_step(struct trikv_session *s, const struct trikv_step *t, struct 
     m.dtype = (uint32_t)t->dtype;
     m.has_has_positions = 1;
     m.has_positions = t->positions != NULL;
+    m.has_before_rope = before_rope;
+    m.before_rope = before_rope;
     r->reply_type = &trikv__tokens_reply__descriptor;
     if (c->staging.base && output_offset + out <= c->staging.bytes)
         e = run_staged(c, &m, r, in, output_offset);
@@ -171,36 +179,60 @@ static int run_step(struct trikv_session *s, const struct trikv_step *t, struct 
     return e ? e : check_reply(c, r, out);
 }
 
-static int step(struct trikv_session *s, const struct trikv_step *from, uint16_t type, bool appends,
-                bool attends)
+/* A step that was read from the caller's struct. */
+static int run(struct trikv_session *s, const struct trikv_step *t, uint16_t type, unsigned parts,
+               bool before_rope)
 {
-    struct trikv_step t = {0};
     struct tkv_request r = TKV_REQUEST_INIT;
-    int e = tkv_client_read_struct(s->client, &t, from, sizeof(t), "trikv_step");
+    int e = check_step(s, t, parts);
 
     if (!e)
-        e = check_step(s, &t, appends, attends);
-    if (!e)
-        e = list_tensors(s, &t, appends, attends, &r);
+        e = list_tensors(s, t, parts, &r);
     if (e)
         return e;
     r.type = type;
-    e = run_step(s, &t, &r);
+    e = run_step(s, t, before_rope, &r);
     tkv_request_deinit(&r);
     return e;
 }
 
+static int step(struct trikv_session *s, const struct trikv_step *from, uint16_t type,
+                unsigned parts)
+{
+    struct trikv_step t = {0};
+    const int e = tkv_client_read_struct(s->client, &t, from, sizeof(t), "trikv_step");
+
+    return e ? e : run(s, &t, type, parts, false);
+}
+
 int trikv_append(struct trikv_session *session, const struct trikv_step *step_of_caller)
 {
-    return step(session, step_of_caller, TRIKV_APPEND, true, false);
+    return step(session, step_of_caller, TRIKV_APPEND, KV);
 }
 
 int trikv_attend(struct trikv_session *session, const struct trikv_step *step_of_caller)
 {
-    return step(session, step_of_caller, TRIKV_ATTEND, false, true);
+    return step(session, step_of_caller, TRIKV_ATTEND, Q | OUT);
 }
 
 int trikv_append_attend(struct trikv_session *session, const struct trikv_step *step_of_caller)
 {
-    return step(session, step_of_caller, TRIKV_APPEND_ATTEND, true, true);
+    return step(session, step_of_caller, TRIKV_APPEND_ATTEND, KV | Q | OUT);
+}
+
+int trikv_observe(struct trikv_session *session, const struct trikv_queries *queries)
+{
+    struct trikv_queries from = {0};
+    struct trikv_step t = {.size = sizeof(t)};
+    const int e =
+        tkv_client_read_struct(session->client, &from, queries, sizeof(from), "trikv_queries");
+
+    if (e)
+        return e;
+    t.layer = from.layer;
+    t.n_tokens = from.n_tokens;
+    t.dtype = from.dtype;
+    t.positions = from.positions;
+    t.q = from.q;
+    return run(session, &t, TRIKV_OBSERVE, Q, from.before_rope != 0);
 }

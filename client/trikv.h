@@ -114,13 +114,20 @@ struct trikv_layer {
     const float *sinks;     /* [n_q_heads] attention-sink logits, or NULL */
 };
 
-/* Rotary embedding, to be compared with the profile's. */
+/* Rotary embedding, to be compared with the profile's; without a profile what trikv_observe needs. */
 struct trikv_rope {
     double theta;
     uint32_t rotary_dim;
-    const char *layout;  /* "half", "interleaved" */
-    const char *scaling; /* "none", "linear", "llama3", "yarn" */
-    double factor;       /* 0: not said */
+    const char *layout;     /* "half", "interleaved" */
+    const char *scaling;    /* "none", "linear", "llama3", "yarn" */
+    double factor;          /* 0: not said, as all that follow */
+    double low_freq_factor; /* llama3 */
+    double high_freq_factor;
+    uint32_t original_context; /* llama3, yarn: tokens */
+    double beta_fast;          /* yarn */
+    double beta_slow;
+    double attention_factor;
+    int no_truncate; /* yarn: the correction range stays fractional */
 };
 
 /* What is NULL, 0 or negative is taken from the profile, or without one from the daemon's defaults. */
@@ -172,6 +179,32 @@ struct trikv_step {
     const void *q; /* attend, append_attend */
     float *out;    /* attend, append_attend */
     float *lse;    /* or NULL */
+};
+
+/* Queries of one layer, to be observed: q [n_tokens][n_q_heads][head_dim_k]. */
+struct trikv_queries {
+    size_t size;
+    uint32_t layer;
+    uint32_t n_tokens;
+    enum trikv_dtype dtype;
+    const int32_t *positions; /* [n_tokens]; needed after RoPE */
+    const void *q;
+    int before_rope; /* 0: after RoPE, as for attention */
+};
+
+/* What the profile to be made is called and belongs to. */
+struct trikv_calibration_options {
+    size_t size;
+    const char *name;         /* 1 to 64 of a-z 0-9 . _ - */
+    const char *architecture; /* NULL: the session's profile's, else "unknown" */
+    const char *fingerprint;  /* of the model; NULL: the profile's, else "none" */
+};
+
+/* A profile, to be written to NAME.yaml in the daemon's directory of profiles by whoever may. */
+struct trikv_calibration {
+    char *yaml; /* not terminated */
+    size_t yaml_bytes;
+    uint64_t n_tokens; /* observed, of the layer with the fewest */
 };
 
 struct trikv_stats {
@@ -234,6 +267,17 @@ TRIKV_API int trikv_append_attend(struct trikv_session *session, const struct tr
 TRIKV_API int trikv_round(struct trikv_session *session);
 
 TRIKV_API int trikv_stats(struct trikv_session *session, struct trikv_stats *stats);
+
+/*
+ * Let the daemon see queries of the model, any number of times; then make a calibrated profile
+ * of all it has seen. The session must know its RoPE, from its options or a profile, and have one
+ * geometry in all layers. Neither changes the cache. The caller owns *calibration after success.
+ */
+TRIKV_API int trikv_observe(struct trikv_session *session, const struct trikv_queries *queries);
+TRIKV_API int trikv_calibrate(struct trikv_session *session,
+                              const struct trikv_calibration_options *options,
+                              struct trikv_calibration *calibration);
+TRIKV_API void trikv_calibration_release(struct trikv_calibration *calibration);
 
 /* Take and release a handle. The caller owns it after success. */
 TRIKV_API int trikv_handle(struct trikv_session *session, struct trikv_handle *handle);

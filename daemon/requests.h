@@ -3,8 +3,14 @@
 #define TKV_DAEMON_REQUESTS_H
 
 #include <protobuf-c/protobuf-c.h>
+#include <stdbool.h>
+#include <stdint.h>
 
+struct Trikv__Rope;
 struct tkv_call;
+struct tkv_profile;
+struct tkv_report;
+struct tkv_rope_params;
 struct tkv_session_entry;
 
 /* protobuf-c has no const strings; messages that are only packed are not written to. */
@@ -31,6 +37,13 @@ void tkv_handle_stats(struct tkv_call *call, const ProtobufCMessage *message);
 /* requests_open.c */
 void tkv_handle_open(struct tkv_call *call, const ProtobufCMessage *message);
 
+/* requests_rope.c: rope of an OpenRequest against that of a profile; and what it says by itself,
+ * of heads of this size. */
+int tkv_rope_fits_profile(const struct tkv_profile *p, const struct Trikv__Rope *r,
+                          struct tkv_report *why);
+int tkv_rope_from_request(const struct Trikv__Rope *r, uint32_t head_dim,
+                          struct tkv_rope_params *out, struct tkv_report *why);
+
 /* requests_session.c */
 void tkv_handle_close(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_drop(struct tkv_call *call, const ProtobufCMessage *message);
@@ -52,5 +65,16 @@ void tkv_handle_append(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_attend(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_append_attend(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_round(struct tkv_call *call, const ProtobufCMessage *message);
+
+/* What a TokensRequest has beside positions. */
+enum { TKV_STEP_KV = 1, TKV_STEP_Q = 2, TKV_STEP_OUT = 4 };
+
+/* Find the session, the input and room for the output of a TokensRequest: call->entry and
+ * call->step. False with the reason in call->why. */
+bool tkv_call_take_step(struct tkv_call *call, const ProtobufCMessage *message, unsigned parts);
+
+/* requests_calibrate.c */
+void tkv_handle_observe(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_calibrate(struct tkv_call *call, const ProtobufCMessage *message);
 
 #endif /* TKV_DAEMON_REQUESTS_H */

@@ -14,7 +14,7 @@ void tkv_handle_hello(struct tkv_call *call, const ProtobufCMessage *message)
     const Trikv__HelloRequest *m = (const Trikv__HelloRequest *)message;
     struct tkv_client *const client = call->client;
     const struct tkv_server *s = client->server;
-    char *features[] = {tkv_pb_text("staging"), tkv_pb_text("handle")};
+    char *features[] = {tkv_pb_text("staging"), tkv_pb_text("handle"), tkv_pb_text("observe")};
     Trikv__HelloReply reply = TRIKV__HELLO_REPLY__INIT;
     char name[2 * TRIKV_MAX_NAME_BYTES + 4] = "\"\"";
 

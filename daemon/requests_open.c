@@ -160,34 +160,6 @@ static int fit_layer(const struct tkv_profile *p, const Trikv__Layer *l, struct 
     return TRIKV_OK;
 }
 
-static int fit_rope(const struct tkv_profile *p, const Trikv__Rope *r, struct tkv_report *why)
-{
-    const struct tkv_rope_params *q = &p->rope_params;
-
-    if (!p->has_rope)
-        return tkv_fail(why, TRIKV_E_GEOMETRY, "profile %s: says nothing of rope", p->name);
-    /* Both come from the same text of a model's configuration: equal means equal. */
-    if (r->theta < q->theta || r->theta > q->theta)
-        return tkv_fail(why, TRIKV_E_GEOMETRY,
-                        "profile %s: rope.theta is %.17g, the session has %.17g", p->name, q->theta,
-                        r->theta);
-    if (r->rotary_dim != q->rotary_dim)
-        return differ(why, p, "rope.rotary_dim", q->rotary_dim, r->rotary_dim);
-    if (tkv_name_index(tkv_rope_layout_names, r->layout) != (int)q->layout)
-        return tkv_fail(why, TRIKV_E_GEOMETRY,
-                        "profile %s: rope.layout is %s, the session has %.32s", p->name,
-                        tkv_rope_layout_names[q->layout], r->layout);
-    if (tkv_name_index(tkv_rope_scaling_names, r->scaling) != (int)q->scaling)
-        return tkv_fail(why, TRIKV_E_GEOMETRY,
-                        "profile %s: rope.scaling is %s, the session has %.32s", p->name,
-                        tkv_rope_scaling_names[q->scaling], r->scaling);
-    if (r->has_factor && (r->factor < q->factor || r->factor > q->factor))
-        return tkv_fail(why, TRIKV_E_GEOMETRY,
-                        "profile %s: rope.factor is %.17g, the session has %.17g", p->name,
-                        q->factor, r->factor);
-    return TRIKV_OK;
-}
-
 /* Does the profile belong to the model that the request describes? */
 static int fit_profile(const struct tkv_profile *p, const Trikv__OpenRequest *m, uint32_t n_layers,
                        struct tkv_report *why)
@@ -205,7 +177,7 @@ static int fit_profile(const struct tkv_profile *p, const Trikv__OpenRequest *m,
         return tkv_fail(why, TRIKV_E_GEOMETRY,
                         "profile %s: made for the model %s, the session has %.64s", p->name,
                         p->fingerprint, m->fingerprint);
-    return m->rope ? fit_rope(p, m->rope, why) : TRIKV_OK;
+    return m->rope ? tkv_rope_fits_profile(p, m->rope, why) : TRIKV_OK;
 }
 
 static void fill_layer(struct tkv_layer_config *c, const Trikv__Layer *l, const float *sinks)
@@ -367,6 +339,7 @@ static int start_open(struct tkv_call *call, const Trikv__OpenRequest *m)
 {
     struct tkv_server *const s = call->client->server;
     struct tkv_policy base = s->config.defaults, asked;
+    struct tkv_rope_params rope = {0};
     struct tkv_profile *p;
     struct sizes n;
     int e = check_room(call->client, &call->why);
@@ -385,6 +358,8 @@ static int start_open(struct tkv_call *call, const Trikv__OpenRequest *m)
     if (p)
         tkv_policy_merge(&base, &p->policy);
     e = check_method(&base, &asked, p, &call->why);
+    if (!e && m->rope && !(p && p->has_rope))
+        e = tkv_rope_from_request(m->rope, m->layers[0]->head_dim_k, &rope, &call->why);
     if (e)
         return e;
     call->open = new_open(&s->budget, &n);
@@ -400,6 +375,8 @@ static int start_open(struct tkv_call *call, const Trikv__OpenRequest *m)
     }
     call->entry->method = call->open->config.method;
     call->entry->profile = p ? tkv_profile_ref(p) : NULL;
+    call->entry->has_rope = m->rope || (p && p->has_rope);
+    call->entry->rope = p && p->has_rope ? p->rope_params : rope;
     if (m->label)
         memcpy(call->entry->label, m->label, strlen(m->label) + 1);
     tkv_call_start(call, open_work, open_done);

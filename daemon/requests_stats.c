@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "daemon/dispatch.h"
+#include "daemon/observation.h"
 #include "daemon/requests.h"
 #include "daemon/server.h"
 #include "proto/errors.h"
@@ -29,6 +30,8 @@ static void fill_session(Trikv__SessionStats *m, struct tkv_session_entry *e)
     m->n_layers = s->n_layers;
     m->arena_bytes = s->arena_bytes;
     m->slack_bytes = s->slack_bytes;
+    m->has_observed_bytes = e->observation != NULL;
+    m->observed_bytes = tkv_observation_bytes(e->observation);
     m->age_s = (double)(now_ms - e->opened_ms) / 1000;
     m->idle_s = e->busy ? 0 : (double)(now_ms - e->used_ms) / 1000;
 }

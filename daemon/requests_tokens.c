@@ -22,8 +22,8 @@ struct layout {
 
 static const char *const part_names[N_PARTS] = {"positions", "K", "V", "Q"};
 
-static int plan_layout(struct tkv_call *call, const Trikv__TokensRequest *m, bool appends,
-                       bool attends, struct layout *l)
+static int plan_layout(struct tkv_call *call, const Trikv__TokensRequest *m, unsigned parts,
+                       struct layout *l)
 {
     struct tkv_step_bytes b;
     int e;
@@ -37,16 +37,16 @@ static int plan_layout(struct tkv_call *call, const Trikv__TokensRequest *m, boo
         return e;
     *l = (struct layout){0};
     l->bytes[POSITIONS] = m->has_positions ? m->n_tokens * sizeof(int32_t) : 0;
-    l->bytes[KEYS] = appends ? b.k : 0;
-    l->bytes[VALUES] = appends ? b.v : 0;
-    l->bytes[QUERIES] = attends ? b.q : 0;
+    l->bytes[KEYS] = parts & TKV_STEP_KV ? b.k : 0;
+    l->bytes[VALUES] = parts & TKV_STEP_KV ? b.v : 0;
+    l->bytes[QUERIES] = parts & TKV_STEP_Q ? b.q : 0;
     for (int i = 0; i < N_PARTS; i++) {
         if (!l->bytes[i])
             continue;
         l->offset[i] = tkv_align(l->total_bytes, TRIKV_FRAME_ALIGN);
         l->total_bytes = l->offset[i] + l->bytes[i];
     }
-    if (attends) {
+    if (parts & TKV_STEP_OUT) {
         l->o_bytes = b.out;
         l->lse_offset = tkv_align(b.out, TRIKV_FRAME_ALIGN);
         l->out_bytes = l->lse_offset + b.lse;
@@ -211,35 +211,40 @@ static void start_step(struct tkv_call *call,
     tkv_call_start(call, step_work, step_done);
 }
 
-static void handle_tokens(struct tkv_call *call, const ProtobufCMessage *message, bool appends,
-                          bool attends,
-                          int (*work)(struct tkv_session *s, const struct tkv_step *step,
-                                      const struct tkv_exec *exec, struct tkv_report *why))
+bool tkv_call_take_step(struct tkv_call *call, const ProtobufCMessage *message, unsigned parts)
 {
     const Trikv__TokensRequest *m = (const Trikv__TokensRequest *)message;
     struct layout l;
 
     call->session_id = m->session;
     call->entry = tkv_call_own_session(call);
-    if (!call->entry || plan_layout(call, m, appends, attends, &l) || fill_step(call, m, &l))
-        tkv_call_fail(call);
-    else
+    return call->entry && !plan_layout(call, m, parts, &l) && !fill_step(call, m, &l);
+}
+
+static void handle_tokens(struct tkv_call *call, const ProtobufCMessage *message, unsigned parts,
+                          int (*work)(struct tkv_session *s, const struct tkv_step *step,
+                                      const struct tkv_exec *exec, struct tkv_report *why))
+{
+    if (tkv_call_take_step(call, message, parts))
         start_step(call, work);
+    else
+        tkv_call_fail(call);
 }
 
 void tkv_handle_append(struct tkv_call *call, const ProtobufCMessage *message)
 {
-    handle_tokens(call, message, true, false, tkv_session_append);
+    handle_tokens(call, message, TKV_STEP_KV, tkv_session_append);
 }
 
 void tkv_handle_attend(struct tkv_call *call, const ProtobufCMessage *message)
 {
-    handle_tokens(call, message, false, true, tkv_session_attend);
+    handle_tokens(call, message, TKV_STEP_Q | TKV_STEP_OUT, tkv_session_attend);
 }
 
 void tkv_handle_append_attend(struct tkv_call *call, const ProtobufCMessage *message)
 {
-    handle_tokens(call, message, true, true, tkv_session_append_attend);
+    handle_tokens(call, message, TKV_STEP_KV | TKV_STEP_Q | TKV_STEP_OUT,
+                  tkv_session_append_attend);
 }
 
 /* In the shape of the other three, so that one job serves all. */

@@ -42,6 +42,8 @@ struct tkv_call {
     uint64_t out_bytes; /* of O, its padding and LSE */
     bool out_in_staging;
     struct tkv_open *open;
+    bool before_rope;  /* OBSERVE */
+    size_t yaml_bytes; /* CALIBRATE */
     uint32_t n_rounds_before;
     struct tkv_report why; /* error 0: fine */
 };

@@ -5,6 +5,7 @@
 #include <stddef.h>
 
 #include "daemon/dispatch.h"
+#include "daemon/observation.h"
 #include "daemon/server.h"
 
 enum { STATS_AGE_MS = 200 }; /* how old what others see of a busy session may get */
@@ -66,6 +67,7 @@ static void destroy_work(struct tkv_job *job)
         (struct tkv_session_entry *)((char *)job - offsetof(struct tkv_session_entry, destruction));
 
     tkv_session_destroy(&e->session);
+    tkv_observation_destroy(&e->observation, &e->server->budget);
 }
 
 static void destroy_done(struct tkv_job *job)

@@ -9,12 +9,14 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "core/rope.h"
 #include "daemon/pool.h"
 #include "proto/limits.h"
 #include "store/session.h"
 
 struct tkv_call;
 struct tkv_client;
+struct tkv_observation;
 struct tkv_profile;
 struct tkv_server;
 
@@ -30,6 +32,9 @@ struct tkv_session_entry {
     uid_t uid;
     char label[TRIKV_MAX_NAME_BYTES + 1];
     struct tkv_profile *profile; /* a reference, or NULL */
+    bool has_rope;               /* the profile or OPEN said it */
+    struct tkv_rope_params rope;
+    struct tkv_observation *observation; /* NULL: nothing was observed; the job's while busy */
     enum tkv_method method;
     uint64_t opened_ms;
     uint64_t used_ms;

@@ -35,6 +35,8 @@ enum trikv_frame_type {
     TRIKV_ATTEND = 33,
     TRIKV_APPEND_ATTEND = 34,
     TRIKV_ROUND = 35,
+    TRIKV_OBSERVE = 36,
+    TRIKV_CALIBRATE = 37,
     TRIKV_HANDLE = 48,
     TRIKV_STAGING = 49, /* carries one descriptor */
     TRIKV_REPLY = 0x8000,

@@ -145,6 +145,8 @@ void tkv_session_layer_stats(const struct tkv_session *s, uint32_t layer,
 uint64_t tkv_session_n_seen(const struct tkv_session *s, uint32_t layer);
 uint32_t tkv_session_n_kept(const struct tkv_session *s, uint32_t layer);
 uint32_t tkv_session_n_rounds(const struct tkv_session *s);
+uint32_t tkv_session_n_layers(const struct tkv_session *s);
+const struct tkv_shape *tkv_session_shape(const struct tkv_session *s, uint32_t layer);
 
 /*
  * The arena as a read-only descriptor (the session keeps it: duplicate to keep longer) and

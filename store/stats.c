@@ -128,6 +128,16 @@ uint32_t tkv_session_n_rounds(const struct tkv_session *s)
     return most;
 }
 
+uint32_t tkv_session_n_layers(const struct tkv_session *s)
+{
+    return s->config.n_layers;
+}
+
+const struct tkv_shape *tkv_session_shape(const struct tkv_session *s, uint32_t layer)
+{
+    return &s->layers[layer].config.shape;
+}
+
 /* ---- the block table -------------------------------------------------------------------------- */
 
 int tkv_session_arena_fd(const struct tkv_session *s)

@@ -6,12 +6,16 @@
 #include "tools/attention_daemon.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+
+#include "tools/profile_write.h"
 
 struct tkv_remote {
     struct trikv_client *client;
     struct trikv_session *session;
+    bool observe;
 };
 
 enum { STAGING_SLACK_BYTES = 1 << 16 }; /* alignment of the tensors in the staging area */
@@ -66,6 +70,13 @@ static int open_session(struct tkv_remote *r, const struct tkv_model_config *mod
         .layout = p->layout == TKV_ROPE_HALF ? "half" : "interleaved",
         .scaling = scaling_name(p->scaling),
         .factor = p->scaling == TKV_ROPE_DEFAULT ? 0 : p->factor,
+        .low_freq_factor = p->low_freq_factor,
+        .high_freq_factor = p->high_freq_factor,
+        .original_context = p->original_context,
+        .beta_fast = p->beta_fast,
+        .beta_slow = p->beta_slow,
+        .attention_factor = p->attention_factor,
+        .no_truncate = p->no_truncate,
     };
     struct trikv_session_options s = TRIKV_SESSION_OPTIONS_INIT;
     char fingerprint[32];
@@ -104,6 +115,7 @@ int tkv_remote_create(struct tkv_remote **remote, const struct tkv_model_config 
     *remote = NULL;
     if (!r)
         return tkv_reason_set(why, "out of memory for a connection");
+    r->observe = options->observe;
     if (connect_client(r, model, options, why) || open_session(r, model, options, why)) {
         tkv_remote_destroy(&r);
         return -1;
@@ -139,8 +151,18 @@ static int step_remote(void *ctx, const struct tkv_attention_step *step, struct 
         .q = step->q,
         .out = step->out,
     };
-    const int error = trikv_append_attend(r->session, &t);
+    const struct trikv_queries q = {
+        .size = sizeof(q),
+        .layer = step->layer,
+        .n_tokens = (uint32_t)step->n_tokens,
+        .dtype = TRIKV_F32,
+        .positions = step->positions,
+        .q = step->q,
+    };
+    int error = trikv_append_attend(r->session, &t);
 
+    if (!error && r->observe)
+        error = trikv_observe(r->session, &q);
     if (!error)
         return 0;
     return tkv_reason_set(why, "layer %u, position %" PRId32 ": %s: %s", step->layer,
@@ -160,6 +182,36 @@ int tkv_remote_stats(struct tkv_remote *r, struct trikv_stats *stats, struct tkv
         return 0;
     return tkv_reason_set(why, "cannot get statistics: %s: %s", trikv_error_text(error),
                           trikv_last_error(r->client));
+}
+
+static void print_yaml(const void *arg, FILE *out)
+{
+    const struct trikv_calibration *c = arg;
+
+    fwrite(c->yaml, 1, c->yaml_bytes, out);
+}
+
+int tkv_remote_calibrate(struct tkv_remote *r, const struct tkv_model_config *model,
+                         const char *path, uint64_t *n_tokens, struct tkv_reason *why)
+{
+    struct trikv_calibration_options o = {.size = sizeof(o), .architecture = model->architecture};
+    struct trikv_calibration c;
+    char fingerprint[32], name[NAME_MAX + 1];
+    int error;
+
+    snprintf(fingerprint, sizeof(fingerprint), "xxh3:%016" PRIx64, model->fingerprint);
+    if (tkv_profile_name_of(path, name, sizeof(name), why))
+        return -1;
+    o.name = name;
+    o.fingerprint = fingerprint;
+    error = trikv_calibrate(r->session, &o, &c);
+    if (error)
+        return tkv_reason_set(why, "cannot calibrate: %s: %s", trikv_error_text(error),
+                              trikv_last_error(r->client));
+    *n_tokens = c.n_tokens;
+    error = tkv_write_file(path, print_yaml, &c, why);
+    trikv_calibration_release(&c);
+    return error;
 }
 
 struct trikv_session *tkv_remote_session(const struct tkv_remote *r)

@@ -19,6 +19,7 @@ struct tkv_remote_options {
     const char *method;
     const char *eviction_mode;
     const char *aggregation;
+    bool observe; /* let the daemon see every query, for tkv_remote_calibrate */
     uint32_t budget_tokens, beta_tokens;
     int32_t recent_tokens, pinned_tokens; /* negative: default */
     int32_t normalize_scores;             /* negative: default */
@@ -33,6 +34,10 @@ void tkv_remote_destroy(struct tkv_remote **r);
 struct tkv_attention tkv_remote_attention(struct tkv_remote *r);
 
 int tkv_remote_stats(struct tkv_remote *r, struct trikv_stats *stats, struct tkv_reason *why);
+
+/* Write a profile of what the daemon has seen to `path`, NAME.yaml. 0, or -1 with a text. */
+int tkv_remote_calibrate(struct tkv_remote *r, const struct tkv_model_config *model,
+                         const char *path, uint64_t *n_tokens, struct tkv_reason *why);
 
 /* The session, for calls that have no wrapper here. */
 struct trikv_session *tkv_remote_session(const struct tkv_remote *r);

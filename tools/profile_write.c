@@ -30,6 +30,19 @@ const char *tkv_profile_check_name(const char *name, const char *path)
     return NULL;
 }
 
+int tkv_profile_name_of(const char *path, char *name, size_t n, struct tkv_reason *why)
+{
+    const char *wrong;
+    char *dot;
+
+    snprintf(name, n, "%s", file_of(path));
+    dot = strrchr(name, '.');
+    if (dot)
+        *dot = '\0';
+    wrong = tkv_profile_check_name(name, path);
+    return wrong ? tkv_reason_set(why, "%s: %s", path, wrong) : 0;
+}
+
 int tkv_profile_facts_init(struct tkv_profile_facts *f, const struct tkv_model_config *model,
                            char *fingerprint, struct tkv_reason *why)
 {

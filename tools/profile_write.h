@@ -25,6 +25,9 @@ int tkv_profile_write(const char *path, const struct tkv_profile_facts *facts,
 /* NULL, or why this is no name for a profile in this file. */
 const char *tkv_profile_check_name(const char *name, const char *path);
 
+/* The name of a profile in this file: the file's without .yaml. -1 with a text if it is none. */
+int tkv_profile_name_of(const char *path, char *name, size_t n, struct tkv_reason *why);
+
 /* Write `path` by way of a temporary file beside it, flushed to the disk before it gets its
  * name: print(arg, file) writes it. 0, or -1 with a text and `path` as it was. */
 int tkv_write_file(const char *path, void (*print)(const void *arg, FILE *out), const void *arg,

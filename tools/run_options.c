@@ -34,6 +34,8 @@ static const char help_text[] =
     "Where attention is computed\n"
     "  --local             in this process, exact float32: the judge\n"
     "  --socket PATH       of the daemon; default $TRIKV_SOCKET, /run/trikv/trikvd.sock\n"
+    "  --calibrate FILE    let the daemon see the queries and write a profile made of them;\n"
+    "                      its name is the file's without .yaml\n"
     "  --inline            tensors through the socket, not through shared memory\n"
     "\n"
     "How the daemon keeps the cache (default: the profile's word, or the daemon's)\n"
@@ -68,6 +70,7 @@ enum option_id {
     OPT_VERSION,
     OPT_SOCKET, /* from here on: of the daemon */
     OPT_INLINE,
+    OPT_CALIBRATE,
     OPT_PROFILE,
     OPT_CODEC,
     OPT_CODEC_K,
@@ -98,6 +101,7 @@ static const struct option long_options[] = {
     {"version", no_argument, NULL, OPT_VERSION},
     {"socket", required_argument, NULL, OPT_SOCKET},
     {"inline", no_argument, NULL, OPT_INLINE},
+    {"calibrate", required_argument, NULL, OPT_CALIBRATE},
     {"profile", required_argument, NULL, OPT_PROFILE},
     {"codec", required_argument, NULL, OPT_CODEC},
     {"codec-k", required_argument, NULL, OPT_CODEC_K},
@@ -145,6 +149,10 @@ static bool set_daemon_option(struct tkv_run_options *o, int id, const char *nam
     switch (id) {
     case OPT_SOCKET: r->socket = optarg; return true;
     case OPT_INLINE: r->inline_tensors = true; return true;
+    case OPT_CALIBRATE:
+        r->observe = true;
+        o->calibrate = optarg;
+        return true;
     case OPT_PROFILE: r->profile = optarg; return true;
     case OPT_CODEC: r->codec_k = r->codec_v = optarg; return true;
     case OPT_CODEC_K: r->codec_k = optarg; return true;

@@ -10,6 +10,7 @@
 /* What was asked for, checked; texts are views into argv. */
 struct tkv_run_options {
     const char *model, *text, *prompt;
+    const char *calibrate; /* the profile to write, or NULL */
     uint64_t n_tokens, n_skip, n_chunk, n_generate, n_threads, seed;
     double temperature;
     bool local, compare_local, json, generate_given;

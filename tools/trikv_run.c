@@ -27,6 +27,7 @@ struct session {
     struct tkv_run run;
     size_t n_text_bytes; /* behind the scored tokens */
     size_t n_written;
+    uint64_t n_calibrated;
     struct trikv_stats stats;
 };
 
@@ -160,6 +161,9 @@ static int execute(struct session *s, struct tkv_reason *why)
     }
     if (!error && s->remote)
         error = tkv_remote_stats(s->remote, &s->stats, why);
+    if (!error && o->calibrate)
+        error = tkv_remote_calibrate(s->remote, &s->engine.model->config, o->calibrate,
+                                     &s->n_calibrated, why);
     return error;
 }
 
@@ -207,6 +211,9 @@ static void print_text(const struct session *s)
                 (unsigned long long)s->stats.resident_bytes,
                 (unsigned long long)s->stats.fp16_bytes, s->stats.bits_k, s->stats.bits_v,
                 s->stats.n_rounds);
+    if (s->o->calibrate)
+        fprintf(out, "%s: calibrated on %llu tokens\n", s->o->calibrate,
+                (unsigned long long)s->n_calibrated);
 }
 
 static void print_json_string(const char *text)
