@@ -118,7 +118,7 @@ $B/bin/trikvd: $B/obj/daemon/main.o $(patsubst %,$B/lib/%.a,daemon store proto c
 # Tools may read profiles, so they link the daemon's YAML reader.
 .SECONDEXPANSION:
 $(filter-out $B/bin/trikvd,$(programs)): $B/bin/%: $B/obj/tools/$$(subst -,_,$$*).o \
-	$(patsubst %,$B/lib/%.a,tools daemon libtrikv store core)
+	$(patsubst %,$B/lib/%.a,tools daemon store libtrikv core)
 	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) -lm -pthread
 
 $(tests): $B/tests/%: $B/obj/tests/%.o \

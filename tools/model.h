@@ -111,6 +111,10 @@ void tkv_model_logits(const struct tkv_model *m, const float *states, size_t n, 
 int tkv_model_read_rope(struct tkv_model_config *c, const struct tkv_gguf *g,
                         struct tkv_reason *why);
 
+/* What a file says of its model, without looking at the weights. 0, or -1 with a text. */
+int tkv_model_read_config(struct tkv_model_config *c, const struct tkv_gguf *g,
+                          struct tkv_reason *why);
+
 /* Fills config, matrices and vectors of a zeroed model. Part of creating. */
 int tkv_model_load(struct tkv_model *m, const struct tkv_gguf *g, struct tkv_reason *why);
 

@@ -306,6 +306,19 @@ static int load_layers(struct loader *l)
     return 0;
 }
 
+int tkv_model_read_config(struct tkv_model_config *c, const struct tkv_gguf *g,
+                          struct tkv_reason *why)
+{
+    struct tkv_model m = {0};
+    struct loader l = {.m = &m, .g = g, .why = why};
+
+    if (read_config(&l))
+        return -1;
+    *c = m.config;
+    c->fingerprint = tkv_gguf_fingerprint(g);
+    return 0;
+}
+
 int tkv_model_load(struct tkv_model *m, const struct tkv_gguf *g, struct tkv_reason *why)
 {
     struct loader l = {.m = m, .g = g, .why = why};

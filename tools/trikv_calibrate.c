@@ -13,6 +13,7 @@
 
 #include "tools/attention_local.h"
 #include "tools/calibration.h"
+#include "tools/import_command.h"
 #include "tools/options.h"
 #include "tools/profile_write.h"
 #include "tools/runner.h"
@@ -23,6 +24,7 @@ enum { CHUNK_TOKENS = 256, MAX_DEFAULT_CONTEXT = 4096 };
 
 static const char help_text[] =
     "Usage: trikv-calibrate [options] --text FILE --output PROFILE.yaml\n"
+    "       trikv-calibrate import [options] FILE --output PROFILE.yaml (see import --help)\n"
     "\n"
     "Streams a text through a GGUF model and writes the statistics of its queries as a\n"
     "profile for trikvd. Take a text of the kind the model will read, but not one that\n"
@@ -266,7 +268,10 @@ static int run(const struct options *o)
 int main(int argc, char **argv)
 {
     struct options o = {.n_tokens = 65536};
-    const int status = parse_options(&o, argc, argv);
+    int status;
 
+    if (argc > 1 && strcmp(argv[1], "import") == 0)
+        return tkv_import_command(argc, argv);
+    status = parse_options(&o, argc, argv);
     return status >= 0 ? status : run(&o);
 }
