@@ -59,7 +59,7 @@ static void copy_file(const char *from, const char *to)
     assert_int_equal(fclose(out), 0);
 }
 
-/* The first shipped profile; false if there is none. */
+/* The first shipped profile that is one file; false if there is none. */
 static bool find_profile(char *name, size_t n)
 {
     DIR *d = opendir("conf/profiles");
@@ -67,7 +67,13 @@ static bool find_profile(char *name, size_t n)
     bool found = false;
 
     while (d && !found && (e = readdir(d))) {
-        found = strlen(e->d_name) > 5 && strcmp(e->d_name + strlen(e->d_name) - 5, ".yaml") == 0;
+        char sidecar[300];
+        const size_t length = strlen(e->d_name);
+
+        if (length <= 5 || strcmp(e->d_name + length - 5, ".yaml") != 0)
+            continue;
+        snprintf(sidecar, sizeof(sidecar), "conf/profiles/%.*s.stats", (int)length - 5, e->d_name);
+        found = access(sidecar, F_OK) != 0;
         if (found)
             snprintf(name, n, "%s", e->d_name);
     }

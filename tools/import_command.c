@@ -176,6 +176,7 @@ static int parse_options(struct options *o, int argc, char **argv)
     struct tkv_reason why;
     int index, id;
 
+    optind = 0; /* start anew: a test parses many command lines */
     while ((id = getopt_long(argc, argv, "", long_options, &index)) != -1) {
         if (id == OPT_HELP)
             return fputs(help_text, stdout) < 0 ? EX_IOERR : EX_OK;

@@ -1,19 +1,21 @@
 /* Writes seed inputs for the fuzz targets that need a well-formed file to begin with:
- * seeds FOLDER makes FOLDER/gguf/<n>. */
+ * seeds FOLDER makes FOLDER/gguf/<n> and FOLDER/import/<n>. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
+#include "tests/import_aid.h"
 #include "tests/tiny_model.h"
 #include "tests/tiny_vocabulary.h"
 
-static int write_file(const char *folder, size_t i, const uint8_t *bytes, size_t n)
+static int write_file(const char *folder, const char *target, size_t i, const uint8_t *bytes,
+                      size_t n)
 {
     char path[512];
     FILE *f;
 
-    (void)snprintf(path, sizeof(path), "%s/gguf/%zu", folder, i);
+    (void)snprintf(path, sizeof(path), "%s/%s/%zu", folder, target, i);
     f = fopen(path, "wb");
     if (!f)
         return -1;
@@ -48,7 +50,17 @@ static int make_seed(const char *folder, size_t i, struct tiny_vocabulary *v)
     }
     tiny_model_put(&g, &tiny_models[i], 3);
     bytes = gguf_aid_finish(&g, &n);
-    error = write_file(folder, i, bytes, n);
+    error = write_file(folder, "gguf", i, bytes, n);
+    free(bytes);
+    return error;
+}
+
+static int make_import_seed(const char *folder, size_t i)
+{
+    size_t n;
+    uint8_t *bytes = import_aid_make((enum import_aid_kind)i, &n);
+    const int error = write_file(folder, "import", i, bytes, n);
+
     free(bytes);
     return error;
 }
@@ -64,6 +76,13 @@ int main(int argc, char **argv)
     (void)mkdir(folder, 0777);
     for (size_t i = 0; i < n_tiny_models; i++)
         if (make_seed(argv[1], i, &vocabulary)) {
+            (void)fprintf(stderr, "cannot write seeds to %s\n", folder);
+            return 1;
+        }
+    (void)snprintf(folder, sizeof(folder), "%s/import", argv[1]);
+    (void)mkdir(folder, 0777);
+    for (size_t i = 0; i < AID_KINDS; i++)
+        if (make_import_seed(argv[1], i)) {
             (void)fprintf(stderr, "cannot write seeds to %s\n", folder);
             return 1;
         }
