@@ -12,6 +12,7 @@
 
 #include "client/trikv.h"
 #include "tools/ctl_commands.h"
+#include "tools/ctl_profile.h"
 
 static const char help[] =
     "Usage: trikvctl [OPTION]... COMMAND\n"
@@ -24,6 +25,7 @@ static const char help[] =
     "  drop ID           end a session; its client gets an error at its next request\n"
     "  profiles          the calibrated models the daemon knows\n"
     "  config            the configuration in force, as YAML\n"
+    "  profile ...       check, show or compare profile files (see profile --help)\n"
     "\n"
     "      --json              one JSON object, for scripts\n"
     "  -s, --socket PATH       default $TRIKV_SOCKET, else /run/trikv/trikvd.sock\n"
@@ -188,8 +190,11 @@ static int run(struct arguments *a)
 int main(int argc, char **argv)
 {
     struct arguments a = {.timeout_ms = 5000};
-    int status = read_options(argc, argv, &a);
+    int status;
 
+    if (argc > 1 && strcmp(argv[1], "profile") == 0)
+        return ctl_profile(argc - 1, argv + 1);
+    status = read_options(argc, argv, &a);
     if (status == 0)
         status = run(&a);
     if (status == -1)
