@@ -280,7 +280,8 @@ $(call objs,$(BENCH)): | $(GEN).h
 $B/bin/trikv-bench: $(call objs,$(BENCH)) $(patsubst %,$B/lib/%.a,tools daemon store libtrikv core)
 	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) -lm -pthread
 
-# tests/check_bench.sh runs it.
+# Built with the programs; tests/check_bench.sh runs it.
+all: $B/bin/trikv-bench
 build-tests: $B/bin/trikv-bench
 
 .PHONY: bench
