@@ -1,97 +1,34 @@
+/* An arena's file, its users, and the blocks that they have; arena_slabs.c has the slabs. */
 #include "store/arena.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "proto/errors.h"
+#include "store/arena_priv.h"
 #include "store/budget.h"
 
-/* A slab is large enough to waste little at its end and small enough to waste little while it fills:
- * up to a part of what the arena already holds, between these bounds. */
-enum { MIN_SLAB_PAGES = 24, MAX_SLAB_PAGES = 512, SLAB_PART = 64, MAX_OPEN = 64 };
-
-/* n_blocks = 0 marks an entry that is not in use. */
-struct slab {
-    uint64_t offset;
-    size_t bytes;
-    size_t block_bytes;
-    uint32_t n_blocks;
-    uint32_t n_free;
-    uint32_t first_free; /* no block before it is free */
-    bool drains;         /* nothing is allocated here any more */
-    uint32_t *refs;      /* [n_blocks] */
-};
-
-/* A run of the file that no slab uses. */
-struct extent {
-    uint64_t offset;
-    uint64_t bytes;
-};
-
+/* One user. */
 struct tkv_arena {
-    struct tkv_budget *budget;
-    int fd;
-    int read_fd;
-    uint8_t *base;
-    size_t capacity_bytes;
-    size_t page_bytes;
-    size_t slab_bytes;
-    size_t live_bytes;
-    size_t table_bytes;
-    struct slab *slabs;
-    uint32_t n_slabs, cap_slabs;
-    uint32_t open[MAX_OPEN]; /* slabs that came to have room, the last first to be used */
-    uint32_t n_open;
-    struct extent *gaps; /* ascending, never adjacent */
-    uint32_t n_gaps, cap_gaps;
+    struct tkv_arena_core *core;
+    size_t *reserved; /* of each class, by this user; changes under the lock as the core does */
+    uint32_t cap_reserved;
 };
 
-/* ---- private tables, counted in the budget ------------------------------------------------ */
-
-static void *table_alloc(struct tkv_arena *a, size_t bytes)
+static void lock(const struct tkv_arena *a)
 {
-    void *p = tkv_budget_alloc(a->budget, bytes);
-
-    if (p)
-        a->table_bytes += bytes;
-    return p;
+    (void)pthread_mutex_lock(&a->core->lock);
 }
 
-static void table_free(struct tkv_arena *a, void *p, size_t bytes)
+static void unlock(const struct tkv_arena *a)
 {
-    if (!p)
-        return;
-    tkv_budget_free(a->budget, p, bytes);
-    a->table_bytes -= bytes;
-}
-
-/* Room for element number n in *table, which has room for *cap. */
-static bool table_grow(struct tkv_arena *a, void **table, size_t element_bytes, uint32_t n,
-                       uint32_t *cap)
-{
-    uint32_t want = *cap ? *cap : 8;
-    void *p;
-
-    if (n < *cap)
-        return true;
-    while (want <= n)
-        want *= 2;
-    p = table_alloc(a, want * element_bytes);
-    if (!p)
-        return false;
-    if (*cap > 0)
-        memcpy(p, *table, *cap * element_bytes);
-    table_free(a, *table, *cap * element_bytes);
-    *table = p;
-    *cap = want;
-    return true;
+    (void)pthread_mutex_unlock(&a->core->lock);
 }
 
 /* ---- the file --------------------------------------------------------------------------- */
@@ -105,25 +42,26 @@ static int open_read_only(int fd)
 }
 
 /* Mode 0600 and the seals: see the header. MFD_NOEXEC_SEAL is newer than Debian 12's headers. */
-static int make_file(struct tkv_arena *a)
+static int make_file(struct tkv_arena_core *c)
 {
     const unsigned noexec_seal = 0x8u;
 
-    a->fd = memfd_create("trikv-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING | noexec_seal);
-    if (a->fd < 0 && errno == EINVAL)
-        a->fd = memfd_create("trikv-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (a->fd < 0 || fchmod(a->fd, 0600) || ftruncate(a->fd, (off_t)a->capacity_bytes) ||
-        fcntl(a->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+    c->fd = memfd_create("trikv-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING | noexec_seal);
+    if (c->fd < 0 && errno == EINVAL)
+        c->fd = memfd_create("trikv-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (c->fd < 0 || fchmod(c->fd, 0600) || ftruncate(c->fd, (off_t)c->capacity_bytes) ||
+        fcntl(c->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
         return -1;
-    a->read_fd = open_read_only(a->fd);
-    if (a->read_fd < 0)
+    c->read_fd = open_read_only(c->fd);
+    if (c->read_fd < 0)
         return -1;
-    a->base =
-        mmap(NULL, a->capacity_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, a->fd, 0);
-    return a->base == MAP_FAILED ? -1 : 0;
+    c->base =
+        mmap(NULL, c->capacity_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, c->fd, 0);
+    return c->base == MAP_FAILED ? -1 : 0;
 }
 
-/* The budget bounds what can be in use; twice that in addresses leaves room for gaps. */
+/* The budget bounds what can be in use; twice that in addresses leaves room for gaps. A block's
+ * offset / 64 has the 36 bits that its slab leaves in its id. */
 static size_t arena_capacity(const struct tkv_budget *b, size_t page_bytes)
 {
     const size_t most = (size_t)1 << 42;
@@ -132,250 +70,246 @@ static size_t arena_capacity(const struct tkv_budget *b, size_t page_bytes)
     return (want + page_bytes - 1) / page_bytes * page_bytes;
 }
 
-int tkv_arena_create(struct tkv_arena **arena, struct tkv_budget *budget, struct tkv_report *why)
+static void core_destroy(struct tkv_arena_core *c)
 {
-    struct tkv_arena *a = tkv_budget_alloc(budget, sizeof(*a));
+    for (uint32_t i = 0; i < c->n_slabs; i++)
+        tkv_arena_table_free(c, c->slabs[i].refs, c->slabs[i].n_blocks * sizeof(uint32_t));
+    tkv_arena_table_free(c, c->slabs, c->cap_slabs * sizeof(*c->slabs));
+    tkv_arena_table_free(c, c->classes, c->cap_classes * sizeof(*c->classes));
+    tkv_arena_table_free(c, c->gaps, c->cap_gaps * sizeof(*c->gaps));
+    if (c->base != MAP_FAILED)
+        munmap(c->base, c->capacity_bytes);
+    if (c->read_fd >= 0)
+        close(c->read_fd);
+    if (c->fd >= 0)
+        close(c->fd);
+    tkv_budget_release(c->budget, c->slab_bytes);
+    (void)pthread_mutex_destroy(&c->lock);
+    tkv_budget_free(c->budget, c, sizeof(*c));
+}
 
-    *arena = NULL;
-    if (!a)
+static int core_create(struct tkv_arena_core **core, struct tkv_budget *budget,
+                       struct tkv_report *why)
+{
+    struct tkv_arena_core *c = tkv_budget_alloc(budget, sizeof(*c));
+    int e = 0;
+
+    *core = NULL;
+    if (!c)
         return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for an arena");
-    a->budget = budget;
-    a->fd = a->read_fd = -1;
-    a->base = MAP_FAILED;
-    a->table_bytes = sizeof(*a);
-    a->page_bytes = (size_t)sysconf(_SC_PAGESIZE);
-    a->capacity_bytes = arena_capacity(budget, a->page_bytes);
-    if (make_file(a)) {
-        const int e = tkv_fail(why, TRIKV_E_SYSTEM, "arena of %zu bytes: %s", a->capacity_bytes,
-                               strerror(errno));
-
-        tkv_arena_destroy(&a);
+    (void)pthread_mutex_init(&c->lock, NULL);
+    c->budget = budget;
+    c->fd = c->read_fd = -1;
+    c->base = MAP_FAILED;
+    c->table_bytes = sizeof(*c);
+    c->page_bytes = (size_t)sysconf(_SC_PAGESIZE);
+    c->capacity_bytes = arena_capacity(budget, c->page_bytes);
+    if (make_file(c))
+        e = tkv_fail(why, TRIKV_E_SYSTEM, "arena of %zu bytes: %s", c->capacity_bytes,
+                     strerror(errno));
+    else if (!tkv_arena_table_grow(c, (void **)&c->gaps, sizeof(*c->gaps), 0, &c->cap_gaps))
+        e = tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for an arena's tables");
+    if (e) {
+        core_destroy(c);
         return e;
     }
-    if (!table_grow(a, (void **)&a->gaps, sizeof(*a->gaps), 0, &a->cap_gaps)) {
-        tkv_arena_destroy(&a);
-        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for an arena's tables");
-    }
-    a->gaps[a->n_gaps++] = (struct extent){0, a->capacity_bytes};
-    *arena = a;
+    c->gaps[c->n_gaps++] = (struct tkv_extent){0, c->capacity_bytes};
+    *core = c;
     return 0;
+}
+
+/* ---- users ------------------------------------------------------------------------------ */
+
+static struct tkv_arena *add_user(struct tkv_arena_core *c)
+{
+    struct tkv_arena *a = tkv_budget_alloc(c->budget, sizeof(*a));
+
+    if (!a)
+        return NULL;
+    a->core = c;
+    lock(a);
+    c->table_bytes += sizeof(*a);
+    c->n_users++;
+    unlock(a);
+    return a;
+}
+
+int tkv_arena_create(struct tkv_arena **arena, struct tkv_budget *budget, struct tkv_report *why)
+{
+    struct tkv_arena_core *c;
+    int e = core_create(&c, budget, why);
+
+    *arena = e ? NULL : add_user(c);
+    if (!e && !*arena) {
+        core_destroy(c);
+        e = tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for an arena");
+    }
+    return e;
+}
+
+struct tkv_arena *tkv_arena_share(const struct tkv_arena *of)
+{
+    return add_user(of->core);
 }
 
 void tkv_arena_destroy(struct tkv_arena **arena)
 {
     struct tkv_arena *a = *arena;
+    struct tkv_arena_core *c;
+    bool last;
 
     if (!a)
         return;
-    for (uint32_t i = 0; i < a->n_slabs; i++)
-        table_free(a, a->slabs[i].refs, a->slabs[i].n_blocks * sizeof(uint32_t));
-    table_free(a, a->slabs, a->cap_slabs * sizeof(*a->slabs));
-    table_free(a, a->gaps, a->cap_gaps * sizeof(*a->gaps));
-    if (a->base != MAP_FAILED)
-        munmap(a->base, a->capacity_bytes);
-    if (a->read_fd >= 0)
-        close(a->read_fd);
-    if (a->fd >= 0)
-        close(a->fd);
-    tkv_budget_release(a->budget, a->slab_bytes);
-    tkv_budget_free(a->budget, a, sizeof(*a));
+    c = a->core;
+    tkv_arena_trim(a);
+    lock(a);
+    tkv_arena_table_free(c, a->reserved, a->cap_reserved * sizeof(*a->reserved));
+    c->table_bytes -= sizeof(*a);
+    last = --c->n_users == 0;
+    unlock(a);
+    tkv_budget_free(c->budget, a, sizeof(*a));
+    if (last)
+        core_destroy(c);
     *arena = NULL;
 }
 
-/* ---- slabs ------------------------------------------------------------------------------ */
+/* ---- reservations ----------------------------------------------------------------------- */
 
-/* Of the sizes allowed, the one that wastes the smallest part. */
-static size_t slab_size(const struct tkv_arena *a, size_t block_bytes)
+/* The class of a size, with a place for this user's count of it; UINT32_MAX over the cap. */
+static uint32_t class_for(struct tkv_arena *a, size_t block_bytes, bool fixed)
 {
-    const size_t least = (block_bytes + a->page_bytes - 1) / a->page_bytes;
-    size_t most = a->slab_bytes / SLAB_PART / a->page_bytes;
-    size_t best = least * a->page_bytes;
+    const uint32_t i = tkv_slab_class_of(a->core, block_bytes, fixed);
 
-    most = most < MIN_SLAB_PAGES ? MIN_SLAB_PAGES : most;
-    most = most > MAX_SLAB_PAGES ? MAX_SLAB_PAGES : most;
-    for (size_t pages = least + 1; pages <= most; pages++) {
-        const size_t bytes = pages * a->page_bytes;
+    if (i == UINT32_MAX || !tkv_arena_table_grow(a->core, (void **)&a->reserved,
+                                                 sizeof(*a->reserved), i, &a->cap_reserved))
+        return UINT32_MAX;
+    return i;
+}
 
-        if (bytes % block_bytes * best < best % block_bytes * bytes)
-            best = bytes;
+/* Let this user have n places reserved, with the lock held. */
+static int reserve(struct tkv_arena *a, size_t block_bytes, bool fixed, size_t n,
+                   struct tkv_report *why)
+{
+    const uint32_t i = class_for(a, block_bytes, fixed);
+    struct tkv_arena_core *c = a->core;
+
+    if (i == UINT32_MAX)
+        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for an arena's tables");
+    while (a->reserved[i] < n) {
+        const size_t spare = c->classes[i].n_free - c->classes[i].n_reserved;
+        const size_t more = n - a->reserved[i] < spare ? n - a->reserved[i] : spare;
+        const int e = more ? 0 : tkv_slab_add(c, i, why);
+
+        if (e)
+            return e;
+        a->reserved[i] += more;
+        c->classes[i].n_reserved += more;
     }
-    return best;
-}
-
-static bool take_extent(struct tkv_arena *a, size_t bytes, uint64_t *offset)
-{
-    for (uint32_t i = 0; i < a->n_gaps; i++) {
-        struct extent *g = &a->gaps[i];
-
-        if (g->bytes < bytes)
-            continue;
-        *offset = g->offset;
-        g->offset += bytes;
-        g->bytes -= bytes;
-        if (g->bytes == 0) {
-            memmove(g, g + 1, (a->n_gaps - i - 1) * sizeof(*g));
-            a->n_gaps--;
-        }
-        return true;
-    }
-    return false;
-}
-
-/* The caller made room for one more gap. */
-static void give_extent(struct tkv_arena *a, uint64_t offset, size_t bytes)
-{
-    uint32_t i = 0;
-    bool joins_left, joins_right;
-
-    while (i < a->n_gaps && a->gaps[i].offset < offset)
-        i++;
-    joins_left = i > 0 && a->gaps[i - 1].offset + a->gaps[i - 1].bytes == offset;
-    joins_right = i < a->n_gaps && offset + bytes == a->gaps[i].offset;
-    if (joins_left && joins_right) {
-        a->gaps[i - 1].bytes += bytes + a->gaps[i].bytes;
-        memmove(&a->gaps[i], &a->gaps[i + 1], (a->n_gaps - i - 1) * sizeof(*a->gaps));
-        a->n_gaps--;
-    } else if (joins_left) {
-        a->gaps[i - 1].bytes += bytes;
-    } else if (joins_right) {
-        a->gaps[i].offset = offset;
-        a->gaps[i].bytes += bytes;
-    } else {
-        memmove(&a->gaps[i + 1], &a->gaps[i], (a->n_gaps - i) * sizeof(*a->gaps));
-        a->gaps[i] = (struct extent){offset, bytes};
-        a->n_gaps++;
-    }
-}
-
-static struct slab *free_entry(struct tkv_arena *a)
-{
-    for (uint32_t i = 0; i < a->n_slabs; i++)
-        if (a->slabs[i].n_blocks == 0)
-            return &a->slabs[i];
-    if (!table_grow(a, (void **)&a->slabs, sizeof(*a->slabs), a->n_slabs, &a->cap_slabs))
-        return NULL;
-    return &a->slabs[a->n_slabs++];
-}
-
-static int slab_fail(struct tkv_arena *a, size_t bytes, struct tkv_report *why)
-{
-    return tkv_fail(why, TRIKV_E_MEMORY_CAP, "%zu bytes more would pass the cap of %zu (used %zu)",
-                    bytes, a->budget->cap_bytes, atomic_load(&a->budget->used_bytes));
-}
-
-/* Allocate the memory of a slab that already has its place. */
-static int back_slab(struct tkv_arena *a, struct slab *s, struct tkv_report *why)
-{
-    int e;
-
-    do
-        e = fallocate(a->fd, 0, (off_t)s->offset, (off_t)s->bytes) ? errno : 0;
-    while (e == EINTR);
-    if (e)
-        return tkv_fail(why, TRIKV_E_NO_MEMORY, "fallocate of %zu bytes: %s", s->bytes,
-                        strerror(e));
-    a->slab_bytes += s->bytes;
-    return 0;
-}
-
-static int add_slab(struct tkv_arena *a, size_t block_bytes, size_t *n_blocks,
-                    struct tkv_report *why)
-{
-    struct slab new = {.block_bytes = block_bytes, .bytes = slab_size(a, block_bytes)};
-    struct slab *s;
-    int e;
-
-    new.n_blocks = new.n_free = (uint32_t)(new.bytes / block_bytes);
-    /* Room for the gap that its return may make, now, so that a return never fails. */
-    if (!table_grow(a, (void **)&a->gaps, sizeof(*a->gaps), a->n_gaps + a->n_slabs + 1,
-                    &a->cap_gaps))
-        return slab_fail(a, new.bytes, why);
-    s = free_entry(a);
-    if (!s || !tkv_budget_reserve(a->budget, new.bytes))
-        return slab_fail(a, new.bytes, why);
-    new.refs = table_alloc(a, new.n_blocks * sizeof(uint32_t));
-    if (!new.refs || !take_extent(a, new.bytes, &new.offset)) {
-        table_free(a, new.refs, new.n_blocks * sizeof(uint32_t));
-        tkv_budget_release(a->budget, new.bytes);
-        return slab_fail(a, new.bytes, why);
-    }
-    e = back_slab(a, &new, why);
-    if (e) {
-        give_extent(a, new.offset, new.bytes);
-        table_free(a, new.refs, new.n_blocks * sizeof(uint32_t));
-        tkv_budget_release(a->budget, new.bytes);
-        return e;
-    }
-    *s = new;
-    *n_blocks = new.n_blocks;
     return 0;
 }
 
 int tkv_arena_reserve(struct tkv_arena *a, size_t block_bytes, size_t n, struct tkv_report *why)
 {
-    size_t n_free = 0;
+    int e;
 
     assert(block_bytes > 0 && block_bytes % 64 == 0);
-    for (uint32_t i = 0; i < a->n_slabs; i++)
-        if (a->slabs[i].n_blocks && a->slabs[i].block_bytes == block_bytes)
-            n_free += a->slabs[i].n_free;
-    while (n_free < n) {
-        size_t n_blocks = 0;
-        const int e = add_slab(a, block_bytes, &n_blocks, why);
-
-        if (e)
-            return e;
-        n_free += n_blocks;
-    }
-    return 0;
+    lock(a);
+    e = reserve(a, block_bytes, false, n, why);
+    unlock(a);
+    return e;
 }
 
 /* ---- blocks ----------------------------------------------------------------------------- */
 
-static bool has_room(const struct tkv_arena *a, uint32_t i, size_t block_bytes)
+static struct tkv_slab *slab_of(const struct tkv_arena_core *c, struct tkv_block_id id)
 {
-    return i < a->n_slabs && a->slabs[i].n_blocks && a->slabs[i].block_bytes == block_bytes &&
-           a->slabs[i].n_free > 0 && !a->slabs[i].drains;
+    return &c->slabs[id.place & ((UINT64_C(1) << TKV_SLAB_BITS) - 1)];
 }
 
-static void open_slab(struct tkv_arena *a, uint32_t i)
+static uint32_t *refs_of(const struct tkv_arena_core *c, struct tkv_block_id id)
 {
-    if (a->n_open == MAX_OPEN)
-        memmove(a->open, a->open + 1, --a->n_open * sizeof(*a->open));
-    a->open[a->n_open++] = i;
+    const struct tkv_slab *s = slab_of(c, id);
+
+    return &s->refs[(tkv_block_offset(id) - s->offset) / c->classes[s->class].block_bytes];
 }
 
-/*
- * The slab that had a block returned last: its memory is still near. If none is known, the fullest
- * that has room, so that the emptiest ones drain and can be given back.
- */
-static uint32_t slab_with_room(struct tkv_arena *a, size_t block_bytes)
+static bool has_room(const struct tkv_arena_core *c, uint32_t i, uint32_t class)
 {
-    uint32_t best = a->n_slabs;
+    return i < c->n_slabs && c->slabs[i].n_blocks && c->slabs[i].class == class &&
+           c->slabs[i].n_free > 0;
+}
 
-    for (; a->n_open > 0; a->n_open--)
-        if (has_room(a, a->open[a->n_open - 1], block_bytes))
-            return a->open[a->n_open - 1];
-    for (uint32_t i = 0; i < a->n_slabs; i++)
-        if (has_room(a, i, block_bytes) &&
-            (best == a->n_slabs || a->slabs[i].n_free < a->slabs[best].n_free))
+static void open_slab(struct tkv_arena_core *c, uint32_t i)
+{
+    if (c->n_open == TKV_MAX_OPEN_SLABS)
+        memmove(c->open, c->open + 1, --c->n_open * sizeof(*c->open));
+    c->open[c->n_open++] = i;
+}
+
+/* The fullest slab that has room, so that the emptiest ones drain and can be given back. Those
+ * that drain already come last: others may have taken the room that was there for their blocks. */
+static uint32_t fullest_slab(const struct tkv_arena_core *c, uint32_t class)
+{
+    uint32_t best = c->n_slabs;
+
+    for (uint32_t i = 0; i < c->n_slabs; i++) {
+        const struct tkv_slab *s = &c->slabs[i];
+        const struct tkv_slab *b = &c->slabs[best == c->n_slabs ? i : best];
+
+        if (has_room(c, i, class) && (best == c->n_slabs || s->drains < b->drains ||
+                                      (s->drains == b->drains && s->n_free < b->n_free)))
             best = i;
-    assert(best < a->n_slabs);
-    open_slab(a, best);
+    }
+    assert(best < c->n_slabs);
     return best;
+}
+
+/* The slab that had a block returned last: its memory is still near. */
+static uint32_t slab_with_room(struct tkv_arena_core *c, uint32_t class)
+{
+    for (; c->n_open > 0; c->n_open--) {
+        const uint32_t i = c->open[c->n_open - 1];
+
+        if (has_room(c, i, class) && !c->slabs[i].drains)
+            return i;
+    }
+    open_slab(c, fullest_slab(c, class));
+    return c->open[c->n_open - 1];
+}
+
+/* A place that the class has, with the lock held. */
+static struct tkv_block_id take_place(struct tkv_arena_core *c, uint32_t class)
+{
+    const uint32_t at = slab_with_room(c, class);
+    struct tkv_slab *s = &c->slabs[at];
+    uint32_t index = s->first_free;
+
+    while (s->refs[index] != 0)
+        index++;
+    s->first_free = index + 1;
+    s->refs[index] = 1;
+    s->n_free--;
+    c->classes[class].n_free--;
+    c->live_bytes += c->classes[class].block_bytes;
+    return (struct tkv_block_id){
+        (s->offset + index * c->classes[class].block_bytes) / 64 << TKV_SLAB_BITS | at};
+}
+
+static struct tkv_block_id take_reserved(struct tkv_arena *a, uint32_t class)
+{
+    assert(class < a->cap_reserved && a->reserved[class] > 0);
+    a->reserved[class]--;
+    a->core->classes[class].n_reserved--;
+    return take_place(a->core, class);
 }
 
 struct tkv_block_id tkv_arena_take(struct tkv_arena *a, size_t block_bytes)
 {
-    struct tkv_block_id id = {.slab = slab_with_room(a, block_bytes)};
-    struct slab *s = &a->slabs[id.slab];
+    struct tkv_block_id id;
 
-    for (id.index = s->first_free; s->refs[id.index] != 0;)
-        id.index++;
-    s->first_free = id.index + 1;
-    s->refs[id.index] = 1;
-    s->n_free--;
-    a->live_bytes += block_bytes;
+    lock(a);
+    id = take_reserved(a, tkv_slab_class_of(a->core, block_bytes, false));
+    unlock(a);
     return id;
 }
 
@@ -387,68 +321,133 @@ struct tkv_block_id tkv_arena_alloc(struct tkv_arena *a, size_t block_bytes)
     return id;
 }
 
+int tkv_arena_buffer(struct tkv_arena *a, size_t bytes, struct tkv_block_id *id,
+                     struct tkv_report *why)
+{
+    int e;
+
+    assert(bytes > 0 && bytes % 64 == 0);
+    lock(a);
+    e = reserve(a, bytes, true, 1, why);
+    if (!e)
+        *id = take_reserved(a, tkv_slab_class_of(a->core, bytes, true));
+    unlock(a);
+    return e;
+}
+
+static struct tkv_block_id id_at(const void *ids, size_t stride_bytes, size_t i)
+{
+    struct tkv_block_id id;
+
+    memcpy(&id, (const uint8_t *)ids + i * stride_bytes, sizeof(id));
+    return id;
+}
+
+void tkv_arena_ref_each(struct tkv_arena *a, const void *ids, size_t stride_bytes, size_t n)
+{
+    lock(a);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t *refs = refs_of(a->core, id_at(ids, stride_bytes, i));
+
+        assert(*refs > 0);
+        ++*refs;
+    }
+    unlock(a);
+}
+
+/* A place that becomes free stays with whom freed it until the next trim: a round takes places for
+ * new blocks, gives back those of the old, and takes them again. */
+static void drop_ref(struct tkv_arena *a, struct tkv_block_id id)
+{
+    struct tkv_slab *s = slab_of(a->core, id);
+    struct tkv_slab_class *class = &a->core->classes[s->class];
+    uint32_t *refs = refs_of(a->core, id);
+    uint32_t index;
+
+    assert(*refs > 0);
+    if (--*refs > 0)
+        return;
+    if (s->n_free++ == 0)
+        open_slab(a->core, (uint32_t)(s - a->core->slabs));
+    index = (uint32_t)(refs - s->refs);
+    s->first_free = index < s->first_free ? index : s->first_free;
+    class->n_free++;
+    a->core->live_bytes -= class->block_bytes;
+    if (!class->fixed && s->class < a->cap_reserved) {
+        a->reserved[s->class]++;
+        class->n_reserved++;
+    }
+}
+
+void tkv_arena_unref_each(struct tkv_arena *a, const void *ids, size_t stride_bytes, size_t n)
+{
+    lock(a);
+    for (size_t i = 0; i < n; i++)
+        drop_ref(a, id_at(ids, stride_bytes, i));
+    unlock(a);
+}
+
+size_t tkv_arena_count_shared(struct tkv_arena *a, const void *ids, size_t stride_bytes, size_t n)
+{
+    size_t n_shared = 0;
+
+    lock(a);
+    for (size_t i = 0; i < n; i++)
+        n_shared += *refs_of(a->core, id_at(ids, stride_bytes, i)) > 1;
+    unlock(a);
+    return n_shared;
+}
+
 void tkv_arena_ref(struct tkv_arena *a, struct tkv_block_id id)
 {
-    assert(a->slabs[id.slab].refs[id.index] > 0);
-    a->slabs[id.slab].refs[id.index]++;
+    tkv_arena_ref_each(a, &id, sizeof(id), 1);
 }
 
 void tkv_arena_unref(struct tkv_arena *a, struct tkv_block_id id)
 {
-    struct slab *s = &a->slabs[id.slab];
-
-    assert(s->refs[id.index] > 0);
-    if (--s->refs[id.index] > 0)
-        return;
-    if (s->n_free++ == 0)
-        open_slab(a, id.slab);
-    s->first_free = id.index < s->first_free ? id.index : s->first_free;
-    a->live_bytes -= s->block_bytes;
-}
-
-uint64_t tkv_arena_offset(const struct tkv_arena *a, struct tkv_block_id id)
-{
-    return a->slabs[id.slab].offset + id.index * a->slabs[id.slab].block_bytes;
+    tkv_arena_unref_each(a, &id, sizeof(id), 1);
 }
 
 void *tkv_arena_at(const struct tkv_arena *a, struct tkv_block_id id)
 {
-    return a->base + tkv_arena_offset(a, id);
+    return a->core->base + tkv_block_offset(id);
 }
 
-/* The emptiest slab of a's size that does not drain yet, or n_slabs. */
-static uint32_t emptiest_slab(const struct tkv_arena *a, size_t block_bytes)
+/* ---- gathering -------------------------------------------------------------------------- */
+
+/* The emptiest slab of the class that does not drain yet, or n_slabs. */
+static uint32_t emptiest_slab(const struct tkv_arena_core *c, uint32_t class)
 {
-    uint32_t best = a->n_slabs;
+    uint32_t best = c->n_slabs;
 
-    for (uint32_t i = 0; i < a->n_slabs; i++) {
-        const struct slab *s = &a->slabs[i];
+    for (uint32_t i = 0; i < c->n_slabs; i++) {
+        const struct tkv_slab *s = &c->slabs[i];
 
-        if (s->n_blocks && s->block_bytes == block_bytes && !s->drains &&
-            (best == a->n_slabs ||
-             s->n_free * a->slabs[best].n_blocks > a->slabs[best].n_free * s->n_blocks))
+        if (s->n_blocks && s->class == class && !s->drains &&
+            (best == c->n_slabs ||
+             s->n_free * c->slabs[best].n_blocks > c->slabs[best].n_free * s->n_blocks))
             best = i;
     }
     return best;
 }
 
-/* Drain slabs of one block size, emptiest first, while the others have room for their blocks. */
-static uint32_t drain_size(struct tkv_arena *a, size_t block_bytes)
+/* Drain slabs of a class, emptiest first, while the others have room for their blocks. */
+static uint32_t drain_class(struct tkv_arena_core *c, uint32_t class)
 {
+    /* What is reserved, and what must move, cannot be given away. */
+    size_t room = c->classes[class].n_free - c->classes[class].n_reserved;
     uint32_t n_drained = 0;
-    size_t room = 0; /* in slabs that do not drain, less what must move there */
 
-    for (uint32_t i = 0; i < a->n_slabs; i++)
-        if (a->slabs[i].n_blocks && a->slabs[i].block_bytes == block_bytes)
-            room += a->slabs[i].n_free;
+    if (c->classes[class].fixed)
+        return 0;
     for (;;) {
-        const uint32_t i = emptiest_slab(a, block_bytes);
+        const uint32_t i = emptiest_slab(c, class);
 
         /* Its free places no longer count, and its live blocks take others. */
-        if (i == a->n_slabs || a->slabs[i].n_blocks > room)
+        if (i == c->n_slabs || c->slabs[i].n_blocks > room)
             return n_drained;
-        room -= a->slabs[i].n_blocks;
-        a->slabs[i].drains = true;
+        room -= c->slabs[i].n_blocks;
+        c->slabs[i].drains = true;
         n_drained++;
     }
 }
@@ -457,70 +456,68 @@ uint32_t tkv_arena_drain(struct tkv_arena *a)
 {
     uint32_t n = 0;
 
-    for (uint32_t i = 0; i < a->n_slabs; i++) {
-        bool seen = a->slabs[i].n_blocks == 0;
-
-        for (uint32_t j = 0; !seen && j < i; j++)
-            seen = a->slabs[j].n_blocks && a->slabs[j].block_bytes == a->slabs[i].block_bytes;
-        if (!seen)
-            n += drain_size(a, a->slabs[i].block_bytes);
-    }
+    lock(a);
+    for (uint32_t i = 0; i < a->core->n_classes; i++)
+        n += drain_class(a->core, i);
+    unlock(a);
     return n;
 }
 
 struct tkv_block_id tkv_arena_move(struct tkv_arena *a, struct tkv_block_id id)
 {
-    const struct slab *s = &a->slabs[id.slab];
-    struct tkv_block_id to;
+    struct tkv_arena_core *c = a->core;
+    struct tkv_block_id to = id;
+    struct tkv_slab_class class;
 
-    if (!s->drains || s->refs[id.index] > 1)
+    lock(a);
+    class = c->classes[slab_of(c, id)->class];
+    if (slab_of(c, id)->drains && *refs_of(c, id) == 1 && class.n_free > class.n_reserved)
+        to = take_place(c, slab_of(c, id)->class);
+    unlock(a);
+    if (to.place == id.place)
         return id;
-    to = tkv_arena_take(a, s->block_bytes);
-    memcpy(tkv_arena_at(a, to), tkv_arena_at(a, id), s->block_bytes);
+    memcpy(tkv_arena_at(a, to), tkv_arena_at(a, id), class.block_bytes);
     tkv_arena_unref(a, id);
     return to;
 }
 
 void tkv_arena_trim(struct tkv_arena *a)
 {
-    for (uint32_t i = 0; i < a->n_slabs; i++) {
-        struct slab *s = &a->slabs[i];
+    struct tkv_arena_core *c = a->core;
 
-        s->drains = false;
-        if (s->n_blocks == 0 || s->n_free < s->n_blocks)
-            continue;
-        if (fallocate(a->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)s->offset,
-                      (off_t)s->bytes))
-            continue; /* the memory is still held, so it stays counted */
-        give_extent(a, s->offset, s->bytes);
-        tkv_budget_release(a->budget, s->bytes);
-        a->slab_bytes -= s->bytes;
-        table_free(a, s->refs, s->n_blocks * sizeof(uint32_t));
-        *s = (struct slab){0};
+    lock(a);
+    for (uint32_t i = 0; i < c->n_classes && i < a->cap_reserved; i++) {
+        c->classes[i].n_reserved -= a->reserved[i];
+        a->reserved[i] = 0;
     }
+    for (uint32_t i = 0; i < c->n_slabs; i++) {
+        c->slabs[i].drains = false;
+        tkv_slab_trim(c, &c->slabs[i]);
+    }
+    unlock(a);
 }
+
+/* ---- what it is ------------------------------------------------------------------------- */
 
 int tkv_arena_read_fd(const struct tkv_arena *a)
 {
-    return a->read_fd;
+    return a->core->read_fd;
 }
 
 size_t tkv_arena_capacity_bytes(const struct tkv_arena *a)
 {
-    return a->capacity_bytes;
+    return a->core->capacity_bytes;
 }
 
-size_t tkv_arena_slab_bytes(const struct tkv_arena *a)
+struct tkv_arena_sizes tkv_arena_sizes(const struct tkv_arena *a)
 {
-    return a->slab_bytes;
-}
+    struct tkv_arena_sizes s;
 
-size_t tkv_arena_live_bytes(const struct tkv_arena *a)
-{
-    return a->live_bytes;
-}
-
-size_t tkv_arena_table_bytes(const struct tkv_arena *a)
-{
-    return a->table_bytes;
+    lock(a);
+    s = (struct tkv_arena_sizes){.slab_bytes = a->core->slab_bytes,
+                                 .live_bytes = a->core->live_bytes,
+                                 .table_bytes = a->core->table_bytes,
+                                 .n_users = a->core->n_users};
+    unlock(a);
+    return s;
 }

@@ -1,5 +1,5 @@
 /*
- * An arena: the shared memory in which a session's cold blocks live. One sparse memfd, mapped
+ * An arena: the shared memory in which sessions' blocks and buffers live. One sparse memfd, mapped
  * once, sealed against shrinking and growing, mode 0600 so that a client that
  * gets it read-only cannot reopen it for writing (unless it runs as the daemon's own user).
  *
@@ -8,8 +8,10 @@
  * punched) when it is empty and tkv_arena_trim is called. Blocks are counted: several tables
  * may refer to one.
  *
- * Not thread-safe: an arena belongs to the thread that works on its session. Bookkeeping is in
- * private memory; nothing is ever read back from the shared one.
+ * A session and its forks share one arena. Each has a struct tkv_arena of its own, which belongs to
+ * the thread that works on the session and holds what that session has reserved; the bookkeeping
+ * that they share is in private memory, under a lock that is never held while another is taken.
+ * Nothing is ever read back from the shared memory.
  */
 #ifndef TKV_STORE_ARENA_H
 #define TKV_STORE_ARENA_H
@@ -23,29 +25,52 @@
 struct tkv_arena;
 struct tkv_budget;
 
-/* A block's place. Valid while it is referred to. */
+/* A block's place, valid while it is referred to: its offset / 64, then 28 bits of its slab. */
 struct tkv_block_id {
-    uint32_t slab;
-    uint32_t index;
+    uint64_t place;
 };
 
+enum { TKV_SLAB_BITS = 28 };
+
+static inline uint64_t tkv_block_offset(struct tkv_block_id id)
+{
+    return (id.place >> TKV_SLAB_BITS) * 64;
+}
+
 int tkv_arena_create(struct tkv_arena **arena, struct tkv_budget *budget, struct tkv_report *why);
-/* Releases everything, blocks still referred to included. */
+
+/* Another user of the memory of `of`; NULL over the cap. */
+struct tkv_arena *tkv_arena_share(const struct tkv_arena *of);
+
+/* The last user's end releases everything, blocks still referred to included. */
 void tkv_arena_destroy(struct tkv_arena **arena);
 
-/* Make sure that n blocks of this size can be allocated without failing. Blocks are multiples
- * of 64 bytes. Nothing that was reserved on the way is lost on failure: trim gives it back. */
+/* Make sure that n blocks of this size can be allocated by this user without failing. Blocks are
+ * multiples of 64 bytes. Nothing that was reserved on the way is lost on failure: trim gives it
+ * back. */
 int tkv_arena_reserve(struct tkv_arena *a, size_t block_bytes, size_t n, struct tkv_report *why);
 
 /* A zeroed block with one reference; only after a sufficient reserve. */
 struct tkv_block_id tkv_arena_alloc(struct tkv_arena *a, size_t block_bytes);
+
 /* The same with whatever bytes were there before, for who writes all of them. */
 struct tkv_block_id tkv_arena_take(struct tkv_arena *a, size_t block_bytes);
+
+/* A buffer with one reference: a block that never moves, its content undefined. */
+int tkv_arena_buffer(struct tkv_arena *a, size_t bytes, struct tkv_block_id *id,
+                     struct tkv_report *why);
+
 void tkv_arena_ref(struct tkv_arena *a, struct tkv_block_id id);
 void tkv_arena_unref(struct tkv_arena *a, struct tkv_block_id id);
 
+/* The same for n ids that lie stride_bytes apart. */
+void tkv_arena_ref_each(struct tkv_arena *a, const void *ids, size_t stride_bytes, size_t n);
+void tkv_arena_unref_each(struct tkv_arena *a, const void *ids, size_t stride_bytes, size_t n);
+
+/* How many of them somebody else refers to as well. */
+size_t tkv_arena_count_shared(struct tkv_arena *a, const void *ids, size_t stride_bytes, size_t n);
+
 void *tkv_arena_at(const struct tkv_arena *a, struct tkv_block_id id);
-uint64_t tkv_arena_offset(const struct tkv_arena *a, struct tkv_block_id id);
 
 /*
  * Gather blocks that lie thinly spread: drain marks as many slabs as the others have room for and
@@ -55,13 +80,19 @@ uint64_t tkv_arena_offset(const struct tkv_arena *a, struct tkv_block_id id);
 uint32_t tkv_arena_drain(struct tkv_arena *a);
 struct tkv_block_id tkv_arena_move(struct tkv_arena *a, struct tkv_block_id id);
 
-/* Give empty slabs back to the system and the budget. */
+/* Give this user's reservations back, and empty slabs to the system and the budget. */
 void tkv_arena_trim(struct tkv_arena *a);
 
 int tkv_arena_read_fd(const struct tkv_arena *a);           /* read-only; the arena keeps it */
 size_t tkv_arena_capacity_bytes(const struct tkv_arena *a); /* of the mapping, sparse */
-size_t tkv_arena_slab_bytes(const struct tkv_arena *a);     /* memory held by slabs */
-size_t tkv_arena_live_bytes(const struct tkv_arena *a);     /* of it, in blocks referred to */
-size_t tkv_arena_table_bytes(const struct tkv_arena *a);    /* private bookkeeping */
+
+/* What all users together hold. */
+struct tkv_arena_sizes {
+    size_t slab_bytes;  /* memory held by slabs */
+    size_t live_bytes;  /* of it, in blocks referred to */
+    size_t table_bytes; /* private bookkeeping */
+    uint32_t n_users;
+};
+struct tkv_arena_sizes tkv_arena_sizes(const struct tkv_arena *a);
 
 #endif /* TKV_STORE_ARENA_H */

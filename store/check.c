@@ -138,6 +138,17 @@ static int check_tier(const char *name, uint32_t tokens, uint32_t least, struct 
     return 0;
 }
 
+/* So that a layer never needs more than the last round undone. */
+static int check_rollback(const struct tkv_session_config *c, struct tkv_report *why)
+{
+    const uint32_t beta = c->method == TKV_METHOD_NONE ? TKV_BLOCK_TOKENS : c->beta_tokens;
+
+    if (c->rollback_tokens >= beta)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "rollback is %u tokens, want less than beta, %u",
+                        c->rollback_tokens, beta);
+    return 0;
+}
+
 static int check_session_numbers(const struct tkv_session_config *c, struct tkv_report *why)
 {
     int e;
@@ -147,7 +158,8 @@ static int check_session_numbers(const struct tkv_session_config *c, struct tkv_
                         TRIKV_MAX_LAYERS);
     e = check_tier("beta", c->beta_tokens, 1, why);
     e = e ? e : check_tier("recent", c->recent_tokens, 0, why);
-    return e ? e : check_tier("pinned", c->pinned_tokens, 0, why);
+    e = e ? e : check_tier("pinned", c->pinned_tokens, 0, why);
+    return e ? e : check_rollback(c, why);
 }
 
 int tkv_session_check(const struct tkv_session_config *c, struct tkv_report *why)

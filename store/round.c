@@ -65,24 +65,16 @@ static struct bound layer_bound(const struct tkv_session *s, const struct tkv_la
 
 /* ---- preparation -------------------------------------------------------------------------- */
 
-static int grow_table(struct tkv_session *s, struct tkv_head *h, size_t n, struct tkv_report *why)
+/* Blocks that a round does not free, because forks or a checkpoint refer to them, too. */
+static size_t count_held(const struct tkv_session *s, const struct tkv_layer *l)
 {
-    uint32_t cap = h->cap_blocks ? h->cap_blocks : 4;
-    struct tkv_block *blocks;
+    size_t n = 0;
 
-    if (n <= h->cap_blocks)
-        return 0;
-    while (cap < n)
-        cap += cap / 4;
-    blocks = tkv_session_alloc(s, cap * sizeof(*blocks));
-    if (!blocks)
-        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for a table of %u blocks", cap);
-    if (h->n_blocks > 0)
-        memcpy(blocks, h->blocks, h->n_blocks * sizeof(*blocks));
-    tkv_session_free(s, h->blocks, h->cap_blocks * sizeof(*blocks));
-    h->blocks = blocks;
-    h->cap_blocks = cap;
-    return 0;
+    for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)
+        if (l->heads[h].n_blocks > 0)
+            n += tkv_arena_count_shared(s->arena, &l->heads[h].blocks->id,
+                                        sizeof(*l->heads[h].blocks), l->heads[h].n_blocks);
+    return n;
 }
 
 /* The rows and index lists of selection for one head. */
@@ -121,13 +113,15 @@ static int prepare_layer(struct tkv_session *s, struct tkv_layer *l, uint32_t n_
         n_kv_heads * (sizeof(struct tkv_keep) + shared + head_bytes(s, l, b.candidates)) + 64;
 
     for (uint32_t h = 0; h < n_kv_heads; h++) {
-        const int e = grow_table(s, &l->heads[h], b.blocks, why);
+        const int e = tkv_head_own(s, &l->heads[h], b.blocks, why);
 
         if (e)
             return e;
         if (b.blocks > l->heads[h].n_blocks)
             need->blocks += b.blocks - l->heads[h].n_blocks;
     }
+    if (tkv_session_evicts(s))
+        need->blocks += count_held(s, l);
     if (b.transient * n_kv_heads > need->transient)
         need->transient = b.transient * n_kv_heads;
     if (bytes > need->bytes)
@@ -151,7 +145,10 @@ static int reserve_blocks(struct tkv_session *s, const struct need *needs, uint3
             if (j < i)
                 break; /* done with layer j */
             blocks += needs[j].blocks;
-            transient = needs[j].transient > transient ? needs[j].transient : transient;
+            if (s->config.rollback_tokens > 0) /* the old blocks of all layers stay */
+                transient += needs[j].transient;
+            else
+                transient = needs[j].transient > transient ? needs[j].transient : transient;
         }
         e = tkv_arena_reserve(s->arena, bytes, blocks + transient, why);
         if (e)
@@ -197,6 +194,8 @@ static void gather_blocks(struct tkv_session *s)
         for (uint32_t h = 0; h < s->layers[i].config.shape.n_kv_heads; h++) {
             const struct tkv_head *head = &s->layers[i].heads[h];
 
+            if (!head->blocks || tkv_is_shared(head->blocks))
+                continue;
             for (uint32_t b = 0; b < head->n_blocks; b++)
                 head->blocks[b].id = tkv_arena_move(s->arena, head->blocks[b].id);
         }

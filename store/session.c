@@ -34,29 +34,6 @@ void tkv_session_free(struct tkv_session *s, void *p, size_t bytes)
 
 /* ---- the parts of a layer ----------------------------------------------------------------- */
 
-static bool tier_alloc(struct tkv_session *s, struct tkv_half_tier *t,
-                       const struct tkv_shape *shape, uint32_t cap, bool scores)
-{
-    const size_t k_bytes = tkv_align((size_t)shape->n_kv_heads * cap * shape->head_dim_k * 2, 64);
-    const size_t v_bytes = tkv_align((size_t)shape->n_kv_heads * cap * shape->head_dim_v * 2, 64);
-    const size_t p_bytes = tkv_align((size_t)cap * sizeof(int32_t), 64);
-    const size_t s_bytes = scores ? (size_t)shape->n_q_heads * cap * sizeof(float) : 0;
-
-    t->cap = cap;
-    if (cap == 0)
-        return true;
-    t->bytes = k_bytes + v_bytes + p_bytes + s_bytes;
-    t->memory = tkv_session_alloc(s, t->bytes);
-    if (!t->memory)
-        return false;
-    t->k = t->memory;
-    t->v = (uint16_t *)(void *)((uint8_t *)t->memory + k_bytes);
-    t->positions = (int32_t *)(void *)((uint8_t *)t->memory + k_bytes + v_bytes);
-    if (scores)
-        t->scores = (float *)(void *)((uint8_t *)t->memory + k_bytes + v_bytes + p_bytes);
-    return true;
-}
-
 /* The coder of (codec, dim), made at its first use. The table has room for two per layer. */
 static const struct tkv_coder *coder_get(struct tkv_session *s, const struct tkv_codec *codec,
                                          uint32_t dim)
@@ -100,7 +77,7 @@ static bool layer_make_weights(struct tkv_session *s, struct tkv_layer *l)
     const uint32_t n_bands = s->rope.n_bands;
     const uint32_t n_heads = l->config.shape.n_q_heads;
 
-    l->norm_weights = tkv_session_alloc(s, (size_t)n_heads * n_bands * sizeof(float));
+    l->norm_weights = tkv_shared_alloc(s, (size_t)n_heads * n_bands * sizeof(float));
     if (!l->norm_weights)
         return false;
     for (uint32_t h = 0; h < n_heads; h++) {
@@ -113,7 +90,7 @@ static bool layer_make_weights(struct tkv_session *s, struct tkv_layer *l)
 }
 
 static bool layer_create(struct tkv_session *s, struct tkv_layer *l,
-                         const struct tkv_layer_config *c)
+                         const struct tkv_layer_config *c, struct tkv_report *why)
 {
     const bool scores = s->config.method == TKV_METHOD_TRIATTENTION;
     const size_t sink_bytes = c->shape.n_q_heads * sizeof(float);
@@ -121,7 +98,7 @@ static bool layer_create(struct tkv_session *s, struct tkv_layer *l,
     l->config = *c;
     l->last_position = -1;
     if (c->sinks) {
-        l->sinks = tkv_session_alloc(s, sink_bytes);
+        l->sinks = tkv_shared_alloc(s, sink_bytes);
         if (!l->sinks)
             return false;
         memcpy(l->sinks, c->sinks, sink_bytes);
@@ -131,39 +108,35 @@ static bool layer_create(struct tkv_session *s, struct tkv_layer *l,
                           coder_get(s, c->codec_v, c->shape.head_dim_v),
                           scores ? tkv_group(&c->shape) : 0);
     l->heads = tkv_session_alloc(s, c->shape.n_kv_heads * sizeof(*l->heads));
-    return l->heads && tier_alloc(s, &l->pinned, &c->shape, s->config.pinned_tokens, false) &&
-           tier_alloc(s, &l->tail, &c->shape, s->config.recent_tokens + s->config.beta_tokens,
-                      scores) &&
+    tkv_halves_init(s, l);
+    return l->heads && tkv_checkpoint_create(s, l) && tkv_halves_own(s, l, 0, why) == 0 &&
            (!scores || layer_make_weights(s, l));
 }
 
 static void layer_destroy(struct tkv_session *s, struct tkv_layer *l)
 {
-    const struct tkv_shape *shape = &l->config.shape;
+    const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
 
-    for (uint32_t h = 0; l->heads && h < shape->n_kv_heads; h++)
-        tkv_session_free(s, l->heads[h].blocks, l->heads[h].cap_blocks * sizeof(struct tkv_block));
-    tkv_session_free(s, l->heads, shape->n_kv_heads * sizeof(*l->heads));
-    tkv_session_free(s, l->pinned.memory, l->pinned.bytes);
-    tkv_session_free(s, l->tail.memory, l->tail.bytes);
-    tkv_session_free(s, l->sinks, shape->n_q_heads * sizeof(float));
-    tkv_session_free(s, l->norm_weights,
-                     (size_t)shape->n_q_heads * s->rope.n_bands * sizeof(float));
+    for (uint32_t h = 0; l->heads && h < n_kv_heads; h++)
+        tkv_head_release(s, &l->heads[h]);
+    tkv_checkpoint_destroy(s, l);
+    tkv_session_free(s, l->heads, n_kv_heads * sizeof(*l->heads));
+    tkv_halves_release(s, l);
+    tkv_shared_unref(s, l->sinks);
+    tkv_shared_unref(s, l->norm_weights);
 }
 
 /* ---- a session's life --------------------------------------------------------------------- */
 
-static bool session_fill(struct tkv_session *s, const struct tkv_session_config *c)
+static bool session_fill(struct tkv_session *s, const struct tkv_session_config *c,
+                         struct tkv_report *why)
 {
-    const uint32_t n_coders = count_coders(c);
-
-    s->coders_bytes = n_coders * sizeof(*s->coders);
-    s->coders = tkv_session_alloc(s, s->coders_bytes);
+    s->coders = tkv_shared_alloc(s, count_coders(c) * sizeof(*s->coders));
     s->layers = tkv_session_alloc(s, c->n_layers * sizeof(*s->layers));
     if (!s->coders || !s->layers)
         return false;
     for (uint32_t i = 0; i < c->n_layers; i++)
-        if (!layer_create(s, &s->layers[i], &c->layers[i]))
+        if (!layer_create(s, &s->layers[i], &c->layers[i], why))
             return false;
     return true;
 }
@@ -193,7 +166,7 @@ int tkv_session_create(struct tkv_session **session, const struct tkv_session_co
     }
     s->config.rope = &s->rope;
     e = tkv_arena_create(&s->arena, budget, why);
-    if (!e && !session_fill(s, config))
+    if (!e && !session_fill(s, config, why))
         e = tkv_fail(why, TRIKV_E_MEMORY_CAP,
                      "a session of %u layers does not fit: %zu bytes used of the cap of %zu",
                      config->n_layers, atomic_load(&budget->used_bytes), budget->cap_bytes);
@@ -215,7 +188,7 @@ void tkv_session_destroy(struct tkv_session **session)
     for (uint32_t i = 0; s->layers && i < s->config.n_layers; i++)
         layer_destroy(s, &s->layers[i]);
     tkv_session_free(s, s->layers, s->config.n_layers * sizeof(*s->layers));
-    tkv_session_free(s, s->coders, s->coders_bytes);
+    tkv_shared_unref(s, s->coders);
     tkv_arena_destroy(&s->arena);
     tkv_budget_free(s->budget, s, sizeof(*s));
     *session = NULL;

@@ -59,6 +59,7 @@ struct tkv_session_config {
     uint32_t beta_tokens; /* >= 1 */
     uint32_t recent_tokens;
     uint32_t pinned_tokens;
+    uint32_t rollback_tokens; /* < beta: so far behind a round truncate reaches across it */
     enum tkv_eviction_mode eviction_mode;
     bool normalize_scores;
     struct tkv_tri_params tri;
@@ -135,10 +136,32 @@ int tkv_session_attend(struct tkv_session *s, const struct tkv_step *step,
 int tkv_session_append_attend(struct tkv_session *s, const struct tkv_step *step,
                               const struct tkv_exec *exec, struct tkv_report *why);
 
+/*
+ * Forget the newest n_tokens, counted from the layer that has seen most, in every layer that has seen
+ * them. What follows is as if they had never been appended, to the bit; a round that they caused is
+ * undone. If that is too long ago (config.rollback_tokens) nothing changes and the report says how
+ * far truncate reaches.
+ */
+int tkv_session_truncate(struct tkv_session *s, uint64_t n_tokens, struct tkv_report *why);
+
+/*
+ * Another session in the state of this one, which goes its own way from then on. Blocks, tables and
+ * half tiers are shared until one of them writes: the child costs a few KiB. Sessions that
+ * share may work on different threads and be destroyed in any order.
+ */
+int tkv_session_fork(struct tkv_session **child, struct tkv_session *parent,
+                     struct tkv_report *why);
+
 /* Hold a round now in every layer that has warm tokens. */
 int tkv_session_round(struct tkv_session *s, const struct tkv_exec *exec, struct tkv_report *why);
 
+/*
+ * Of a session that shares with forks: resident_bytes is all that it refers to, shared or not, with an
+ * equal part of the arena's slack and tables. tkv_session_shared_bytes says how much of it others
+ * refer to as well (it looks at every block).
+ */
 void tkv_session_stats(const struct tkv_session *s, struct tkv_session_stats *out);
+uint64_t tkv_session_shared_bytes(const struct tkv_session *s);
 void tkv_session_layer_stats(const struct tkv_session *s, uint32_t layer,
                              struct tkv_layer_stats *out);
 /* What a token reply says: tokens seen by a layer, the most kept by one of its KV heads. */

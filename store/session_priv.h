@@ -2,26 +2,56 @@
 #ifndef TKV_STORE_SESSION_PRIV_H
 #define TKV_STORE_SESSION_PRIV_H
 
+#include <stdatomic.h>
+
 #include "store/arena.h"
 #include "store/block.h"
 #include "store/session.h"
 
-/* One KV head of a layer: its cold blocks, ascending in position. */
+/* One KV head of a layer: its cold blocks, ascending in position. The table may be shared with
+ * forks: who changes it makes it its own first (tkv_head_own). */
 struct tkv_head {
     struct tkv_block *blocks;
     uint32_t n_blocks, cap_blocks;
     uint32_t n_cold; /* tokens in them */
 };
 
-/* A run of half tokens: K [n_kv_heads][cap][head_dim_k], V likewise, in one allocation. */
+/* The memory of a layer's half tiers in the arena, which forks may share: tokens that are written do
+ * not change there, and whoever is first may go on writing behind those of the tail. */
+struct tkv_half_buffer {
+    struct tkv_block_id id;
+    atomic_uint n_written; /* in the tail's part */
+};
+
+/* A run of half tokens: K [n_kv_heads][cap][head_dim_k], V likewise. The pointers are
+ * those of the first token held; `first` more before it are what a checkpoint may need again. */
 struct tkv_half_tier {
     uint16_t *k;
     uint16_t *v;
     int32_t *positions; /* [cap] */
     float *scores;      /* [n_q_heads][cap] norm terms; NULL if the method needs none */
-    void *memory;
     size_t bytes;
-    uint32_t n, cap;
+    uint32_t first, n;
+    uint32_t most; /* tokens held, at most */
+    uint32_t cap;  /* places: a head's part is so far from the next one's */
+    bool has_scores;
+};
+
+/* How far back a layer can be cut without undoing a round: tokens seen, and the last one's position. */
+struct tkv_floor {
+    uint64_t n_seen;
+    int32_t position;
+};
+
+/* A layer as it was before its last round; kept for config.rollback_tokens tokens. */
+struct tkv_checkpoint {
+    bool is_live;
+    uint64_t n_seen;
+    struct tkv_floor floor;
+    uint32_t first, n; /* of the tail */
+    uint32_t n_rounds;
+    struct tkv_head *heads; /* [n_kv_heads]; without eviction blocks is NULL: the table has grown */
+    struct tkv_head *next;  /* [n_kv_heads] tables prepared for the next round's checkpoint */
 };
 
 struct tkv_layer {
@@ -29,12 +59,15 @@ struct tkv_layer {
     float *sinks;        /* own copy of config.sinks */
     float *norm_weights; /* [n_q_heads][n_bands], or NULL */
     struct tkv_block_layout layout;
+    struct tkv_half_buffer *halves; /* of both tiers */
     struct tkv_half_tier pinned;
     struct tkv_half_tier tail;
     struct tkv_head *heads; /* [n_kv_heads] */
     uint64_t n_seen;
     uint32_t n_rounds;
     int32_t last_position; /* -1 before the first token */
+    struct tkv_floor floor;
+    struct tkv_checkpoint checkpoint;
 };
 
 struct tkv_session {
@@ -45,10 +78,9 @@ struct tkv_session {
     struct tkv_tri_fold fold;
     struct tkv_layer *layers;
     struct tkv_coder *coders; /* one per distinct (codec, dim) */
-    size_t coders_bytes;
     uint32_t n_coders;
     struct tkv_arena *arena;
-    size_t own_bytes; /* private memory: half tiers, tables, coders */
+    size_t own_bytes; /* private memory that it refers to: tables, coders */
     uint64_t generation;
     uint64_t n_evicted; /* (token, layer, KV head) triples */
 };
@@ -57,6 +89,38 @@ struct tkv_session {
 void *tkv_session_alloc(struct tkv_session *s, size_t bytes);
 void tkv_session_free(struct tkv_session *s, void *p, size_t bytes);
 
+/*
+ * store/share.c: memory that a session and its forks may refer to together. It counts in own_bytes of
+ * each of them, and once in the budget. Unref accepts NULL.
+ */
+void *tkv_shared_alloc(struct tkv_session *s, size_t bytes);
+void *tkv_shared_ref(struct tkv_session *s, void *p);
+void tkv_shared_unref(struct tkv_session *s, void *p);
+/* True: it was the last reference, and the caller frees what it leads to, then itself. */
+bool tkv_shared_drop(struct tkv_session *s, void *p);
+void tkv_shared_free(struct tkv_session *s, void *p);
+bool tkv_is_shared(const void *p); /* by others than the caller's session */
+size_t tkv_shared_bytes(const void *p);
+
+/* A table that is this session's alone, with room for n blocks and those it had. */
+int tkv_head_own(struct tkv_session *s, struct tkv_head *h, size_t n, struct tkv_report *why);
+void tkv_head_share(struct tkv_session *s, struct tkv_head *to, const struct tkv_head *from);
+void tkv_head_release(struct tkv_session *s, struct tkv_head *h);
+/* Forget all blocks but the first n. */
+void tkv_head_cut(struct tkv_session *s, struct tkv_head *h, uint32_t n);
+
+/* store/checkpoint.c: the state before a round, to be had back within rollback_tokens tokens. Take and
+ * restore cannot fail. Prepare comes after that of the round; create, share and destroy are for the
+ * layer's life. */
+int tkv_checkpoint_prepare(struct tkv_session *s, struct tkv_layer *l, struct tkv_report *why);
+void tkv_checkpoint_take(struct tkv_session *s, struct tkv_layer *l);
+void tkv_checkpoint_drop(struct tkv_session *s, struct tkv_layer *l);
+void tkv_checkpoint_restore(struct tkv_session *s, struct tkv_layer *l);
+bool tkv_checkpoint_create(struct tkv_session *s, struct tkv_layer *l);
+void tkv_checkpoint_share(struct tkv_session *s, struct tkv_layer *to,
+                          const struct tkv_layer *from);
+void tkv_checkpoint_destroy(struct tkv_session *s, struct tkv_layer *l);
+
 static inline uint32_t tkv_layer_warm(const struct tkv_session *s, const struct tkv_layer *l)
 {
     return l->tail.n > s->config.recent_tokens ? l->tail.n - s->config.recent_tokens : 0;
@@ -64,7 +128,12 @@ static inline uint32_t tkv_layer_warm(const struct tkv_session *s, const struct 
 
 static inline bool tkv_layer_full(const struct tkv_layer *l)
 {
-    return l->tail.n == l->tail.cap;
+    return l->tail.n == l->tail.most;
+}
+
+static inline bool tkv_session_evicts(const struct tkv_session *s)
+{
+    return s->config.method != TKV_METHOD_NONE;
 }
 
 /* True if all layers must hold their rounds together. */
@@ -77,7 +146,17 @@ static inline bool tkv_session_couples_layers(const struct tkv_session *s)
 /* store/check.c: 0, or what is wrong with a config, field and layer named. */
 int tkv_session_check(const struct tkv_session_config *c, struct tkv_report *why);
 
-/* store/tail.c: n tokens of halves [n][n_kv_heads][dim] and their positions enter the pinned tier or
+/* store/tail.c: set the half tiers up; their memory comes with the first own. */
+void tkv_halves_init(const struct tkv_session *s, struct tkv_layer *l);
+/* Make sure that n tokens can be written behind those that the tiers hold. */
+int tkv_halves_own(struct tkv_session *s, struct tkv_layer *l, uint32_t n, struct tkv_report *why);
+void tkv_halves_share(struct tkv_session *s, struct tkv_layer *to, const struct tkv_layer *from);
+void tkv_halves_release(struct tkv_session *s, struct tkv_layer *l);
+/* Back to an earlier state of the same buffer. */
+void tkv_tier_rewind(struct tkv_half_tier *t, const struct tkv_shape *shape, uint32_t first,
+                     uint32_t n);
+
+/* n tokens of halves [n][n_kv_heads][dim] and their positions enter the pinned tier or
  * the tail, which have room. x holds the same tokens in the request's own type. */
 struct tkv_half_tokens {
     const uint16_t *k;
@@ -87,10 +166,10 @@ struct tkv_half_tokens {
     const int32_t *positions;
     uint32_t n;
 };
-void tkv_layer_push(const struct tkv_session *s, struct tkv_layer *l,
-                    const struct tkv_half_tokens *t, const struct tkv_exec *exec);
+void tkv_layer_push(struct tkv_session *s, struct tkv_layer *l, const struct tkv_half_tokens *t,
+                    const struct tkv_exec *exec);
 
-/* The first warm tokens leave the tail. */
+/* The first warm tokens leave the tail; they stay readable in front of it for a while. */
 void tkv_tail_drop(struct tkv_half_tier *t, const struct tkv_shape *shape, uint32_t n);
 
 /* store/attend.c: attention of the queries of step (out, lse) at the given positions, in memory of

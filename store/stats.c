@@ -80,6 +80,82 @@ static uint64_t fp16_bytes(const struct tkv_session *s)
     return n;
 }
 
+static uint32_t count_blocks(const struct tkv_layer *l)
+{
+    uint32_t n = 0;
+
+    for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)
+        n += l->heads[h].n_blocks;
+    return n;
+}
+
+/* How many blocks of a table others refer to as well. */
+static size_t count_shared(const struct tkv_session *s, const struct tkv_head *h)
+{
+    if (h->n_blocks == 0)
+        return 0;
+    if (tkv_is_shared(h->blocks))
+        return h->n_blocks;
+    return tkv_arena_count_shared(s->arena, &h->blocks->id, sizeof(*h->blocks), h->n_blocks);
+}
+
+/* Blocks that only a checkpoint holds. */
+static size_t count_kept_back(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    size_t n = 0;
+
+    for (uint32_t h = 0; l->checkpoint.is_live && h < l->config.shape.n_kv_heads; h++)
+        if (l->checkpoint.heads[h].blocks)
+            n += l->checkpoint.heads[h].n_blocks - count_shared(s, &l->checkpoint.heads[h]);
+    return n;
+}
+
+static uint64_t half_bytes(const struct tkv_layer *l)
+{
+    return l->halves ? l->pinned.bytes + l->tail.bytes : 0;
+}
+
+/* What of the arena a session refers to, and its part of the slack: all of it if it is alone. */
+static void arena_bytes(const struct tkv_session *s, struct tkv_session_stats *out)
+{
+    const struct tkv_arena_sizes all = tkv_arena_sizes(s->arena);
+
+    out->slack_bytes = (all.slab_bytes - all.live_bytes) / all.n_users;
+    out->arena_bytes = all.slab_bytes;
+    if (all.n_users > 1) {
+        out->arena_bytes = out->slack_bytes;
+        for (uint32_t i = 0; i < s->config.n_layers; i++) {
+            const struct tkv_layer *l = &s->layers[i];
+
+            out->arena_bytes +=
+                half_bytes(l) + (count_blocks(l) + count_kept_back(s, l)) * l->layout.bytes;
+        }
+    }
+    out->resident_bytes = s->own_bytes + out->arena_bytes + all.table_bytes / all.n_users;
+}
+
+static uint64_t shared_memory_bytes(const void *p)
+{
+    return p && tkv_is_shared(p) ? tkv_shared_bytes(p) : 0;
+}
+
+uint64_t tkv_session_shared_bytes(const struct tkv_session *s)
+{
+    uint64_t n = shared_memory_bytes(s->coders);
+
+    for (uint32_t i = 0; i < s->config.n_layers; i++) {
+        const struct tkv_layer *l = &s->layers[i];
+
+        if (l->halves && tkv_is_shared(l->halves))
+            n += half_bytes(l) + tkv_shared_bytes(l->halves);
+        n += shared_memory_bytes(l->sinks) + shared_memory_bytes(l->norm_weights);
+        for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)
+            n += count_shared(s, &l->heads[h]) * l->layout.bytes +
+                 shared_memory_bytes(l->heads[h].blocks);
+    }
+    return n;
+}
+
 void tkv_session_stats(const struct tkv_session *s, struct tkv_session_stats *out)
 {
     struct split sum = {0};
@@ -95,9 +171,7 @@ void tkv_session_stats(const struct tkv_session *s, struct tkv_session_stats *ou
     }
     out->n_kept = (double)n_kept / (double)n_heads;
     out->n_rounds = tkv_session_n_rounds(s);
-    out->arena_bytes = tkv_arena_slab_bytes(s->arena);
-    out->slack_bytes = out->arena_bytes - tkv_arena_live_bytes(s->arena);
-    out->resident_bytes = s->own_bytes + out->arena_bytes + tkv_arena_table_bytes(s->arena);
+    arena_bytes(s, out);
     out->fp16_bytes = fp16_bytes(s);
     bits(&sum, out->resident_bytes, &out->bits_k, &out->bits_v);
 }
@@ -150,20 +224,19 @@ uint64_t tkv_session_generation(const struct tkv_session *s)
     return s->generation;
 }
 
-static uint32_t count_blocks(const struct tkv_session *s)
+static uint32_t count_all_blocks(const struct tkv_session *s)
 {
     uint32_t n = 0;
 
     for (uint32_t i = 0; i < s->config.n_layers; i++)
-        for (uint32_t h = 0; h < s->layers[i].config.shape.n_kv_heads; h++)
-            n += s->layers[i].heads[h].n_blocks;
+        n += count_blocks(&s->layers[i]);
     return n;
 }
 
 size_t tkv_session_table_bytes(const struct tkv_session *s)
 {
     return sizeof(struct trikv_table_header) +
-           (size_t)count_blocks(s) * sizeof(struct trikv_table_entry);
+           (size_t)count_all_blocks(s) * sizeof(struct trikv_table_entry);
 }
 
 static struct trikv_table_entry *fill_head(const struct tkv_session *s, uint32_t layer,
@@ -174,7 +247,7 @@ static struct trikv_table_entry *fill_head(const struct tkv_session *s, uint32_t
 
     for (uint32_t b = 0; b < head->n_blocks; b++)
         *e++ = (struct trikv_table_entry){
-            .block_offset = tkv_arena_offset(s->arena, head->blocks[b].id),
+            .block_offset = tkv_block_offset(head->blocks[b].id),
             .block_bytes = (uint32_t)l->layout.bytes,
             .k_bytes = (uint32_t)l->layout.values_offset,
             .v_bytes = (uint32_t)(l->layout.positions_offset - l->layout.values_offset),
@@ -201,7 +274,7 @@ void tkv_session_table(const struct tkv_session *s, void *table)
         .version = TRIKV_SHM_VERSION,
         .generation = s->generation,
         .arena_bytes = tkv_arena_capacity_bytes(s->arena),
-        .n_entries = count_blocks(s),
+        .n_entries = count_all_blocks(s),
         .entry_bytes = sizeof(struct trikv_table_entry),
         .rotation_seed = TKV_ROTATION_SEED,
     };

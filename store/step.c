@@ -31,6 +31,7 @@ struct run {
     size_t attend_bytes;
     struct tkv_round_memory rounds;
     bool has_rounds;
+    uint32_t n_after; /* tokens that come after the last round */
 };
 
 static int check_step(const struct tkv_session *s, uint32_t layer, uint32_t n_tokens,
@@ -216,7 +217,7 @@ static int prepare_attend(struct run *r, uint32_t most_tokens, struct tkv_report
 
 static uint32_t room(const struct tkv_layer *l)
 {
-    return l->pinned.cap - l->pinned.n + l->tail.cap - l->tail.n;
+    return l->pinned.most - l->pinned.n + l->tail.most - l->tail.n;
 }
 
 /* Layers that hold their rounds together must be at the same token when one is due. */
@@ -243,6 +244,34 @@ static int check_in_step(const struct run *r, struct tkv_report *why)
     return 0;
 }
 
+/* The state before a round is kept if truncate may want it back: not if the same request goes on for
+ * longer than it reaches. */
+static bool keeps_checkpoint(const struct tkv_session *s, uint32_t n_after)
+{
+    return n_after <= s->config.rollback_tokens && s->config.rollback_tokens > 0;
+}
+
+/* Layers [*first, *first + n) hold their rounds together. */
+static uint32_t round_layers(const struct run *r, uint32_t *first)
+{
+    const bool all = tkv_session_couples_layers(r->s);
+
+    *first = all ? 0 : (uint32_t)(r->l - r->s->layers);
+    return all ? r->s->config.n_layers : 1;
+}
+
+static int prepare_checkpoints(struct run *r, struct tkv_report *why)
+{
+    uint32_t first;
+    const uint32_t n = round_layers(r, &first);
+    int e = 0;
+
+    r->n_after = (r->step->n_tokens - room(r->l) - 1) % r->s->config.beta_tokens + 1;
+    for (uint32_t i = first; !e && keeps_checkpoint(r->s, r->n_after) && i < first + n; i++)
+        e = tkv_checkpoint_prepare(r->s, &r->s->layers[i], why);
+    return e;
+}
+
 static int prepare_rounds(struct run *r, struct tkv_report *why)
 {
     const uint32_t n = r->step->n_tokens;
@@ -256,7 +285,8 @@ static int prepare_rounds(struct run *r, struct tkv_report *why)
     if (n <= room(r->l))
         return 0;
     r->has_rounds = true;
-    return tkv_round_prepare(r->s, r->l, n, r->positions[n - 1], &r->rounds, why);
+    e = tkv_round_prepare(r->s, r->l, n, r->positions[n - 1], &r->rounds, why);
+    return e ? e : prepare_checkpoints(r, why);
 }
 
 /* ---- running -------------------------------------------------------------------------------------- */
@@ -301,6 +331,29 @@ static void push_part(const struct run *r, uint32_t first, uint32_t n)
     tkv_layer_push(r->s, r->l, &t, n * k_row < MIN_PARALLEL_WORK ? NULL : r->exec);
 }
 
+/* A layer is about to hold a round; with `due` because the next token needs the room. */
+static void before_round(struct tkv_session *s, struct tkv_layer *l, bool due, bool keeps)
+{
+    if (tkv_layer_warm(s, l) == 0)
+        return;
+    if (keeps)
+        tkv_checkpoint_take(s, l);
+    else
+        tkv_checkpoint_drop(s, l);
+    l->floor = (struct tkv_floor){l->n_seen + (due ? 1 : 0), l->last_position};
+}
+
+static void run_round(const struct run *r, uint32_t n_left)
+{
+    uint32_t first;
+    const uint32_t n = round_layers(r, &first);
+    const bool keeps = n_left == r->n_after && keeps_checkpoint(r->s, r->n_after);
+
+    for (uint32_t i = first; i < first + n; i++)
+        before_round(r->s, &r->s->layers[i], true, keeps);
+    tkv_round_run(r->s, r->l, &r->rounds, r->exec);
+}
+
 /* Token after token as if each came alone: a round whenever there is no room, then as many as fit,
  * and their attention before the next round. */
 static void run_all(const struct run *r)
@@ -309,7 +362,7 @@ static void run_all(const struct run *r)
         uint32_t n = r->step->n_tokens - done;
 
         if (room(r->l) == 0)
-            tkv_round_run(r->s, r->l, &r->rounds, r->exec);
+            run_round(r, n);
         if (n > room(r->l))
             n = room(r->l);
         push_part(r, done, n);
@@ -330,6 +383,7 @@ static int append(struct tkv_session *s, const struct tkv_step *step, const stru
     if (!e && step->out)
         e = prepare_attend(&r, step->n_tokens, why);
     e = e ? e : prepare_rounds(&r, why);
+    e = e ? e : tkv_halves_own(s, r.l, step->n_tokens, why);
     if (!e)
         run_all(&r);
     run_end(&r);
@@ -385,7 +439,12 @@ int tkv_session_round(struct tkv_session *s, const struct tkv_exec *exec, struct
     e = tkv_round_prepare(s, NULL, 0, last, &m, why);
     if (e)
         return e;
-    tkv_round_run(s, NULL, &m, exec);
+    for (uint32_t i = 0; !e && keeps_checkpoint(s, 0) && i < s->config.n_layers; i++)
+        e = tkv_checkpoint_prepare(s, &s->layers[i], why);
+    for (uint32_t i = 0; !e && i < s->config.n_layers; i++)
+        before_round(s, &s->layers[i], false, keeps_checkpoint(s, 0));
+    if (!e)
+        tkv_round_run(s, NULL, &m, exec);
     tkv_round_release(s, &m);
-    return 0;
+    return e;
 }

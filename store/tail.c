@@ -1,9 +1,189 @@
-/* The half tiers: tokens come in at the end, warm ones leave at the front. */
+/*
+ * The half tiers: tokens come in at the end, warm ones leave at the front. Their memory is in the arena.
+ * Forks share it: tokens that are there do not change while it is shared, and the first who writes
+ * behind them may do it in place; the others copy.
+ */
 #include <string.h>
 
 #include "core/half.h"
 #include "core/kernels.h"
+#include "proto/errors.h"
 #include "store/session_priv.h"
+
+/* ---- memory ------------------------------------------------------------------------------- */
+
+static size_t score_rows(const struct tkv_half_tier *t, const struct tkv_shape *shape)
+{
+    return t->has_scores ? shape->n_q_heads : 0;
+}
+
+/* Where the parts of a tier begin. */
+struct parts {
+    size_t v, positions, scores, bytes;
+};
+
+static struct parts parts_of(const struct tkv_half_tier *t, const struct tkv_shape *shape)
+{
+    const size_t cap = t->cap;
+    struct parts p;
+
+    p.v = tkv_align(shape->n_kv_heads * cap * shape->head_dim_k * sizeof(uint16_t), 64);
+    p.positions = p.v + tkv_align(shape->n_kv_heads * cap * shape->head_dim_v * 2, 64);
+    p.scores = p.positions + tkv_align(cap * sizeof(int32_t), 64);
+    p.bytes = p.scores + tkv_align(score_rows(t, shape) * cap * sizeof(float), 64);
+    return p;
+}
+
+static struct tkv_half_tier make_tier(const struct tkv_shape *shape, uint32_t most,
+                                      uint32_t n_spare, bool scores)
+{
+    struct tkv_half_tier t = {.most = most, .cap = most + n_spare, .has_scores = scores};
+
+    t.bytes = parts_of(&t, shape).bytes;
+    return t;
+}
+
+void tkv_halves_init(const struct tkv_session *s, struct tkv_layer *l)
+{
+    const struct tkv_session_config *c = &s->config;
+
+    l->pinned = make_tier(&l->config.shape, c->pinned_tokens, 0, false);
+    l->tail = make_tier(&l->config.shape, c->recent_tokens + c->beta_tokens, c->rollback_tokens,
+                        tkv_session_evicts(s));
+}
+
+/* Point at the token `first` of the tier whose memory is at base. */
+static void point_at(struct tkv_half_tier *t, const struct tkv_shape *shape, uint8_t *base,
+                     uint32_t first)
+{
+    const struct parts p = parts_of(t, shape);
+
+    t->k = (uint16_t *)(void *)base + (size_t)first * shape->head_dim_k;
+    t->v = (uint16_t *)(void *)(base + p.v) + (size_t)first * shape->head_dim_v;
+    t->positions = (int32_t *)(void *)(base + p.positions) + first;
+    t->scores = t->has_scores ? (float *)(void *)(base + p.scores) + first : NULL;
+    t->first = first;
+}
+
+/* Move the n tokens from `from` on to those from `to` on, of another buffer or the same one. */
+static void move_tokens(const struct tkv_half_tier *from, const struct tkv_half_tier *to,
+                        const struct tkv_shape *shape, uint32_t n)
+{
+    const size_t dk = shape->head_dim_k;
+    const size_t dv = shape->head_dim_v;
+
+    for (size_t h = 0; h < shape->n_kv_heads; h++) {
+        memmove(to->k + h * to->cap * dk, from->k + h * from->cap * dk, n * dk * sizeof(*to->k));
+        memmove(to->v + h * to->cap * dv, from->v + h * from->cap * dv, n * dv * sizeof(*to->v));
+    }
+    for (size_t h = 0; h < score_rows(to, shape); h++)
+        memmove(to->scores + h * to->cap, from->scores + h * from->cap, n * sizeof(float));
+    memmove(to->positions, from->positions, n * sizeof(int32_t));
+}
+
+static int new_buffer(struct tkv_session *s, struct tkv_layer *l, struct tkv_half_buffer **out,
+                      struct tkv_report *why)
+{
+    const size_t bytes = l->tail.bytes + l->pinned.bytes;
+    struct tkv_half_buffer *b = tkv_shared_alloc(s, sizeof(*b));
+    int e;
+
+    if (!b)
+        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for %zu bytes of half tiers", bytes);
+    e = tkv_arena_buffer(s->arena, bytes, &b->id, why);
+    if (e) {
+        tkv_shared_unref(s, b);
+        return e;
+    }
+    atomic_init(&b->n_written, 0);
+    *out = b;
+    return 0;
+}
+
+/* The tiers as they are, in other memory; with what lies in front of the tail. */
+static void move_to(struct tkv_session *s, struct tkv_layer *l, struct tkv_half_buffer *b)
+{
+    const struct tkv_shape *shape = &l->config.shape;
+    uint8_t *base = tkv_arena_at(s->arena, b->id);
+    const uint32_t first = l->tail.first;
+    const uint32_t n = l->tail.n;
+    struct tkv_half_tier tail = l->tail;
+    const struct tkv_half_tier pinned = l->pinned;
+
+    point_at(&l->tail, shape, base, 0);
+    point_at(&l->pinned, shape, base + l->tail.bytes, 0);
+    if (l->halves) {
+        tkv_tier_rewind(&tail, shape, 0, first + n);
+        move_tokens(&tail, &l->tail, shape, tail.n);
+        move_tokens(&pinned, &l->pinned, shape, pinned.n);
+        tkv_tier_rewind(&l->tail, shape, first, n);
+    }
+    tkv_halves_release(s, l);
+    l->halves = b;
+}
+
+/* True if nobody has written behind the tail's tokens yet: from now on it may. */
+static bool claim(const struct tkv_layer *l, uint32_t n)
+{
+    unsigned end = l->tail.first + l->tail.n;
+
+    return atomic_compare_exchange_strong(&l->halves->n_written, &end, end + n);
+}
+
+int tkv_halves_own(struct tkv_session *s, struct tkv_layer *l, uint32_t n, struct tkv_report *why)
+{
+    const uint32_t left = l->pinned.most - l->pinned.n;
+    const uint32_t n_tail = n > left ? n - left : 0;
+    struct tkv_half_buffer *b = NULL;
+    int e;
+
+    if (l->halves && (n == 0 || !tkv_is_shared(l->halves)))
+        return 0;
+    /* In place, if no token goes to the pinned ones and none must move. */
+    if (l->halves && left == 0 && (uint64_t)l->tail.first + l->tail.n + n_tail <= l->tail.cap &&
+        claim(l, n_tail))
+        return 0;
+    e = new_buffer(s, l, &b, why);
+    if (!e)
+        move_to(s, l, b);
+    return e;
+}
+
+void tkv_halves_share(struct tkv_session *s, struct tkv_layer *to, const struct tkv_layer *from)
+{
+    to->halves = from->halves;
+    if (!from->halves)
+        return;
+    if (!tkv_is_shared(from->halves))
+        atomic_store(&from->halves->n_written, from->tail.first + from->tail.n);
+    (void)tkv_shared_ref(s, to->halves);
+}
+
+void tkv_halves_release(struct tkv_session *s, struct tkv_layer *l)
+{
+    struct tkv_half_buffer *b = l->halves;
+
+    l->halves = NULL;
+    if (!b || !tkv_shared_drop(s, b))
+        return;
+    tkv_arena_unref(s->arena, b->id);
+    tkv_shared_free(s, b);
+}
+
+void tkv_tier_rewind(struct tkv_half_tier *t, const struct tkv_shape *shape, uint32_t first,
+                     uint32_t n)
+{
+    const ptrdiff_t by = (ptrdiff_t)first - (ptrdiff_t)t->first;
+
+    t->k += by * (ptrdiff_t)shape->head_dim_k;
+    t->v += by * (ptrdiff_t)shape->head_dim_v;
+    t->positions += by;
+    t->scores = t->scores ? t->scores + by : NULL;
+    t->first = first;
+    t->n = n;
+}
+
+/* ---- tokens ------------------------------------------------------------------------------- */
 
 /* What one KV head's share of a push needs. */
 struct push {
@@ -62,11 +242,39 @@ static void push_tier(const struct tkv_session *s, struct tkv_layer *l, struct t
     to->n += t->n;
 }
 
-void tkv_layer_push(const struct tkv_session *s, struct tkv_layer *l,
-                    const struct tkv_half_tokens *t, const struct tkv_exec *exec)
+/* Tokens that nobody needs any more make room at the front. */
+static void compact(struct tkv_half_tier *t, const struct tkv_shape *shape,
+                    struct tkv_checkpoint *kept)
+{
+    const uint32_t shift = kept->is_live ? kept->first : t->first;
+    const uint32_t first = t->first - shift;
+    const uint32_t n = t->n;
+    struct tkv_half_tier from = *t;
+
+    tkv_tier_rewind(&from, shape, shift, t->first - shift + n);
+    tkv_tier_rewind(t, shape, 0, from.n);
+    move_tokens(&from, t, shape, from.n);
+    tkv_tier_rewind(t, shape, first, n);
+    if (kept->is_live)
+        kept->first = 0;
+}
+
+static void push_tail(struct tkv_session *s, struct tkv_layer *l, const struct tkv_half_tokens *t,
+                      const struct tkv_exec *exec)
+{
+    if (l->checkpoint.is_live &&
+        l->n_seen + t->n - l->checkpoint.n_seen > s->config.rollback_tokens)
+        tkv_checkpoint_drop(s, l);
+    if (l->tail.first + l->tail.n + t->n > l->tail.cap)
+        compact(&l->tail, &l->config.shape, &l->checkpoint);
+    push_tier(s, l, &l->tail, t, exec);
+}
+
+void tkv_layer_push(struct tkv_session *s, struct tkv_layer *l, const struct tkv_half_tokens *t,
+                    const struct tkv_exec *exec)
 {
     const struct tkv_shape *shape = &l->config.shape;
-    const uint32_t room = l->pinned.cap - l->pinned.n;
+    const uint32_t room = l->pinned.most - l->pinned.n;
     const uint32_t n_pinned = t->n < room ? t->n : room;
     struct tkv_half_tokens part = *t;
 
@@ -81,26 +289,12 @@ void tkv_layer_push(const struct tkv_session *s, struct tkv_layer *l,
                                                      shape->head_dim_k * tkv_dtype_bytes(t->dtype);
     part.positions += n_pinned;
     if (part.n > 0)
-        push_tier(s, l, &l->tail, &part, exec);
+        push_tail(s, l, &part, exec);
     l->n_seen += t->n;
     l->last_position = t->positions[t->n - 1];
 }
 
 void tkv_tail_drop(struct tkv_half_tier *t, const struct tkv_shape *shape, uint32_t n)
 {
-    const size_t left = t->n - n;
-    const size_t dk = shape->head_dim_k;
-    const size_t dv = shape->head_dim_v;
-
-    for (size_t h = 0; h < shape->n_kv_heads; h++) {
-        uint16_t *k = t->k + h * t->cap * dk;
-        uint16_t *v = t->v + h * t->cap * dv;
-
-        memmove(k, k + n * dk, left * dk * sizeof(*k));
-        memmove(v, v + n * dv, left * dv * sizeof(*v));
-    }
-    for (size_t h = 0; t->scores && h < shape->n_q_heads; h++)
-        memmove(t->scores + h * t->cap, t->scores + h * t->cap + n, left * sizeof(float));
-    memmove(t->positions, t->positions + n, left * sizeof(int32_t));
-    t->n = (uint32_t)left;
+    tkv_tier_rewind(t, shape, t->first + n, t->n - n);
 }

@@ -1,0 +1,76 @@
+/* How an arena looks inside: what its users share. Only store/arena*.c include this. */
+#ifndef TKV_STORE_ARENA_PRIV_H
+#define TKV_STORE_ARENA_PRIV_H
+
+#include <pthread.h>
+
+#include "store/arena.h"
+
+enum { TKV_MAX_OPEN_SLABS = 64 };
+
+/* n_blocks = 0 marks an entry that is not in use. */
+struct tkv_slab {
+    uint64_t offset;
+    size_t bytes;
+    uint32_t class;
+    uint32_t n_blocks;
+    uint32_t n_free;
+    uint32_t first_free; /* no block before it is free */
+    bool drains;         /* nothing is allocated here if there is room elsewhere */
+    uint32_t *refs;      /* [n_blocks] */
+};
+
+/* Slabs for blocks of one size. */
+struct tkv_slab_class {
+    size_t block_bytes;
+    bool fixed; /* buffers: one in a slab, they never move */
+    size_t n_free;
+    size_t n_reserved; /* by all users together, at most n_free */
+};
+
+/* A run of the file that no slab uses. */
+struct tkv_extent {
+    uint64_t offset;
+    uint64_t bytes;
+};
+
+struct tkv_arena_core {
+    pthread_mutex_t lock; /* of everything below */
+    uint32_t n_users;
+    size_t slab_bytes;
+    size_t live_bytes;
+    size_t table_bytes;
+    struct tkv_slab *slabs;
+    uint32_t n_slabs, cap_slabs;
+    uint32_t open[TKV_MAX_OPEN_SLABS]; /* those that came to have room, the last first to be used */
+    uint32_t n_open;
+    struct tkv_slab_class *classes;
+    uint32_t n_classes, cap_classes;
+    struct tkv_extent *gaps; /* ascending, never adjacent */
+    uint32_t n_gaps, cap_gaps;
+
+    /* constant */
+    struct tkv_budget *budget;
+    int fd;
+    int read_fd;
+    uint8_t *base;
+    size_t capacity_bytes;
+    size_t page_bytes;
+};
+
+/* Private tables, counted in the budget: room for element number n in *table, which has room
+ * for *cap. */
+bool tkv_arena_table_grow(struct tkv_arena_core *c, void **table, size_t element_bytes, uint32_t n,
+                          uint32_t *cap);
+void tkv_arena_table_free(struct tkv_arena_core *c, void *table, size_t bytes);
+
+/* The class of this size, made if need be; UINT32_MAX over the cap. */
+uint32_t tkv_slab_class_of(struct tkv_arena_core *c, size_t block_bytes, bool fixed);
+
+/* One more slab of the class, or an error. */
+int tkv_slab_add(struct tkv_arena_core *c, uint32_t class, struct tkv_report *why);
+
+/* Back to the system and the budget, if it is empty and its places are not reserved. */
+void tkv_slab_trim(struct tkv_arena_core *c, struct tkv_slab *s);
+
+#endif /* TKV_STORE_ARENA_PRIV_H */

@@ -1,0 +1,64 @@
+/*
+ * Forks: a new session that refers to everything an old one has. Nothing is copied but the tables of
+ * layers and heads; blocks, block tables and half tiers are counted, and whoever writes first makes
+ * its own (share.c, tail.c).
+ */
+#include "proto/errors.h"
+#include "store/budget.h"
+#include "store/session_priv.h"
+
+static bool fork_layer(struct tkv_session *s, struct tkv_layer *to, const struct tkv_layer *from)
+{
+    const uint32_t n_kv_heads = from->config.shape.n_kv_heads;
+
+    *to = *from;
+    to->halves = NULL;
+    to->checkpoint.is_live = false;
+    to->checkpoint.heads = NULL;
+    to->sinks = tkv_shared_ref(s, from->sinks);
+    to->norm_weights = tkv_shared_ref(s, from->norm_weights);
+    to->heads = tkv_session_alloc(s, n_kv_heads * sizeof(*to->heads));
+    if (!to->heads || !tkv_checkpoint_create(s, to))
+        return false;
+    tkv_halves_share(s, to, from);
+    for (uint32_t h = 0; h < n_kv_heads; h++)
+        tkv_head_share(s, &to->heads[h], &from->heads[h]);
+    if (from->checkpoint.heads)
+        tkv_checkpoint_share(s, to, from);
+    return true;
+}
+
+static bool fork_session(struct tkv_session *s, const struct tkv_session *from)
+{
+    s->arena = tkv_arena_share(from->arena);
+    s->layers = tkv_session_alloc(s, s->config.n_layers * sizeof(*s->layers));
+    if (!s->arena || !s->layers)
+        return false;
+    s->coders = tkv_shared_ref(s, from->coders);
+    for (uint32_t i = 0; i < s->config.n_layers; i++)
+        if (!fork_layer(s, &s->layers[i], &from->layers[i]))
+            return false;
+    return true;
+}
+
+int tkv_session_fork(struct tkv_session **child, struct tkv_session *parent, struct tkv_report *why)
+{
+    struct tkv_session *s = tkv_budget_alloc(parent->budget, sizeof(*s));
+
+    *child = NULL;
+    if (s) {
+        *s = *parent;
+        s->own_bytes = sizeof(*s);
+        s->config.rope = &s->rope;
+        s->arena = NULL;
+        s->layers = NULL;
+        s->coders = NULL;
+        if (fork_session(s, parent)) {
+            *child = s;
+            return 0;
+        }
+        tkv_session_destroy(&s);
+    }
+    return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for a fork: %zu bytes used of the cap of %zu",
+                    atomic_load(&parent->budget->used_bytes), parent->budget->cap_bytes);
+}
