@@ -1,55 +1,191 @@
-/* Opening and closing a session of a real model's geometry, through the daemon. */
+/*
+ * A session of a real model's geometry through the daemon: opening and closing it; and once it is
+ * long, forking it and going back by some tokens, which must not depend on how long it is.
+ */
+#include <stdlib.h>
+
 #include "bench/commands.h"
+#include "bench/inputs.h"
 #include "bench/machine.h"
 #include "bench/service.h"
+#include "core/half.h"
 
-enum { LEAST_REPETITIONS = 20 };
+enum {
+    LEAST_REPETITIONS = 20,
+    CHUNK_TOKENS = 4096,
+    GUESSED_TOKENS = 16, /* that truncate takes back */
+};
 
-static int open_and_close(const struct tkv_bench_service *s, const struct trikv_session_options *o,
-                          struct tkv_samples *open_us, struct tkv_samples *close_us,
-                          struct tkv_reason *why)
+struct bench {
+    const struct tkv_bench_options *o;
+    struct tkv_bench_service service;
+    struct trikv_layer layer;
+    struct trikv_session_options options;
+    uint16_t *tokens; /* a chunk of keys or values */
+    struct tkv_samples open_us, close_us, fork_us, truncate_us;
+    uint64_t fork_bytes;
+};
+
+static size_t row_values(const struct tkv_bench_options *o)
+{
+    return (size_t)o->kv_heads * o->head_dim;
+}
+
+static int make_tokens(struct bench *b, struct tkv_reason *why)
+{
+    const size_t n = CHUNK_TOKENS * row_values(b->o);
+    struct tkv_source source = {5};
+    struct tkv_kernels kn;
+    float *x = malloc(n * sizeof(*x));
+
+    b->tokens = malloc(n * sizeof(*b->tokens));
+    if (!x || !b->tokens) {
+        free(x);
+        return tkv_reason_set(why, "out of memory for inputs");
+    }
+    tkv_kernels_init(&kn, 0);
+    tkv_source_gauss(&source, x, n);
+    (void)tkv_to_f16(&kn, b->tokens, x, TKV_F32, n);
+    free(x);
+    return 0;
+}
+
+static void describe(struct bench *b)
+{
+    const struct tkv_bench_options *o = b->o;
+
+    b->layer = (struct trikv_layer){.n_q_heads = o->kv_heads * o->group,
+                                    .n_kv_heads = o->kv_heads,
+                                    .head_dim_k = o->head_dim,
+                                    .head_dim_v = o->head_dim};
+    b->options = (struct trikv_session_options)TRIKV_SESSION_OPTIONS_INIT;
+    b->options.n_layers = o->layers;
+    b->options.layers = &b->layer;
+    b->options.same_layers = 1;
+    b->options.codec_k = b->options.codec_v = o->codec;
+    b->options.method = "none";
+    b->options.rollback_tokens = GUESSED_TOKENS;
+}
+
+static double us_since(uint64_t start)
+{
+    return (double)(tkv_bench_now_ns() - start) * 1e-3;
+}
+
+static int open_and_close(struct bench *b, struct tkv_reason *why)
 {
     struct trikv_session *session = NULL;
     uint64_t start = tkv_bench_now_ns();
 
-    if (trikv_open(s->client, o, &session))
-        return tkv_bench_service_fail(s, "open", why);
-    tkv_samples_add(open_us, (double)(tkv_bench_now_ns() - start) * 1e-3);
+    if (trikv_open(b->service.client, &b->options, &session))
+        return tkv_bench_service_fail(&b->service, "open", why);
+    tkv_samples_add(&b->open_us, us_since(start));
     start = tkv_bench_now_ns();
     if (trikv_close(&session))
-        return tkv_bench_service_fail(s, "close", why);
-    tkv_samples_add(close_us, (double)(tkv_bench_now_ns() - start) * 1e-3);
+        return tkv_bench_service_fail(&b->service, "close", why);
+    tkv_samples_add(&b->close_us, us_since(start));
     return 0;
 }
 
-static int measure(const struct tkv_bench_options *o, const struct tkv_bench_service *s,
-                   struct tkv_record *r, struct tkv_reason *why)
+/* n tokens in every layer. */
+static int append(struct bench *b, struct trikv_session *session, uint32_t n,
+                  struct tkv_reason *why)
 {
-    const struct trikv_layer layer = {.n_q_heads = o->kv_heads * o->group,
-                                      .n_kv_heads = o->kv_heads,
-                                      .head_dim_k = o->head_dim,
-                                      .head_dim_v = o->head_dim};
-    struct trikv_session_options options = TRIKV_SESSION_OPTIONS_INIT;
-    struct tkv_bench_clock clock = tkv_bench_clock_start(o->seconds, LEAST_REPETITIONS);
-    struct tkv_samples open_us = {0}, close_us = {0};
+    for (uint32_t layer = 0; layer < b->o->layers; layer++) {
+        const struct trikv_step step = {.size = sizeof(step),
+                                        .layer = layer,
+                                        .n_tokens = n,
+                                        .dtype = TRIKV_F16,
+                                        .k = b->tokens,
+                                        .v = b->tokens};
 
-    options.n_layers = o->layers;
-    options.layers = &layer;
-    options.same_layers = 1;
-    options.codec_k = options.codec_v = o->codec;
-    options.method = "none";
-    while (tkv_bench_clock_go_on(&clock))
-        if (open_and_close(s, &options, &open_us, &close_us, why))
-            return -1;
-    tkv_record_spread(r, "open_us", "open, us", &open_us);
-    tkv_record_number(r, "close_us", "close, us", tkv_samples_spread(&close_us).median);
+        if (trikv_append(session, &step))
+            return tkv_bench_service_fail(&b->service, "append", why);
+    }
     return 0;
+}
+
+/* Each child is appended to, so that it is one, but not while the clock runs. */
+static int fork_and_close(struct bench *b, struct trikv_session *session, struct tkv_reason *why)
+{
+    struct trikv_session *child = NULL;
+    const uint64_t start = tkv_bench_now_ns();
+
+    if (trikv_fork(session, NULL, &child))
+        return tkv_bench_service_fail(&b->service, "fork", why);
+    tkv_samples_add(&b->fork_us, us_since(start));
+    b->fork_bytes = trikv_session_reserved_bytes(child);
+    if (append(b, child, 1, why))
+        return -1;
+    return trikv_close(&child) ? tkv_bench_service_fail(&b->service, "close", why) : 0;
+}
+
+static int guess_and_truncate(struct bench *b, struct trikv_session *session,
+                              struct tkv_reason *why)
+{
+    uint64_t start;
+
+    if (append(b, session, GUESSED_TOKENS, why))
+        return -1;
+    start = tkv_bench_now_ns();
+    if (trikv_truncate(session, GUESSED_TOKENS))
+        return tkv_bench_service_fail(&b->service, "truncate", why);
+    tkv_samples_add(&b->truncate_us, us_since(start));
+    return append(b, session, 1, why);
+}
+
+static int measure_long(struct bench *b, struct trikv_session *session, struct tkv_reason *why)
+{
+    struct tkv_bench_clock clock;
+
+    for (uint64_t done = 0; done < b->o->tokens; done += CHUNK_TOKENS) {
+        const uint64_t left = b->o->tokens - done;
+
+        if (append(b, session, left < CHUNK_TOKENS ? (uint32_t)left : CHUNK_TOKENS, why))
+            return -1;
+    }
+    clock = tkv_bench_clock_start(b->o->seconds, LEAST_REPETITIONS);
+    while (tkv_bench_clock_go_on(&clock))
+        if (fork_and_close(b, session, why))
+            return -1;
+    clock = tkv_bench_clock_start(b->o->seconds, LEAST_REPETITIONS);
+    while (tkv_bench_clock_go_on(&clock))
+        if (guess_and_truncate(b, session, why))
+            return -1;
+    return 0;
+}
+
+static int measure(struct bench *b, struct tkv_reason *why)
+{
+    struct tkv_bench_clock clock = tkv_bench_clock_start(b->o->seconds, LEAST_REPETITIONS);
+    struct trikv_session *session = NULL;
+
+    describe(b);
+    if (make_tokens(b, why))
+        return -1;
+    while (tkv_bench_clock_go_on(&clock))
+        if (open_and_close(b, why))
+            return -1;
+    if (trikv_open(b->service.client, &b->options, &session))
+        return tkv_bench_service_fail(&b->service, "open", why);
+    return measure_long(b, session, why);
+}
+
+static void put(struct bench *b, struct tkv_record *r)
+{
+    tkv_record_number(r, "fork_us", "fork, us", tkv_samples_spread(&b->fork_us).median);
+    tkv_record_number(r, "fork_bytes", "bytes of a fork", (double)b->fork_bytes);
+    tkv_record_number(r, "truncate_us", "forget 16 tokens, us",
+                      tkv_samples_spread(&b->truncate_us).median);
+    tkv_record_number(r, "close_us", "close, us", tkv_samples_spread(&b->close_us).median);
+    tkv_record_spread(r, "open_us", "open, us", &b->open_us);
 }
 
 int tkv_bench_session(const struct tkv_bench_options *o, struct tkv_record *r,
                       struct tkv_reason *why)
 {
-    struct tkv_bench_service s;
+    const size_t chunk_bytes = 2 * CHUNK_TOKENS * row_values(o) * sizeof(uint16_t);
+    struct bench b = {.o = o};
     struct tkv_machine m;
     int e = tkv_machine_init(&m, 1, NULL, why);
 
@@ -58,12 +194,16 @@ int tkv_bench_session(const struct tkv_bench_options *o, struct tkv_record *r,
         tkv_record_text(r, "features", "kernels", m.features);
         tkv_record_text(r, "codec", "codec", o->codec);
         tkv_record_number(r, "layers", "layers", o->layers);
-        e = tkv_bench_service_start(&s, o->threads, 0, false, why);
+        tkv_record_number(r, "tokens", "tokens", (double)o->tokens);
+        e = tkv_bench_service_start(&b.service, o->threads, chunk_bytes, false, why);
     }
     if (!e) {
-        e = measure(o, &s, r, why);
-        tkv_bench_service_stop(&s);
+        e = measure(&b, why);
+        if (!e)
+            put(&b, r);
+        tkv_bench_service_stop(&b.service);
     }
+    free(b.tokens);
     tkv_machine_deinit(&m);
     return e;
 }

@@ -36,6 +36,7 @@ struct trikv_session {
     struct trikv_client *client;
     struct trikv_session *next;
     uint64_t id;
+    uint64_t reserved_bytes;
     uint32_t n_layers;
     uint32_t n_shapes; /* n_layers, or 1 if all layers are alike */
     struct tkv_shape shapes[];
@@ -48,6 +49,9 @@ struct trikv_session {
  */
 int tkv_client_read_struct(struct trikv_client *c, void *to, const void *from, size_t known_bytes,
                            const char *name);
+
+/* Hold it among those of its client. */
+void tkv_session_add(struct trikv_session *s);
 
 /* Forget every session without telling the daemon. */
 void tkv_session_free_all(struct trikv_client *c);

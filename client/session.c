@@ -47,6 +47,8 @@ static bool fill_policy(Trikv__Policy *m, const struct trikv_session_options *o)
     m->recent_tokens = m->has_recent_tokens ? (uint32_t)o->recent_tokens : 0;
     m->has_pinned_tokens = o->pinned_tokens >= 0;
     m->pinned_tokens = m->has_pinned_tokens ? (uint32_t)o->pinned_tokens : 0;
+    m->has_rollback_tokens = o->rollback_tokens >= 0;
+    m->rollback_tokens = m->has_rollback_tokens ? (uint32_t)o->rollback_tokens : 0;
     m->has_normalize_scores = o->normalize_scores >= 0;
     m->normalize_scores = o->normalize_scores > 0;
     m->has_offset_max = o->offset_max != 0;
@@ -97,7 +99,7 @@ static int check_options(struct trikv_client *c, const struct trikv_session_opti
     return 0;
 }
 
-static int send_open(struct trikv_client *c, Trikv__OpenRequest *m, uint64_t *id)
+static int send_open(struct trikv_client *c, Trikv__OpenRequest *m, struct trikv_session *s)
 {
     struct tkv_request r = TKV_REQUEST_INIT;
     int e;
@@ -106,15 +108,17 @@ static int send_open(struct trikv_client *c, Trikv__OpenRequest *m, uint64_t *id
     r.message = &m->base;
     r.reply_type = &trikv__open_reply__descriptor;
     e = tkv_request_run(c, &r);
-    if (!e)
-        *id = ((const Trikv__OpenReply *)r.reply)->session;
+    if (!e) {
+        s->id = ((const Trikv__OpenReply *)r.reply)->session;
+        s->reserved_bytes = ((const Trikv__OpenReply *)r.reply)->reserved_bytes;
+    }
     tkv_request_deinit(&r);
     return e;
 }
 
 /* The layers of the message, allocated by the caller so that any number fits. */
 static int open_with_layers(struct trikv_client *c, const struct trikv_session_options *o,
-                            Trikv__Layer *layers, Trikv__Layer **list, uint64_t *id)
+                            Trikv__Layer *layers, Trikv__Layer **list, struct trikv_session *s)
 {
     Trikv__OpenRequest m = TRIKV__OPEN_REQUEST__INIT;
     Trikv__Policy policy = TRIKV__POLICY__INIT;
@@ -138,17 +142,18 @@ static int open_with_layers(struct trikv_client *c, const struct trikv_session_o
         fill_rope(&rope, o->rope);
         m.rope = &rope;
     }
-    return send_open(c, &m, id);
+    return send_open(c, &m, s);
 }
 
-static int open_session(struct trikv_client *c, const struct trikv_session_options *o, uint64_t *id)
+static int open_session(struct trikv_client *c, const struct trikv_session_options *o,
+                        struct trikv_session *s)
 {
     Trikv__Layer *layers = calloc(n_shapes_of(o), sizeof(*layers));
     Trikv__Layer **list = calloc(n_shapes_of(o), sizeof(*list));
     int e;
 
     if (layers && list)
-        e = open_with_layers(c, o, layers, list, id);
+        e = open_with_layers(c, o, layers, list, s);
     else
         e = tkv_fail(&c->report, TRIKV_E_NO_MEMORY, "open: %u layers", o->n_layers);
     free(list);
@@ -190,15 +195,20 @@ int trikv_open(struct trikv_client *client, const struct trikv_session_options *
     s = create_session(client, &o);
     if (!s)
         return tkv_fail(&client->report, TRIKV_E_NO_MEMORY, "open: %u layers", o.n_layers);
-    e = open_session(client, &o, &s->id);
+    e = open_session(client, &o, s);
     if (e) {
         free(s);
         return e;
     }
-    s->next = client->sessions;
-    client->sessions = s;
+    tkv_session_add(s);
     *session = s;
     return 0;
+}
+
+void tkv_session_add(struct trikv_session *s)
+{
+    s->next = s->client->sessions;
+    s->client->sessions = s;
 }
 
 static void free_session(struct trikv_session *s)
@@ -259,6 +269,11 @@ uint64_t trikv_session_id(const struct trikv_session *session)
     return session->id;
 }
 
+uint64_t trikv_session_reserved_bytes(const struct trikv_session *session)
+{
+    return session->reserved_bytes;
+}
+
 int trikv_round(struct trikv_session *session)
 {
     return request_without_answer(session, TRIKV_ROUND);
@@ -284,7 +299,8 @@ int trikv_stats(struct trikv_session *session, struct trikv_stats *stats)
                                       .n_rounds = m->n_rounds,
                                       .n_evicted = m->n_evicted,
                                       .arena_bytes = m->arena_bytes,
-                                      .slack_bytes = m->slack_bytes};
+                                      .slack_bytes = m->slack_bytes,
+                                      .shared_bytes = m->shared_bytes};
     }
     tkv_request_deinit(&r);
     return e;

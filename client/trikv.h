@@ -151,13 +151,22 @@ struct trikv_session_options {
     const char *aggregation;
     uint32_t offset_max;
     int32_t normalize_scores; /* < 0: default, 0: no, 1: yes */
+    int32_t rollback_tokens;  /* so far behind a round trikv_truncate reaches across it; < 0:
+                               * default */
+};
+
+/* What a fork may have of its own. NULL, or a zero field: as its parent. */
+struct trikv_fork_options {
+    size_t size;
+    const char *label;
+    uint32_t budget_tokens;
 };
 
 /* A session_options with every field at "not said"; in order, so that C++ takes it too. */
 #define TRIKV_SESSION_OPTIONS_INIT                                                            \
     {                                                                                         \
         sizeof(struct trikv_session_options), 0, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, \
-            NULL, 0, 0, -1, -1, NULL, NULL, 0, -1                                             \
+            NULL, 0, 0, -1, -1, NULL, NULL, 0, -1, -1                                         \
     }
 
 /*
@@ -219,6 +228,7 @@ struct trikv_stats {
     uint64_t n_evicted; /* (token, layer, KV head) triples */
     uint64_t arena_bytes;
     uint64_t slack_bytes;
+    uint64_t shared_bytes; /* of resident_bytes, in forks, too: held once for all of them */
 };
 
 /* The compressed cache itself: a read-only descriptor and the table of its blocks
@@ -255,6 +265,26 @@ TRIKV_API int trikv_open(struct trikv_client *client, const struct trikv_session
 /* Close it. Whatever comes back, the session is freed and *session NULL; NULL is allowed. */
 TRIKV_API int trikv_close(struct trikv_session **session);
 TRIKV_API uint64_t trikv_session_id(const struct trikv_session *session);
+
+/* What opening or forking it took of the daemon's memory cap. */
+TRIKV_API uint64_t trikv_session_reserved_bytes(const struct trikv_session *session);
+
+/*
+ * A session that begins as the other one is now and goes its own way: what they have in common is kept
+ * once. It belongs to this client. trikv_fork_id forks a session of another process of
+ * the same user, while that one works on it. options may be NULL.
+ */
+TRIKV_API int trikv_fork(struct trikv_session *parent, const struct trikv_fork_options *options,
+                         struct trikv_session **child);
+TRIKV_API int trikv_fork_id(struct trikv_client *client, uint64_t parent,
+                            const struct trikv_fork_options *options, struct trikv_session **child);
+
+/*
+ * Forget the newest n_tokens in every layer, as if they had never been appended (layers that
+ * have seen fewer tokens than the others lose fewer). TRIKV_E_STATE, and nothing changes, if a round has
+ * compressed what came before them and cannot be undone any more: see rollback_tokens.
+ */
+TRIKV_API int trikv_truncate(struct trikv_session *session, uint64_t n_tokens);
 
 /* Add tokens to a layer; compute attention of queries over what the layer holds; or both in
  * one round trip, the usual step of an engine: every new token attends to all kept tokens

@@ -38,6 +38,7 @@ const struct tkv_option tkv_config_options[] = {
     TOKENS("beta", beta_tokens, 1, TKV_MAX_POLICY_TOKENS, "128"),
     TOKENS("recent", recent_tokens, 0, TKV_MAX_POLICY_TOKENS, "128"),
     TOKENS("pinned", pinned_tokens, 0, TKV_MAX_POLICY_TOKENS, "4"),
+    TOKENS("rollback", rollback_tokens, 0, TKV_MAX_POLICY_TOKENS, "0"),
     {"defaults.eviction_mode", TKV_OPTION_ENUM, true, AT(defaults.eviction_mode), 0, 0,
      tkv_eviction_mode_names, "per_layer_perhead"},
     {"defaults.normalize_scores", TKV_OPTION_BOOL, true, AT(defaults.normalize_scores), 0, 0, NULL,

@@ -31,6 +31,9 @@ static const struct request requests[] = {
     {TRIKV_CLOSE, "CLOSE", &trikv__session_request__descriptor, tkv_handle_close, false, false},
     {TRIKV_STATS, "STATS", &trikv__session_request__descriptor, tkv_handle_stats, false, false},
     {TRIKV_DROP, "DROP", &trikv__session_request__descriptor, tkv_handle_drop, false, false},
+    {TRIKV_FORK, "FORK", &trikv__fork_request__descriptor, tkv_handle_fork, false, false},
+    {TRIKV_TRUNCATE, "TRUNCATE", &trikv__truncate_request__descriptor, tkv_handle_truncate, false,
+     false},
     {TRIKV_APPEND, "APPEND", &trikv__tokens_request__descriptor, tkv_handle_append, true, false},
     {TRIKV_ATTEND, "ATTEND", &trikv__tokens_request__descriptor, tkv_handle_attend, true, false},
     {TRIKV_APPEND_ATTEND, "APPEND_ATTEND", &trikv__tokens_request__descriptor,
@@ -89,35 +92,35 @@ int tkv_dispatch_admit(struct tkv_conn *conn, struct tkv_report *why)
     return check_state(client_of(conn), find_request(conn->in.type), why);
 }
 
+static void serve(struct tkv_call *call, const struct request *r)
+{
+    const struct tkv_conn *const conn = &call->client->conn;
+    const ProtobufCMessage *message =
+        tkv_message_unpack(&call->client->server->arena, r->message, conn->message.data,
+                           conn->in.header_bytes, &call->why);
+
+    if (message)
+        r->handle(call, message);
+    else
+        tkv_call_fail(call);
+}
+
 void tkv_dispatch(struct tkv_call *call)
 {
     struct tkv_client *const client = call->client;
-    struct tkv_server *const s = client->server;
-    const struct tkv_conn *const conn = &client->conn;
-    const struct request *r = find_request(conn->in.type);
-    const ProtobufCMessage *message;
+    const struct request *r = find_request(client->conn.in.type);
 
     *call = (struct tkv_call){.client = client};
-    s->counters.n_requests++;
-    if (check_state(client, r, &call->why)) {
+    client->server->counters.n_requests++;
+    if (check_state(client, r, &call->why))
         tkv_call_fail(call);
-        return;
-    }
-    message = tkv_message_unpack(&s->arena, r->message, conn->message.data, conn->in.header_bytes,
-                                 &call->why);
-    if (!message) {
-        tkv_call_fail(call);
-        return;
-    }
-    r->handle(call, message);
+    else
+        serve(call, r);
 }
 
 void tkv_call_again(struct tkv_call *call)
 {
-    if (call->client->conn.in.type == TRIKV_STATS)
-        tkv_answer_stats(call);
-    else
-        tkv_answer_drop(call);
+    serve(call, find_request(call->client->conn.in.type));
 }
 
 void tkv_call_reply(struct tkv_call *call, const ProtobufCMessage *message)

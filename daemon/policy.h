@@ -25,7 +25,8 @@ enum tkv_policy_field {
     TKV_POLICY_NORMALIZE = 1 << 8,
     TKV_POLICY_AGGREGATION = 1 << 9,
     TKV_POLICY_OFFSET_MAX = 1 << 10,
-    TKV_POLICY_ALL = (1 << 11) - 1,
+    TKV_POLICY_ROLLBACK = 1 << 16,
+    TKV_POLICY_ALL = ((1 << 11) - 1) | TKV_POLICY_ROLLBACK,
 };
 
 struct tkv_policy {
@@ -37,6 +38,7 @@ struct tkv_policy {
     uint32_t beta_tokens;
     uint32_t recent_tokens;
     uint32_t pinned_tokens;
+    uint32_t rollback_tokens;
     uint32_t eviction_mode;
     bool normalize_scores;
     uint32_t aggregation;

@@ -2,15 +2,16 @@
 #ifndef TKV_DAEMON_REQUESTS_H
 #define TKV_DAEMON_REQUESTS_H
 
-#include <protobuf-c/protobuf-c.h>
 #include <stdbool.h>
 #include <stdint.h>
 
-struct Trikv__Rope;
+#include "proto/trikv.pb-c.h"
+
 struct tkv_call;
 struct tkv_profile;
 struct tkv_report;
 struct tkv_rope_params;
+struct tkv_session;
 struct tkv_session_entry;
 
 /* protobuf-c has no const strings; messages that are only packed are not written to. */
@@ -39,10 +40,17 @@ void tkv_handle_open(struct tkv_call *call, const ProtobufCMessage *message);
 
 /* requests_rope.c: rope of an OpenRequest against that of a profile; and what it says by itself,
  * of heads of this size. */
-int tkv_rope_fits_profile(const struct tkv_profile *p, const struct Trikv__Rope *r,
+int tkv_rope_fits_profile(const struct tkv_profile *p, const Trikv__Rope *r,
                           struct tkv_report *why);
-int tkv_rope_from_request(const struct Trikv__Rope *r, uint32_t head_dim,
-                          struct tkv_rope_params *out, struct tkv_report *why);
+int tkv_rope_from_request(const Trikv__Rope *r, uint32_t head_dim, struct tkv_rope_params *out,
+                          struct tkv_report *why);
+
+/* requests_fork.c */
+/* The layers of a session, equal ones in a row as one: how many there are. */
+size_t tkv_fill_layers(const struct tkv_session *s, uint32_t n_layers, Trikv__Layer *item,
+                       Trikv__Layer **items);
+void tkv_handle_fork(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_truncate(struct tkv_call *call, const ProtobufCMessage *message);
 
 /* requests_session.c */
 void tkv_handle_close(struct tkv_call *call, const ProtobufCMessage *message);
@@ -50,14 +58,13 @@ void tkv_handle_drop(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_handle(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_staging(struct tkv_call *call, const ProtobufCMessage *message);
 
-/* The second half of STATS and DROP, from call->session_id; may wait and be called again. */
-void tkv_answer_stats(struct tkv_call *call);
-void tkv_answer_drop(struct tkv_call *call);
-
 /* A session that this user may look at or drop, or NULL with the reason in call->why. */
 struct tkv_session_entry *tkv_call_any_session(struct tkv_call *call);
 
-/* Wait for the job on e; tkv_call_again follows. */
+/* Of another process, but of the very same user, or NULL with the reason in call->why. */
+struct tkv_session_entry *tkv_call_users_session(struct tkv_call *call);
+
+/* Wait for the job on e; then the handler is called again. */
 void tkv_call_wait(struct tkv_call *call, struct tkv_session_entry *e);
 
 /* requests_tokens.c */

@@ -131,6 +131,9 @@ static int take_policy(const Trikv__Policy *m, struct tkv_policy *p, struct tkv_
         e = take_number(m->has_pinned_tokens, m->pinned_tokens, max, "pinned_tokens",
                         TKV_POLICY_PINNED, &p->pinned_tokens, p, why);
     if (!e)
+        e = take_number(m->has_rollback_tokens, m->rollback_tokens, max, "rollback_tokens",
+                        TKV_POLICY_ROLLBACK, &p->rollback_tokens, p, why);
+    if (!e)
         e = take_number(m->has_offset_max, m->offset_max, TKV_MAX_OFFSET, "offset_max",
                         TKV_POLICY_OFFSET_MAX, &p->offset_max, p, why);
     if (!e && m->has_normalize_scores) {
@@ -252,6 +255,7 @@ static void fill_open(struct tkv_open *o, const Trikv__OpenRequest *m, const str
         .beta_tokens = all.beta_tokens,
         .recent_tokens = all.recent_tokens,
         .pinned_tokens = all.pinned_tokens,
+        .rollback_tokens = all.rollback_tokens,
         .eviction_mode = (enum tkv_eviction_mode)all.eviction_mode,
         .normalize_scores = all.normalize_scores,
         .tri = {.offset_max = all.offset_max, .aggregation = (enum tkv_aggregation)all.aggregation},
@@ -291,20 +295,6 @@ static void open_done(struct tkv_job *job)
     tkv_call_reply(call, &reply.base);
 }
 
-static int check_room(const struct tkv_client *c, struct tkv_report *why)
-{
-    const struct tkv_config *config = &c->server->config;
-
-    if (c->server->sessions.n >= config->max_sessions)
-        return tkv_fail(why, TRIKV_E_TOO_MANY, "%u sessions are open, the limit is %u",
-                        c->server->sessions.n, config->max_sessions);
-    if (c->n_sessions >= config->max_sessions_per_connection)
-        return tkv_fail(why, TRIKV_E_TOO_MANY,
-                        "%u sessions are open on this connection, the limit is %u", c->n_sessions,
-                        config->max_sessions_per_connection);
-    return TRIKV_OK;
-}
-
 static int find_profile(const struct tkv_server *s, const Trikv__OpenRequest *m, uint32_t n_layers,
                         struct tkv_profile **p, struct tkv_report *why)
 {
@@ -342,11 +332,10 @@ static int start_open(struct tkv_call *call, const Trikv__OpenRequest *m)
     struct tkv_rope_params rope = {0};
     struct tkv_profile *p;
     struct sizes n;
-    int e = check_room(call->client, &call->why);
+    int e = tkv_sessions_check_room(call->client, &call->why);
 
-    if (!e && m->label && strlen(m->label) > TRIKV_MAX_NAME_BYTES)
-        e = tkv_fail(&call->why, TRIKV_E_ARGUMENT, "label: %zu bytes, want at most %d",
-                     strlen(m->label), TRIKV_MAX_NAME_BYTES);
+    if (!e)
+        e = tkv_sessions_check_label(m->label, &call->why);
     if (!e)
         e = count_layers(m, &n, &call->why);
     if (!e)

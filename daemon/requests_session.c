@@ -25,6 +25,18 @@ struct tkv_session_entry *tkv_call_any_session(struct tkv_call *call)
     return call->why.error ? NULL : e;
 }
 
+struct tkv_session_entry *tkv_call_users_session(struct tkv_call *call)
+{
+    struct tkv_session_entry *e = tkv_call_any_session(call);
+
+    /* Not even root's: memory that is shared is shared within one user. */
+    if (!e || e->uid == call->client->conn.peer_uid)
+        return e;
+    tkv_fail(&call->why, TRIKV_E_DENIED, "session %llu belongs to another user",
+             (unsigned long long)call->session_id);
+    return NULL;
+}
+
 void tkv_call_wait(struct tkv_call *call, struct tkv_session_entry *e)
 {
     struct tkv_call **at = &e->waiting;
@@ -48,22 +60,18 @@ void tkv_handle_close(struct tkv_call *call, const ProtobufCMessage *message)
         tkv_call_fail(call);
 }
 
-void tkv_answer_drop(struct tkv_call *call)
+void tkv_handle_drop(struct tkv_call *call, const ProtobufCMessage *message)
 {
-    struct tkv_session_entry *e = tkv_call_any_session(call);
+    struct tkv_session_entry *e;
 
+    call->session_id = ((const Trikv__SessionRequest *)message)->session;
+    e = tkv_call_any_session(call);
     if (!e)
         tkv_call_fail(call);
     else if (e->busy)
         tkv_call_wait(call, e);
     else
         tkv_sessions_doom(e, call);
-}
-
-void tkv_handle_drop(struct tkv_call *call, const ProtobufCMessage *message)
-{
-    call->session_id = ((const Trikv__SessionRequest *)message)->session;
-    tkv_answer_drop(call);
 }
 
 static void reply_handle(struct tkv_call *call, const struct tkv_session *session)

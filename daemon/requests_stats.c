@@ -66,27 +66,25 @@ static void reply_stats(struct tkv_call *call, struct tkv_session_entry *e)
         fill_layer(&layer[i], e->session, i);
         layers[i] = &layer[i];
     }
+    reply.has_shared_bytes = true;
+    reply.shared_bytes = tkv_session_shared_bytes(e->session);
     reply.n_layer_stats = reply.n_layers;
     reply.layer_stats = layers;
     tkv_call_reply(call, &reply.base);
 }
 
-void tkv_answer_stats(struct tkv_call *call)
+void tkv_handle_stats(struct tkv_call *call, const ProtobufCMessage *message)
 {
-    struct tkv_session_entry *e = tkv_call_any_session(call);
+    struct tkv_session_entry *e;
 
+    call->session_id = ((const Trikv__SessionRequest *)message)->session;
+    e = tkv_call_any_session(call);
     if (!e)
         tkv_call_fail(call);
     else if (e->busy)
         tkv_call_wait(call, e);
     else
         reply_stats(call, e);
-}
-
-void tkv_handle_stats(struct tkv_call *call, const ProtobufCMessage *message)
-{
-    call->session_id = ((const Trikv__SessionRequest *)message)->session;
-    tkv_answer_stats(call);
 }
 
 static bool visible(const struct tkv_session_entry *e, uid_t uid)

@@ -3,10 +3,12 @@
 
 #include <assert.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "daemon/dispatch.h"
 #include "daemon/observation.h"
 #include "daemon/server.h"
+#include "proto/errors.h"
 
 enum { STATS_AGE_MS = 200 }; /* how old what others see of a busy session may get */
 
@@ -34,6 +36,28 @@ struct tkv_session_entry *tkv_sessions_add(struct tkv_server *s, struct tkv_clie
     s->sessions.n++;
     owner->n_sessions++;
     return e;
+}
+
+int tkv_sessions_check_room(const struct tkv_client *c, struct tkv_report *why)
+{
+    const struct tkv_config *config = &c->server->config;
+
+    if (c->server->sessions.n >= config->max_sessions)
+        return tkv_fail(why, TRIKV_E_TOO_MANY, "%u sessions are open, the limit is %u",
+                        c->server->sessions.n, config->max_sessions);
+    if (c->n_sessions >= config->max_sessions_per_connection)
+        return tkv_fail(why, TRIKV_E_TOO_MANY,
+                        "%u sessions are open on this connection, the limit is %u", c->n_sessions,
+                        config->max_sessions_per_connection);
+    return TRIKV_OK;
+}
+
+int tkv_sessions_check_label(const char *label, struct tkv_report *why)
+{
+    if (label && strlen(label) > TRIKV_MAX_NAME_BYTES)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "label: %zu bytes, want at most %d", strlen(label),
+                        TRIKV_MAX_NAME_BYTES);
+    return TRIKV_OK;
 }
 
 struct tkv_session_entry *tkv_sessions_find(const struct tkv_sessions *t, uint64_t id)

@@ -55,6 +55,12 @@ struct tkv_sessions {
 /* A new entry in the table, busy, without a session yet; NULL over the memory cap. */
 struct tkv_session_entry *tkv_sessions_add(struct tkv_server *s, struct tkv_client *owner);
 
+/* What a client may still open: 0 or TOO_MANY. */
+int tkv_sessions_check_room(const struct tkv_client *c, struct tkv_report *why);
+
+/* 0, or an error if the label (or NULL) is too long. */
+int tkv_sessions_check_label(const char *label, struct tkv_report *why);
+
 /* Open and not doomed, or NULL. */
 struct tkv_session_entry *tkv_sessions_find(const struct tkv_sessions *t, uint64_t id);
 

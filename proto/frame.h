@@ -31,6 +31,8 @@ enum trikv_frame_type {
     TRIKV_CLOSE = 17,
     TRIKV_STATS = 18,
     TRIKV_DROP = 19, /* close a session by id, from any connection of the same user or root */
+    TRIKV_FORK = 20,
+    TRIKV_TRUNCATE = 21,
     TRIKV_APPEND = 32,
     TRIKV_ATTEND = 33,
     TRIKV_APPEND_ATTEND = 34,

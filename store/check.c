@@ -69,9 +69,9 @@ static int check_codecs(uint32_t layer, const struct tkv_layer_config *l, struct
     return 0;
 }
 
-static int check_budget(const struct tkv_session_config *c, uint32_t layer, struct tkv_report *why)
+int tkv_check_budget(const struct tkv_session_config *c, uint32_t layer, uint32_t tokens,
+                     struct tkv_report *why)
 {
-    const uint32_t tokens = c->layers[layer].budget_tokens;
     const uint32_t least = c->pinned_tokens + c->recent_tokens + 1;
 
     if (tokens < least)
@@ -79,6 +79,16 @@ static int check_budget(const struct tkv_session_config *c, uint32_t layer, stru
                         "layer %u: budget is %u tokens, want at least %u: pinned %u + recent %u "
                         "+ 1",
                         layer, tokens, least, c->pinned_tokens, c->recent_tokens);
+    return 0;
+}
+
+static int check_budget(const struct tkv_session_config *c, uint32_t layer, struct tkv_report *why)
+{
+    const uint32_t tokens = c->layers[layer].budget_tokens;
+    const int e = tkv_check_budget(c, layer, tokens, why);
+
+    if (e)
+        return e;
     if (c->eviction_mode != TKV_PER_LAYER_PERHEAD && tokens != c->layers[0].budget_tokens)
         return tkv_fail(why, TRIKV_E_ARGUMENT,
                         "layer %u: budget is %u tokens, layer 0 has %u; eviction_mode %s keeps "

@@ -90,7 +90,7 @@ static bool layer_make_weights(struct tkv_session *s, struct tkv_layer *l)
 }
 
 static bool layer_create(struct tkv_session *s, struct tkv_layer *l,
-                         const struct tkv_layer_config *c, struct tkv_report *why)
+                         const struct tkv_layer_config *c)
 {
     const bool scores = s->config.method == TKV_METHOD_TRIATTENTION;
     const size_t sink_bytes = c->shape.n_q_heads * sizeof(float);
@@ -109,8 +109,7 @@ static bool layer_create(struct tkv_session *s, struct tkv_layer *l,
                           scores ? tkv_group(&c->shape) : 0);
     l->heads = tkv_session_alloc(s, c->shape.n_kv_heads * sizeof(*l->heads));
     tkv_halves_init(s, l);
-    return l->heads && tkv_checkpoint_create(s, l) && tkv_halves_own(s, l, 0, why) == 0 &&
-           (!scores || layer_make_weights(s, l));
+    return l->heads && tkv_checkpoint_create(s, l) && (!scores || layer_make_weights(s, l));
 }
 
 static void layer_destroy(struct tkv_session *s, struct tkv_layer *l)
@@ -128,15 +127,14 @@ static void layer_destroy(struct tkv_session *s, struct tkv_layer *l)
 
 /* ---- a session's life --------------------------------------------------------------------- */
 
-static bool session_fill(struct tkv_session *s, const struct tkv_session_config *c,
-                         struct tkv_report *why)
+static bool session_fill(struct tkv_session *s, const struct tkv_session_config *c)
 {
     s->coders = tkv_shared_alloc(s, count_coders(c) * sizeof(*s->coders));
     s->layers = tkv_session_alloc(s, c->n_layers * sizeof(*s->layers));
     if (!s->coders || !s->layers)
         return false;
     for (uint32_t i = 0; i < c->n_layers; i++)
-        if (!layer_create(s, &s->layers[i], &c->layers[i], why))
+        if (!layer_create(s, &s->layers[i], &c->layers[i]))
             return false;
     return true;
 }
@@ -166,7 +164,7 @@ int tkv_session_create(struct tkv_session **session, const struct tkv_session_co
     }
     s->config.rope = &s->rope;
     e = tkv_arena_create(&s->arena, budget, why);
-    if (!e && !session_fill(s, config, why))
+    if (!e && !session_fill(s, config))
         e = tkv_fail(why, TRIKV_E_MEMORY_CAP,
                      "a session of %u layers does not fit: %zu bytes used of the cap of %zu",
                      config->n_layers, atomic_load(&budget->used_bytes), budget->cap_bytes);
@@ -177,6 +175,23 @@ int tkv_session_create(struct tkv_session **session, const struct tkv_session_co
     }
     *session = s;
     return 0;
+}
+
+int tkv_session_set_budget(struct tkv_session *s, uint32_t budget_tokens, struct tkv_report *why)
+{
+    int e = 0;
+
+    if (!tkv_session_evicts(s))
+        return tkv_fail(why, TRIKV_E_STATE, "a session that evicts nothing has no budget");
+    e = tkv_check_budget(&s->config, 0, budget_tokens, why);
+    for (uint32_t i = 0; !e && i < s->config.n_layers; i++)
+        s->layers[i].config.budget_tokens = budget_tokens;
+    return e;
+}
+
+const struct tkv_layer_config *tkv_session_layer(const struct tkv_session *s, uint32_t layer)
+{
+    return &s->layers[layer].config;
 }
 
 void tkv_session_destroy(struct tkv_session **session)

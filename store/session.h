@@ -152,6 +152,12 @@ int tkv_session_truncate(struct tkv_session *s, uint64_t n_tokens, struct tkv_re
 int tkv_session_fork(struct tkv_session **child, struct tkv_session *parent,
                      struct tkv_report *why);
 
+/* Another budget for all layers from the next round on; an error if nothing is evicted. */
+int tkv_session_set_budget(struct tkv_session *s, uint32_t budget_tokens, struct tkv_report *why);
+
+/* What a layer is: valid as long as the session. */
+const struct tkv_layer_config *tkv_session_layer(const struct tkv_session *s, uint32_t layer);
+
 /* Hold a round now in every layer that has warm tokens. */
 int tkv_session_round(struct tkv_session *s, const struct tkv_exec *exec, struct tkv_report *why);
 
@@ -162,6 +168,8 @@ int tkv_session_round(struct tkv_session *s, const struct tkv_exec *exec, struct
  */
 void tkv_session_stats(const struct tkv_session *s, struct tkv_session_stats *out);
 uint64_t tkv_session_shared_bytes(const struct tkv_session *s);
+/* Memory of its own beside the arena's: what a fork has taken. */
+uint64_t tkv_session_private_bytes(const struct tkv_session *s);
 void tkv_session_layer_stats(const struct tkv_session *s, uint32_t layer,
                              struct tkv_layer_stats *out);
 /* What a token reply says: tokens seen by a layer, the most kept by one of its KV heads. */

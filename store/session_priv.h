@@ -145,6 +145,8 @@ static inline bool tkv_session_couples_layers(const struct tkv_session *s)
 
 /* store/check.c: 0, or what is wrong with a config, field and layer named. */
 int tkv_session_check(const struct tkv_session_config *c, struct tkv_report *why);
+int tkv_check_budget(const struct tkv_session_config *c, uint32_t layer, uint32_t tokens,
+                     struct tkv_report *why);
 
 /* store/tail.c: set the half tiers up; their memory comes with the first own. */
 void tkv_halves_init(const struct tkv_session *s, struct tkv_layer *l);

@@ -139,21 +139,33 @@ static uint64_t shared_memory_bytes(const void *p)
     return p && tkv_is_shared(p) ? tkv_shared_bytes(p) : 0;
 }
 
-uint64_t tkv_session_shared_bytes(const struct tkv_session *s)
+/* Bytes of private memory, and with blocks also those in the arena, that others refer to. */
+static uint64_t shared_bytes(const struct tkv_session *s, bool blocks)
 {
     uint64_t n = shared_memory_bytes(s->coders);
 
     for (uint32_t i = 0; i < s->config.n_layers; i++) {
         const struct tkv_layer *l = &s->layers[i];
 
-        if (l->halves && tkv_is_shared(l->halves))
-            n += half_bytes(l) + tkv_shared_bytes(l->halves);
-        n += shared_memory_bytes(l->sinks) + shared_memory_bytes(l->norm_weights);
+        n += shared_memory_bytes(l->halves) + shared_memory_bytes(l->sinks) +
+             shared_memory_bytes(l->norm_weights);
+        if (blocks && l->halves && tkv_is_shared(l->halves))
+            n += half_bytes(l);
         for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)
-            n += count_shared(s, &l->heads[h]) * l->layout.bytes +
-                 shared_memory_bytes(l->heads[h].blocks);
+            n += shared_memory_bytes(l->heads[h].blocks) +
+                 (blocks ? count_shared(s, &l->heads[h]) * l->layout.bytes : 0);
     }
     return n;
+}
+
+uint64_t tkv_session_shared_bytes(const struct tkv_session *s)
+{
+    return shared_bytes(s, true);
+}
+
+uint64_t tkv_session_private_bytes(const struct tkv_session *s)
+{
+    return s->own_bytes - shared_bytes(s, false);
 }
 
 void tkv_session_stats(const struct tkv_session *s, struct tkv_session_stats *out)

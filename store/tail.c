@@ -137,7 +137,7 @@ int tkv_halves_own(struct tkv_session *s, struct tkv_layer *l, uint32_t n, struc
     struct tkv_half_buffer *b = NULL;
     int e;
 
-    if (l->halves && (n == 0 || !tkv_is_shared(l->halves)))
+    if (l->halves && !tkv_is_shared(l->halves))
         return 0;
     /* In place, if no token goes to the pinned ones and none must move. */
     if (l->halves && left == 0 && (uint64_t)l->tail.first + l->tail.n + n_tail <= l->tail.cap &&

@@ -146,7 +146,7 @@ static void check_good(void **state)
     assert_int_equal(p->policy.eviction_mode, TKV_PER_LAYER_PERHEAD);
     assert_int_equal(p->policy.aggregation, TKV_AGGREGATE_MAX);
     assert_false(p->policy.normalize_scores);
-    assert_int_equal(p->policy.said, TKV_POLICY_ALL);
+    assert_int_equal(p->policy.said, TKV_POLICY_ALL & ~(unsigned)TKV_POLICY_ROLLBACK);
     assert_int_equal(p->layers[0].budget_tokens, 4096);
     assert_int_equal(p->layers[0].said, TKV_POLICY_BUDGET);
     assert_int_equal(p->layers[1].said, 0);

@@ -42,6 +42,11 @@ const char *service_socket(void)
     return daemon_of_test.socket;
 }
 
+pid_t service_pid(void)
+{
+    return daemon_of_test.pid;
+}
+
 /* A configuration that takes the instruction sets away that this test run is without. */
 static void write_config(char *path)
 {

@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "client/trikv.h"
 
@@ -17,6 +18,7 @@ int service_stop(void **state);
 /* The path of a program of this build, and the socket of the daemon that was started. */
 void service_program(const char *name, char *path, size_t n);
 const char *service_socket(void);
+pid_t service_pid(void);
 
 /* These fail the test that calls them if they do not succeed. */
 struct trikv_client *service_connect(size_t staging_bytes);

@@ -161,6 +161,8 @@ static void print_session(const struct ctl_context *x, const Trikv__SessionStats
     ctl_add_count(&r, "arena_bytes", "arena", CTL_BYTES, s->arena_bytes);
     ctl_add_count(&r, "slack_bytes", "arena slack", CTL_BYTES, s->slack_bytes);
     ctl_add_count(&r, "observed_bytes", "query sums", CTL_BYTES, s->observed_bytes);
+    if (s->has_shared_bytes)
+        ctl_add_count(&r, "shared_bytes", "shared with forks", CTL_BYTES, s->shared_bytes);
     if (x->json) {
         putchar('{');
         ctl_json_members(stdout, &r);
