@@ -20,22 +20,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/block.h"
 #include "proto/report.h"
 
 struct tkv_arena;
 struct tkv_budget;
-
-/* A block's place, valid while it is referred to: its offset / 64, then 28 bits of its slab. */
-struct tkv_block_id {
-    uint64_t place;
-};
-
-enum { TKV_SLAB_BITS = 28 };
-
-static inline uint64_t tkv_block_offset(struct tkv_block_id id)
-{
-    return (id.place >> TKV_SLAB_BITS) * 64;
-}
 
 int tkv_arena_create(struct tkv_arena **arena, struct tkv_budget *budget, struct tkv_report *why);
 

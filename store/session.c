@@ -189,6 +189,27 @@ int tkv_session_set_budget(struct tkv_session *s, uint32_t budget_tokens, struct
     return e;
 }
 
+static struct tkv_half_run half_run(const struct tkv_half_tier *t)
+{
+    return (struct tkv_half_run){
+        .k = t->k, .v = t->v, .positions = t->positions, .n = t->n, .cap = t->cap};
+}
+
+struct tkv_cache tkv_layer_cache(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    return (struct tkv_cache){
+        .kn = s->kn,
+        .base = tkv_arena_at(s->arena, (struct tkv_block_id){0}),
+        .shape = l->config.shape,
+        .attn = l->config.attn,
+        .sinks = l->config.sinks,
+        .layout = l->layout,
+        .pinned = half_run(&l->pinned),
+        .tail = half_run(&l->tail),
+        .heads = l->heads,
+    };
+}
+
 const struct tkv_layer_config *tkv_session_layer(const struct tkv_session *s, uint32_t layer)
 {
     return &s->layers[layer].config;

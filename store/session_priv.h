@@ -4,17 +4,9 @@
 
 #include <stdatomic.h>
 
+#include "core/cache.h"
 #include "store/arena.h"
-#include "store/block.h"
 #include "store/session.h"
-
-/* One KV head of a layer: its cold blocks, ascending in position. The table may be shared with
- * forks: who changes it makes it its own first (tkv_head_own). */
-struct tkv_head {
-    struct tkv_block *blocks;
-    uint32_t n_blocks, cap_blocks;
-    uint32_t n_cold; /* tokens in them */
-};
 
 /* The memory of a layer's half tiers in the arena, which forks may share: tokens that are written do
  * not change there, and whoever is first may go on writing behind those of the tail. */
@@ -54,6 +46,8 @@ struct tkv_checkpoint {
     struct tkv_head *next;  /* [n_kv_heads] tables prepared for the next round's checkpoint */
 };
 
+/* Block tables (struct tkv_head) may be shared with forks: who changes one makes it its own first
+ * (tkv_head_own). */
 struct tkv_layer {
     struct tkv_layer_config config;
     float *sinks;        /* own copy of config.sinks */
@@ -174,12 +168,8 @@ void tkv_layer_push(struct tkv_session *s, struct tkv_layer *l, const struct tkv
 /* The first warm tokens leave the tail; they stay readable in front of it for a while. */
 void tkv_tail_drop(struct tkv_half_tier *t, const struct tkv_shape *shape, uint32_t n);
 
-/* store/attend.c: attention of the queries of step (out, lse) at the given positions, in memory of
- * tkv_attend_bytes() from the caller, so that it cannot fail. */
-size_t tkv_attend_bytes(const struct tkv_layer *l, uint32_t n_tokens);
-void tkv_layer_attend(const struct tkv_session *s, const struct tkv_layer *l,
-                      const struct tkv_step *step, const int32_t *positions, void *memory,
-                      const struct tkv_exec *exec);
+/* A layer as attention sees it. */
+struct tkv_cache tkv_layer_cache(const struct tkv_session *s, const struct tkv_layer *l);
 
 /*
  * store/round.c. Rounds are prepared before a request changes anything: arena blocks, tables and

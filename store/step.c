@@ -152,18 +152,13 @@ static int convert(const struct run *r, struct tkv_report *why)
 static int check_queries(const struct run *r, struct tkv_report *why)
 {
     const struct tkv_shape *shape = &r->l->config.shape;
-    const size_t n = (size_t)r->step->n_tokens * shape->n_q_heads * shape->head_dim_k;
-    const size_t element_bytes = tkv_dtype_bytes(r->step->dtype);
-    uint16_t part[1024];
+    const struct tkv_cache c = tkv_layer_cache(r->s, r->l);
+    const struct tkv_queries q = {
+        .n_tokens = r->step->n_tokens, .dtype = r->step->dtype, .q = r->step->q};
+    const size_t good = tkv_cache_check_queries(&c, &q);
 
-    for (size_t at = 0; at < n; at += sizeof(part) / sizeof(part[0])) {
-        const size_t m = n - at < 1024 ? n - at : 1024;
-        const size_t good = tkv_to_f16(
-            r->s->kn, part, (const uint8_t *)r->step->q + at * element_bytes, r->step->dtype, m);
-
-        if (good < m)
-            return bad_value(r, "Q", at + good, shape->n_q_heads, shape->head_dim_k, why);
-    }
+    if (good < (size_t)q.n_tokens * shape->n_q_heads * shape->head_dim_k)
+        return bad_value(r, "Q", good, shape->n_q_heads, shape->head_dim_k, why);
     return 0;
 }
 
@@ -203,11 +198,12 @@ static void run_end(struct run *r)
 
 static int prepare_attend(struct run *r, uint32_t most_tokens, struct tkv_report *why)
 {
+    const struct tkv_cache c = tkv_layer_cache(r->s, r->l);
     const int e = check_queries(r, why);
 
     if (e)
         return e;
-    r->attend_bytes = tkv_attend_bytes(r->l, most_tokens);
+    r->attend_bytes = tkv_cache_attend_bytes(&c, most_tokens);
     r->attend = tkv_budget_take(r->s->budget, r->attend_bytes);
     if (!r->attend)
         return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for %zu bytes of attention scratch",
@@ -304,14 +300,17 @@ static void attend_part(const struct run *r, uint32_t first, uint32_t n)
 {
     const struct tkv_shape *shape = &r->l->config.shape;
     const size_t q_row = (size_t)shape->n_q_heads * shape->head_dim_k;
-    struct tkv_step part = *r->step;
+    const struct tkv_cache c = tkv_layer_cache(r->s, r->l);
+    const struct tkv_queries part = {
+        .n_tokens = n,
+        .dtype = r->step->dtype,
+        .positions = r->positions + first,
+        .q = (const uint8_t *)r->step->q + first * q_row * tkv_dtype_bytes(r->step->dtype),
+        .out = r->step->out + (size_t)first * shape->n_q_heads * shape->head_dim_v,
+        .lse = r->step->lse ? r->step->lse + (size_t)first * shape->n_q_heads : NULL,
+    };
 
-    part.n_tokens = n;
-    part.q = (const uint8_t *)part.q + first * q_row * tkv_dtype_bytes(part.dtype);
-    part.out += (size_t)first * shape->n_q_heads * shape->head_dim_v;
-    if (part.lse)
-        part.lse += (size_t)first * shape->n_q_heads;
-    tkv_layer_attend(r->s, r->l, &part, r->positions + first, r->attend, attend_exec(r, n));
+    tkv_cache_attend(&c, &part, r->attend, attend_exec(r, n));
 }
 
 static void push_part(const struct run *r, uint32_t first, uint32_t n)

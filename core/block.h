@@ -3,12 +3,23 @@
  * memory. Its form is that of proto/shm_layout.h. Blocks are written once, before anyone
  * else can see them, and never changed.
  */
-#ifndef TKV_STORE_BLOCK_H
-#define TKV_STORE_BLOCK_H
+#ifndef TKV_CORE_BLOCK_H
+#define TKV_CORE_BLOCK_H
 
 #include "core/codec.h"
 #include "core/types.h"
-#include "store/arena.h"
+
+/* A block's place, valid while it is referred to: its offset / 64, then 28 bits of its slab. */
+struct tkv_block_id {
+    uint64_t place;
+};
+
+enum { TKV_SLAB_BITS = 28 };
+
+static inline uint64_t tkv_block_offset(struct tkv_block_id id)
+{
+    return (id.place >> TKV_SLAB_BITS) * 64;
+}
 
 /* An entry of a KV head's table, in private memory. */
 struct tkv_block {
@@ -56,4 +67,4 @@ static inline uint16_t *tkv_block_scores(const struct tkv_block_layout *l, void 
 void tkv_block_gather(const struct tkv_block_layout *l, const struct tkv_kernels *kn, void *block,
                       const struct tkv_gather *g);
 
-#endif /* TKV_STORE_BLOCK_H */
+#endif /* TKV_CORE_BLOCK_H */

@@ -1,4 +1,4 @@
-#include "store/block.h"
+#include "core/block.h"
 
 #include <string.h>
 
