@@ -22,6 +22,7 @@
 #include "tests/tiny_model.h"
 #include "tools/attention_local.h"
 #include "tools/calibration.h"
+#include "tools/calibration_state.h"
 #include "tools/options.h"
 #include "tools/profile_write.h"
 #include "tools/run_options.h"
@@ -317,6 +318,54 @@ static void test_profile(void **state)
     assert_int_equal(rmdir(folder), 0); /* nothing temporary is left in it */
 }
 
+/* Half of the queries, a state, a new process, the other half: the same bits. */
+static void test_resume(void **state)
+{
+    const struct tkv_calibration_work work = {1, 2, 100, 50, 50};
+    struct tkv_model_config model = {.architecture = "qwen3",
+                                     .n_layers = 1,
+                                     .shape = {2, 1, 8, 8},
+                                     .rope = {8, 8, 4, 0, 1, {0}}};
+    struct tkv_calibration whole, half, other;
+    struct tkv_calibration_work w = work;
+    struct tkv_reason why = {""};
+    char path[] = "/tmp/trikv-state-XXXXXX";
+    struct rng rng = {8};
+    float q[2 * 50 * 16];
+
+    (void)state;
+    close(mkstemp(path));
+    unlink(path);
+    for (size_t i = 0; i < sizeof(q) / sizeof(q[0]); i++)
+        q[i] = rng_gauss(&rng);
+    assert_int_equal(tkv_calibration_init(&whole, &model, NULL, &why), 0);
+    assert_int_equal(tkv_calibration_init(&half, &model, NULL, &why), 0);
+    assert_int_equal(tkv_calibration_init(&other, &model, NULL, &why), 0);
+    tkv_calibration_hook(&whole).see(&whole, 0, 50, q);
+    tkv_calibration_hook(&whole).see(&whole, 0, 50, q + 50 * 16);
+    tkv_calibration_hook(&half).see(&half, 0, 50, q);
+    w.n_done = 0;
+    assert_int_equal(tkv_calibration_resume(path, &other, &w, &why), 0); /* none there */
+    assert_int_equal(w.n_done, 0);
+    assert_int_equal(tkv_calibration_save(path, &half, &work, &why), 0);
+    w.model++;
+    assert_int_equal(tkv_calibration_resume(path, &other, &w, &why), -1);
+    assert_non_null(strstr(why.text, "another model"));
+    assert_int_equal(w.n_done, 0);
+    w.model--;
+    if (tkv_calibration_resume(path, &other, &w, &why))
+        fail_msg("%s", why.text);
+    assert_int_equal(w.n_done, 50);
+    tkv_calibration_hook(&other).see(&other, 0, 50, q + 50 * 16);
+    assert_int_equal(other.n_tokens, 100);
+    assert_memory_equal(other.sums, whole.sums,
+                        tkv_calibration_n_floats(&whole) * sizeof(*whole.sums));
+    assert_int_equal(unlink(path), 0);
+    tkv_calibration_deinit(&whole);
+    tkv_calibration_deinit(&half);
+    tkv_calibration_deinit(&other);
+}
+
 static void test_profile_names(void **state)
 {
     (void)state;
@@ -378,7 +427,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_command_lines), cmocka_unit_test(test_sampler),
         cmocka_unit_test(test_score),         cmocka_unit_test(test_profile),
-        cmocka_unit_test(test_profile_names), cmocka_unit_test(test_llama3),
+        cmocka_unit_test(test_profile_names), cmocka_unit_test(test_resume),
+        cmocka_unit_test(test_llama3),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,14 +9,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sysexits.h>
+#include <time.h>
 #include <unistd.h>
+
+#include <xxhash.h>
 
 #include "tools/attention_local.h"
 #include "tools/calibration.h"
+#include "tools/calibration_state.h"
 #include "tools/import_command.h"
 #include "tools/options.h"
 #include "tools/profile_write.h"
 #include "tools/runner.h"
+#include "tools/text_file.h"
 
 #define PROGRAM "trikv-calibrate"
 
@@ -37,11 +42,13 @@ static const char help_text[] =
     "  --tokens N          read at most N tokens (64k)\n"
     "  --context N         start anew every N tokens (what the model was trained for, at\n"
     "                      most 4k)\n"
+    "  --state FILE        keep what is done in FILE after every context, and go on from\n"
+    "                      it if it is there; removed when the profile is written\n"
     "  --threads N         default all processors\n"
     "  --help, --version\n";
 
 struct options {
-    const char *model, *text, *output, *name;
+    const char *model, *text, *output, *name, *state;
     uint64_t n_tokens, n_context, n_threads;
     char file_name[NAME_MAX + 1];
 };
@@ -53,6 +60,7 @@ enum option_id {
     OPT_NAME,
     OPT_TOKENS,
     OPT_CONTEXT,
+    OPT_STATE,
     OPT_THREADS,
     OPT_HELP,
     OPT_VERSION,
@@ -65,6 +73,7 @@ static const struct option long_options[] = {
     {"name", required_argument, NULL, OPT_NAME},
     {"tokens", required_argument, NULL, OPT_TOKENS},
     {"context", required_argument, NULL, OPT_CONTEXT},
+    {"state", required_argument, NULL, OPT_STATE},
     {"threads", required_argument, NULL, OPT_THREADS},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
@@ -85,6 +94,7 @@ static bool set_option(struct options *o, int id, const char *name)
     case OPT_NAME: o->name = optarg; return true;
     case OPT_TOKENS: return number(name, 1, INT32_MAX, &o->n_tokens);
     case OPT_CONTEXT: return number(name, 2, INT32_MAX, &o->n_context);
+    case OPT_STATE: o->state = optarg; return true;
     default: return number(name, 1, 1024, &o->n_threads);
     }
 }
@@ -138,6 +148,7 @@ struct job {
     struct tkv_local *local;
     struct tkv_calibration calibration;
     struct tkv_ids ids;
+    struct tkv_calibration_work work;
 };
 
 static void deinit(struct job *j)
@@ -169,19 +180,9 @@ static int start(struct job *j, struct tkv_reason *why)
 
 static int read_text(struct job *j, struct tkv_reason *why)
 {
-    size_t n_bytes = 0;
-    char *text = NULL;
-    int error;
-
-    if (tkv_engine_read_text(j->o->text, &text, &n_bytes, why))
+    if (tkv_text_file_encode(j->engine.tokenizer, j->o->text, (size_t)j->o->n_tokens, &j->ids, why))
         return -1;
-    error = tkv_tokenizer_encode(j->engine.tokenizer, text, n_bytes, 0, &j->ids, why);
-    free(text);
-    if (!error && !j->ids.n)
-        error = tkv_reason_set(why, "%s: the text is empty", j->o->text);
-    if (!error && j->ids.n > j->o->n_tokens)
-        j->ids.n = (size_t)j->o->n_tokens;
-    return error;
+    return j->ids.n ? 0 : tkv_reason_set(why, "%s: the text is empty", j->o->text);
 }
 
 static size_t context_tokens(const struct job *j)
@@ -193,14 +194,55 @@ static size_t context_tokens(const struct job *j)
     return trained && trained < MAX_DEFAULT_CONTEXT ? trained : MAX_DEFAULT_CONTEXT;
 }
 
-/* Windows of n_context tokens, each from an empty cache at position 0. */
+/* What there is to do, and how far an earlier process came with it. */
+static int plan(struct job *j, struct tkv_reason *why)
+{
+    j->work = (struct tkv_calibration_work){
+        .model = j->engine.model->config.fingerprint,
+        .text = XXH3_64bits(j->ids.ids, j->ids.n * sizeof(*j->ids.ids)),
+        .n_tokens = j->ids.n,
+        .n_context = context_tokens(j),
+    };
+    if (!j->o->state)
+        return 0;
+    if (tkv_calibration_resume(j->o->state, &j->calibration, &j->work, why))
+        return -1;
+    if (j->work.n_done)
+        fprintf(stderr, PROGRAM ": going on from token %" PRIu64 " of %zu\n", j->work.n_done,
+                j->ids.n);
+    return 0;
+}
+
+static double seconds_now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static void show_progress(const struct job *j, uint64_t from, double start_s)
+{
+    const double s = seconds_now() - start_s, done = (double)(j->work.n_done - from);
+    const double rate = s > 0 ? done / s : 0;
+
+    if (isatty(STDERR_FILENO))
+        fprintf(stderr, "\r%" PRIu64 " of %zu tokens, %.0f tokens/s, %.0f s left %s",
+                j->work.n_done, j->ids.n, rate,
+                rate > 0 ? (double)(j->ids.n - j->work.n_done) / rate : 0.0,
+                j->work.n_done == j->ids.n ? "\n" : "");
+}
+
+/* Windows of n_context tokens, each from an empty cache at position 0: between two of them the
+ * sums are all there is to keep. */
 static int stream(struct job *j, struct tkv_reason *why)
 {
-    const size_t n_context = context_tokens(j);
-    const bool shown = isatty(STDERR_FILENO);
+    const uint64_t from = j->work.n_done;
+    const double start_s = seconds_now();
 
-    for (size_t at = 0; at < j->ids.n; at += n_context) {
-        const size_t left = j->ids.n - at, n = left < n_context ? left : n_context;
+    while (j->work.n_done < j->ids.n) {
+        const size_t left = j->ids.n - (size_t)j->work.n_done;
+        const size_t n = left < j->work.n_context ? left : (size_t)j->work.n_context;
         struct tkv_run run = {
             .engine = &j->engine,
             .attention = tkv_local_attention(j->local),
@@ -208,11 +250,12 @@ static int stream(struct job *j, struct tkv_reason *why)
         };
 
         tkv_local_reset(j->local);
-        if (tkv_run_feed(&run, j->ids.ids + at, n, why))
+        if (tkv_run_feed(&run, j->ids.ids + j->work.n_done, n, why))
             return -1;
-        if (shown)
-            fprintf(stderr, "\r%zu of %zu tokens%s", at + n, j->ids.n,
-                    at + n == j->ids.n ? "\n" : "");
+        j->work.n_done += n;
+        if (j->o->state && tkv_calibration_save(j->o->state, &j->calibration, &j->work, why))
+            return -1;
+        show_progress(j, from, start_s);
     }
     return 0;
 }
@@ -256,9 +299,11 @@ static int run(const struct options *o)
 {
     struct job j = {.o = o};
     struct tkv_reason why = {""};
-    const int error =
-        start(&j, &why) || read_text(&j, &why) || stream(&j, &why) || write_profile(&j, &why);
+    const int error = start(&j, &why) || read_text(&j, &why) || plan(&j, &why) ||
+                      stream(&j, &why) || write_profile(&j, &why);
 
+    if (!error && o->state)
+        unlink(o->state);
     if (error)
         fprintf(stderr, PROGRAM ": %s\n", why.text);
     deinit(&j);
