@@ -183,7 +183,7 @@ void tkv_put_key_mean(const struct tkv_coder *c, void *block, const void *mean);
 void tkv_put_value_mean(const struct tkv_coder *c, void *block, const void *mean);
 
 /* Tokens of one block: a bit for each lane. */
-struct tkv_run {
+struct tkv_lane_run {
     const void *block;
     uint64_t lanes;
 };
@@ -191,13 +191,13 @@ struct tkv_run {
 /* The tokens of runs, at most 64 and one of each run at least, in the order in which they come to
  * lie in a new block. A view of the runs. */
 struct tkv_gather {
-    const struct tkv_run *runs;
+    const struct tkv_lane_run *runs;
     size_t n_runs, n;
     uint8_t first[TKV_BLOCK_TOKENS + 1]; /* place of each run's first token; then n */
     uint8_t lane[2 * TKV_BLOCK_TOKENS];  /* of each token in its block; then zeros */
 };
 
-void tkv_gather_init(struct tkv_gather *g, const struct tkv_run *runs, size_t n_runs);
+void tkv_gather_init(struct tkv_gather *g, const struct tkv_lane_run *runs, size_t n_runs);
 
 /*
  * Fill a block with tokens of other blocks of this coder, bits unchanged; they must all have the

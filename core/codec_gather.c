@@ -9,7 +9,7 @@
 
 enum { MOST_PICKS = 2 * TKV_BLOCK_TOKENS + 2, NONE = 0x80 };
 
-void tkv_gather_init(struct tkv_gather *g, const struct tkv_run *runs, size_t n_runs)
+void tkv_gather_init(struct tkv_gather *g, const struct tkv_lane_run *runs, size_t n_runs)
 {
     g->runs = runs;
     g->n_runs = n_runs;

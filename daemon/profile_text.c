@@ -155,7 +155,7 @@ static void print_statistics(FILE *out, const struct tkv_profile_facts *f)
 static void print_note(FILE *out, const char *note)
 {
     fputs("# ", out);
-    for (size_t i = 0; note[i] && i < MAX_NOTE_BYTES; i++)
+    for (size_t i = 0; i < MAX_NOTE_BYTES && note[i]; i++)
         putc((unsigned char)note[i] < 0x20 || (unsigned char)note[i] > 0x7e ? '?' : note[i], out);
     putc('\n', out);
 }

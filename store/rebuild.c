@@ -14,14 +14,14 @@
 
 /* The survivors of one block, or of one that holds encoded warm tokens. */
 struct source {
-    struct tkv_run run;
+    struct tkv_lane_run run;
     int32_t first_position;
     const int32_t *positions; /* of warm tokens; NULL: in the block */
 };
 
 /* Survivors that make one new block: whole sources from `first` on or parts of them. */
 struct batch {
-    struct tkv_run runs[TKV_BLOCK_TOKENS];
+    struct tkv_lane_run runs[TKV_BLOCK_TOKENS];
     uint32_t n_runs, n;
     uint32_t first;
     int32_t first_position;
@@ -258,7 +258,7 @@ static void take_batch(const struct rebuild *r, const struct head_work *w, struc
             b->first_position = position_of(r, source, first_lane(left));
         lanes = take_lanes(r, source, left, b->first_position, &room);
         if (lanes)
-            b->runs[b->n_runs++] = (struct tkv_run){source->run.block, lanes};
+            b->runs[b->n_runs++] = (struct tkv_lane_run){source->run.block, lanes};
         at->taken |= lanes;
         if (lanes != left)
             break;

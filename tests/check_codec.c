@@ -285,7 +285,7 @@ static void test_layout(void **state)
 }
 
 /* Lanes of the two blocks in turn, until there are n tokens: all, few, or as rounds leave them. */
-static size_t make_runs(struct tkv_run *runs, const struct fixture *a, const struct fixture *b,
+static size_t make_runs(struct tkv_lane_run *runs, const struct fixture *a, const struct fixture *b,
                         struct rng *rng, size_t n)
 {
     const unsigned of_8 = 1 + (unsigned)rng_below(rng, 8);
@@ -300,7 +300,7 @@ static size_t make_runs(struct tkv_run *runs, const struct fixture *a, const str
                 n--;
             }
         if (lanes) {
-            runs[n_runs] = (struct tkv_run){n_runs % 2 ? b->keys : a->keys, lanes};
+            runs[n_runs] = (struct tkv_lane_run){n_runs % 2 ? b->keys : a->keys, lanes};
             n_runs++;
         }
     }
@@ -311,7 +311,7 @@ static void check_gathered(const struct fixture *a, const struct fixture *b, str
                            struct rng *rng)
 {
     const uint32_t dim = a->coder.dim;
-    struct tkv_run runs[LANES];
+    struct tkv_lane_run runs[LANES];
     struct tkv_gather g;
     size_t t = 0;
 

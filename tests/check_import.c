@@ -238,23 +238,27 @@ static void test_pickles(void **state)
 
 enum { MAX_WORDS = 32 };
 
-/* trikv-calibrate import with these words; %s is the folder. Returns the exit status, with what
- * was said in said[n]. */
+/* Where an '@' stands comes the folder. */
+static char *expand(const char *word)
+{
+    const char *at = strchr(word, '@');
+    char *out = malloc(strlen(word) + sizeof(folder));
+
+    assert_non_null(out);
+    sprintf(out, "%.*s%s%s", (int)(at ? at - word : 0), word, at ? folder : "", at ? at + 1 : word);
+    return out;
+}
+
+/* trikv-calibrate import with these words. Returns the exit status, with what was said in
+ * said[n]. */
 static int run(const char *line, char *said, size_t n)
 {
-    char words[1024], all[1024], *argv[MAX_WORDS] = {NULL}, log[64];
+    char words[512], log[64], *argv[MAX_WORDS] = {NULL};
     int argc = 0, status, saved;
 
-    snprintf(all, sizeof(all), "trikv-calibrate import %s", line);
-    for (size_t i = 0, o = 0; o + sizeof(folder) < sizeof(words); i++) {
-        words[o++] = all[i];
-        if (!all[i])
-            break;
-        if (all[i] == '@')
-            o += (size_t)sprintf(words + o - 1, "%s", folder) - 1;
-    }
+    snprintf(words, sizeof(words), "trikv-calibrate import %s", line);
     for (char *w = strtok(words, " "); w && argc < MAX_WORDS - 1; w = strtok(NULL, " "))
-        argv[argc++] = w;
+        argv[argc++] = expand(w);
     snprintf(log, sizeof(log), "%s/log", folder);
     fflush(stderr);
     saved = dup(STDERR_FILENO);
@@ -265,6 +269,8 @@ static int run(const char *line, char *said, size_t n)
     said[fread(said, 1, n - 1, stderr)] = '\0';
     dup2(saved, STDERR_FILENO);
     close(saved);
+    while (argc > 0)
+        free(argv[--argc]);
     return status;
 }
 

@@ -105,10 +105,13 @@ static void add_member(struct archive *a, const char *name, const void *data, si
 
 static uint8_t *shrink(buffer *b, size_t *n)
 {
-    uint8_t *exact = realloc(b->bytes, b->n ? b->n : 1);
+    uint8_t *exact = malloc(b->n);
 
+    if (exact)
+        memcpy(exact, b->bytes, b->n);
+    free(b->bytes);
     *n = b->n;
-    return exact ? exact : b->bytes;
+    return exact;
 }
 
 static uint8_t *finish(struct archive *a, size_t *n)
