@@ -353,7 +353,7 @@ static void test_live_equals_tool(void **state)
     struct tkv_diag diag = {0};
     struct rng rng = {SEED};
     int32_t ids[200];
-    uint64_t n_tokens;
+    uint64_t n_tokens = 0;
     double worst = 0;
     float *means;
 

@@ -189,7 +189,7 @@ static void check_documented_hello(void **state)
     Trikv__HelloRequest m = TRIKV__HELLO_REQUEST__INIT;
     Trikv__HelloReply *reply;
     char name[] = "demo";
-    uint8_t request[128], answer[128];
+    uint8_t request[128], answer[192];
     struct trikv_frame f;
     const char *why = "";
     uint8_t *frame;
