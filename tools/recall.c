@@ -4,17 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_FACTS = 64, N_FIRST = 30, N_LAST = 30 };
+#include "tools/wordlists.h"
 
-static const char *const first_names[N_FIRST] = {
-    "Ada",  "Ben",  "Cora", "Dan",  "Ella", "Finn", "Grace", "Hugh", "Iris", "Jack",
-    "Kate", "Liam", "Mary", "Noah", "Olga", "Paul", "Rosa",  "Sam",  "Tess", "Tom",
-    "Emma", "Fred", "Jane", "John", "Lucy", "Mark", "Nora",  "Owen", "Ruth", "Will"};
-static const char *const last_names[N_LAST] = {
-    "Abbot",  "Baker",  "Carter", "Draper", "Ellis",  "Fisher", "Grant",  "Hunter",
-    "Irwin",  "Jones",  "King",   "Lane",   "Mason",  "Norris", "Osborn", "Parker",
-    "Quick",  "Reeve",  "Smith",  "Taylor", "Usher",  "Vane",   "Walker", "Young",
-    "Archer", "Bishop", "Cooper", "Fuller", "Turner", "Porter"};
+/* The names used: the first ones of each list. */
+enum { MAX_FACTS = 64, N_FIRST = 30, N_LAST = 30 };
 
 /* Lines of tokens: tell[i] and ask[i] are of fact i; the answer is ask's [from, to). */
 struct line {
@@ -52,8 +45,8 @@ static int make_fact(struct plan *p, size_t i, size_t who, uint64_t *state,
     struct tkv_text first;
     char name[32], text[96];
 
-    (void)snprintf(name, sizeof(name), "%s %s", first_names[who % N_FIRST],
-                   last_names[who / N_FIRST]);
+    (void)snprintf(name, sizeof(name), "%s %s", tkv_first_names[who % N_FIRST],
+                   tkv_last_names[who / N_FIRST]);
     (void)snprintf(text, sizeof(text), "\nThe number of %s is %zu.\n", name, number);
     if (encode(t, text, &p->tell[i].ids, why))
         return -1;
