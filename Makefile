@@ -133,7 +133,8 @@ $(call objs,$(shell grep -l TRIKV_SYSCONFDIR */*.c)): $B/gen/places
 
 SCRIPTS := $(wildcard tests/check_*.sh)
 # What the instruction set of a kernel cannot change.
-ISA_FREE := client client_open client_steps config daemon frame gguf hostile pool profile tokenizer
+ISA_FREE := client client_open client_steps config daemon frame gguf hostile planted pool profile \
+	tokenizer
 isa_tests := $(filter-out $(ISA_FREE:%=$B/tests/check_%),$(tests))
 core_tests := $(filter $(addprefix $B/tests/check_,attention% codebook% codec% half% kernels% rope% \
 	rotation% select% triattention% vectors%),$(tests))

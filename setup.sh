@@ -26,6 +26,7 @@ ci    clang                second compiler
 ci    clang-format         form of the sources
 ci    cppcheck             static checks
 ci    shellcheck           static checks of the scripts
+ci    chromium             opens the quality report
 test  python3              checks JSON output
 '
 # The sanitizers and the emulator run on the machine that the developer sits at.

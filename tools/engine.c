@@ -85,6 +85,20 @@ int tkv_engine_default_path(char *path, size_t n, struct tkv_reason *why)
                                "with --model or TRIKV_MODEL");
 }
 
+void tkv_engine_default_profiles(char *path, size_t n)
+{
+    char program[PATH_MAX];
+    const ssize_t length = readlink("/proc/self/exe", program, sizeof(program) - 1);
+
+    /* tree/build/bin/program, tree/build/variant/bin/program */
+    program[length > 0 ? length : 0] = '\0';
+    go_up(program, 3);
+    for (int i = 0; i < 2; i++, go_up(program, 1))
+        if ((size_t)snprintf(path, n, "%s/conf/profiles", program) < n && access(path, R_OK) == 0)
+            return;
+    snprintf(path, n, TRIKV_SYSCONFDIR "/trikv/profiles");
+}
+
 int tkv_engine_read_text(const char *path, char **text, size_t *n_bytes, struct tkv_reason *why)
 {
     FILE *file = fopen(path, "rb");

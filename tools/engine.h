@@ -25,6 +25,9 @@ void tkv_engine_deinit(struct tkv_engine *e);
  */
 int tkv_engine_default_path(char *path, size_t n, struct tkv_reason *why);
 
+/* The folder of profiles in path[n]: conf/profiles of the source tree, or the installed one. */
+void tkv_engine_default_profiles(char *path, size_t n);
+
 /* Read a whole file into *text (malloc) of *n_bytes. 0, or -1 with a text. */
 int tkv_engine_read_text(const char *path, char **text, size_t *n_bytes, struct tkv_reason *why);
 

@@ -1,6 +1,7 @@
 #include "tools/spawn.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -56,6 +57,21 @@ static void run_child(const char *program, const char *socket, const char *const
     execv(program, (char *const *)(uintptr_t)argv);
     (void)fprintf(stderr, "cannot start %s: %s\n", program, strerror(errno));
     _exit(127);
+}
+
+void tkv_spawn_daemon_path(char *path, size_t n)
+{
+    char program[PATH_MAX];
+    const ssize_t length = readlink("/proc/self/exe", program, sizeof(program) - 1);
+    char *slash = NULL;
+
+    if (length > 0) {
+        program[length] = '\0';
+        slash = strrchr(program, '/');
+    }
+    if (slash)
+        *slash = '\0';
+    (void)snprintf(path, n, "%s%strikvd", slash ? program : "", slash ? "/" : "");
 }
 
 int tkv_spawn_start(struct tkv_spawn *s, const char *program, const char *const *arguments,

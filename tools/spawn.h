@@ -12,6 +12,9 @@ struct tkv_spawn {
     char socket[96];
 };
 
+/* The trikvd in the folder of this program, in path[n]; just its name if that cannot be known. */
+void tkv_spawn_daemon_path(char *path, size_t n);
+
 /*
  * Start the daemon `program` with --socket on a new private path and the NULL-ended further
  * arguments, and wait until it listens. 0, or -1 with a text and nothing left behind.

@@ -178,20 +178,13 @@ static int start_daemon(struct demo *d)
 {
     const char *arguments[8] = {"--profiles", d->o.profiles, "--log-level", "warn"};
     char path[4096];
-    char *slash;
-    const ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 16);
 
     if (d->o.config) {
         arguments[4] = "--config";
         arguments[5] = d->o.config;
     }
-    if (n > 0 && !d->o.daemon) {
-        path[n] = '\0';
-        slash = strrchr(path, '/');
-        (void)strcpy(slash ? slash + 1 : path, "trikvd");
-        d->o.daemon = path;
-    }
-    return tkv_spawn_start(&d->daemon, d->o.daemon ? d->o.daemon : "trikvd", arguments, &d->why);
+    tkv_spawn_daemon_path(path, sizeof(path));
+    return tkv_spawn_start(&d->daemon, d->o.daemon ? d->o.daemon : path, arguments, &d->why);
 }
 
 /* ---- the table -------------------------------------------------------------------------------------- */

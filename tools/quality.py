@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""Write a page of measurements from its template.
+
+    quality.py TEMPLATE PAGE
+
+What stands in the template is copied. In it
+
+    @date, @machine            are replaced, anywhere in a line
+    @run NAME COMMAND...       runs a command; {json} and {html} in it are files in build/quality.
+                               What it wrote is kept, and used again as long as it is newer than the
+                               programs and the model: a run that was stopped goes on where it was
+    @output NAME               its standard output
+    @table NAME COLUMN... [KEY=VALUE...]   the rows of its JSON that have these values; COLUMN is
+                               NAME or NAME:FORMAT or NAME:FORMAT:TITLE
+
+A number that has a spread is followed by it. Nothing is written unless everything could be.
+"""
+import datetime
+import glob
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+
+KEPT = "build/quality"
+INPUTS = ["build/bin/trikvd", "build/bin/trikv-eval", *glob.glob("models/*.gguf")]
+
+
+def machine():
+    """Processor, cores, system: what speeds depend on."""
+    with open("/proc/cpuinfo", encoding="utf-8") as f:
+        names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
+    with open("/etc/os-release", encoding="utf-8") as f:
+        system = dict(line.rstrip().split("=", 1) for line in f if "=" in line)
+    name = names[0] if names else platform.machine()
+    return f"{name}, {os.cpu_count()} cores, {system['PRETTY_NAME'].strip(chr(34))}"
+
+
+def is_fresh(path):
+    return os.path.exists(path) and all(
+        os.path.getmtime(path) > os.path.getmtime(i) for i in INPUTS)
+
+
+def run(name, command):
+    """Runs the command unless its output is there. It may fail with rows that could not be run."""
+    path = {kind: f"{KEPT}/{name}.{kind}" for kind in ("json", "html", "txt")}
+    if is_fresh(path["txt"]):
+        print(f"kept: {path['txt']}", file=sys.stderr)
+        return
+    for old in path.values():
+        if os.path.exists(old):
+            os.remove(old)
+    words = [w.format(**path) for w in command]
+    print(shlex.join(words), file=sys.stderr)
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode and not os.path.exists(path["json"]):
+        sys.exit(f"{shlex.join(words)} failed with status {done.returncode}")
+    with open(path["txt"], "w", encoding="utf-8") as f:
+        f.write(done.stdout)
+
+
+def cell(row, name, form):
+    value = row.get(name)
+    if value is None:
+        return "-"
+    text = format(value, form)
+    spread = row.get("spread", {}).get(name)
+    return text if spread is None else f"{text} ± {format(spread, form.lstrip('+'))}"
+
+
+def table(name, words):
+    """The lines of a table; a row without numbers says why."""
+    with open(f"{KEPT}/{name}.json", encoding="utf-8") as f:
+        rows = json.load(f)["rows"]
+    wanted = dict(w.split("=", 1) for w in words if "=" in w)
+    columns = [(w.split(":", 2) + ["", ""])[:3] for w in words if "=" not in w]
+    titles = [title.replace("_", " ") or column for column, _, title in columns]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(columns) + "|"]
+    for row in rows:
+        if any(str(row[key]) not in values.split(",") for key, values in wanted.items()):
+            continue
+        cells = [cell(row, column, form) for column, form, _ in columns]
+        if "error" in row:
+            cells[-1] = row["error"]
+        lines.append("| " + " | ".join(cells) + " |")
+    if len(lines) == 2:
+        sys.exit(f"@table {name}: no row has {wanted}")
+    return lines
+
+
+def fill(line):
+    words = shlex.split(line) if line.startswith("@") else [""]
+    if words[0] == "@run":
+        run(words[1], words[2:])
+        return []
+    if words[0] == "@output":
+        with open(f"{KEPT}/{words[1]}.txt", encoding="utf-8") as f:
+            return ["```", *f.read().strip("\n").split("\n"), "```"]
+    if words[0] == "@table":
+        return table(words[1], words[2:])
+    today = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    return [line.replace("@date", today).replace("@machine", machine())]
+
+
+def main():
+    template, page = sys.argv[1:]
+    os.makedirs(KEPT, exist_ok=True)
+    with open(template, encoding="utf-8") as f:
+        lines = [out for line in f.read().splitlines() for out in fill(line)]
+    with open(page, "w", encoding="utf-8") as f:
+        f.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
