@@ -1,7 +1,7 @@
 /*
- * The budget of tokens is searched between bounds, by the straight line that sizes nearly follow,
- * since blocks come whole; what is left over after that is given to the newest
- * tokens, which are halves. The half tiers take about a quarter of the bytes in all.
+ * The budget is searched in whole blocks, between bounds, by the straight line that sizes nearly
+ * follow; what is left over after that is given to the newest tokens, which are halves. The half
+ * tiers take about a quarter of the bytes in all.
  */
 #include "tools/contender.h"
 
@@ -12,8 +12,6 @@ enum {
     PINNED_TOKENS = 4,
     MIN_RECENT_TOKENS = 4,
     MAX_RECENT_TOKENS = 64,
-    MAX_PROBES = 10,
-    NEAR_TOKENS = 4,
 };
 
 static const struct tkv_codec *find_codec(const char *name)
@@ -75,7 +73,7 @@ int tkv_contender_check(const struct tkv_contender *c, const struct tkv_engine *
 
 /* ---- fitting ------------------------------------------------------------------------------------- */
 
-/* A search in budget tokens: `low` is small enough, `high` too large. */
+/* A search in blocks of coded tokens: `low` is small enough, `high` too large. */
 struct search {
     const struct tkv_recording *r;
     struct tkv_remote_options *o;
@@ -84,11 +82,16 @@ struct search {
     struct tkv_reason *why;
 };
 
-static int probe(struct search *s, uint32_t budget, double *bytes)
+static uint32_t half_tokens(const struct tkv_remote_options *o)
+{
+    return (uint32_t)(o->pinned_tokens + o->recent_tokens);
+}
+
+static int probe(struct search *s, uint32_t n_blocks, double *bytes)
 {
     struct tkv_replayed found;
 
-    s->o->budget_tokens = budget;
+    s->o->budget_tokens = half_tokens(s->o) + n_blocks * TKV_BLOCK_TOKENS;
     if (tkv_recording_replay(s->r, s->o, false, &found, s->why))
         return -1;
     *bytes = (double)found.stats.resident_bytes;
@@ -100,11 +103,6 @@ static double half_token_bytes(const struct tkv_recording *r)
     const struct tkv_model_config *c = &r->engine->model->config;
 
     return 2.0 * c->n_layers * c->shape.n_kv_heads * (c->shape.head_dim_k + c->shape.head_dim_v);
-}
-
-static uint32_t least_budget(const struct tkv_remote_options *o)
-{
-    return (uint32_t)(o->pinned_tokens + o->recent_tokens) + 1;
 }
 
 /* Half tiers that leave most of the bytes to the policy: a power of two. */
@@ -119,11 +117,11 @@ static void choose_tiers(struct search *s)
     s->o->beta_tokens = (uint32_t)recent;
 }
 
-/* Make the tiers smaller until the least budget fits. */
+/* Make the tiers smaller until one block fits. */
 static int find_low(struct search *s)
 {
     for (choose_tiers(s);; s->o->beta_tokens /= 2, s->o->recent_tokens /= 2) {
-        s->low = least_budget(s->o);
+        s->low = 1;
         if (probe(s, s->low, &s->low_bytes))
             return -1;
         if (s->low_bytes <= s->target)
@@ -134,30 +132,30 @@ static int find_low(struct search *s)
     }
 }
 
-static uint32_t next_budget(const struct search *s, int turn)
+static uint32_t next_try(const struct search *s, int turn)
 {
     const uint32_t width = s->high - s->low;
     const double share = (s->target - s->low_bytes) / (s->high_bytes - s->low_bytes);
-    /* A line through steps can stall at one end: every third turn halves. */
-    const uint32_t step = turn % 3 == 2 ? width / 2 : (uint32_t)(share * width);
+    /* A line can stall at one end: every third turn halves. */
+    const uint32_t step = turn % 3 == 2 ? width / 2 : (uint32_t)(share * width + 0.5);
 
     return s->low + (step < 1 ? 1 : step >= width ? width - 1 : step);
 }
 
-static int find_budget(struct search *s)
+static int find_blocks(struct search *s)
 {
     double bytes;
 
-    for (int turn = 0; turn < MAX_PROBES && s->high - s->low > NEAR_TOKENS; turn++) {
-        const uint32_t budget = next_budget(s, turn);
+    for (int turn = 0; s->high - s->low > 1; turn++) {
+        const uint32_t n = next_try(s, turn);
 
-        if (probe(s, budget, &bytes))
+        if (probe(s, n, &bytes))
             return -1;
         if (bytes <= s->target) {
-            s->low = budget;
+            s->low = n;
             s->low_bytes = bytes;
         } else {
-            s->high = budget;
+            s->high = n;
             s->high_bytes = bytes;
         }
     }
@@ -170,19 +168,19 @@ static void use_what_is_left(struct search *s)
     const uint32_t more = n_tokens > 1 ? (uint32_t)n_tokens : 0;
 
     s->o->recent_tokens += (int32_t)more;
-    s->o->budget_tokens = s->low + more;
+    s->o->budget_tokens = half_tokens(s->o) + s->low * TKV_BLOCK_TOKENS;
 }
 
 static int search(struct search *s)
 {
     if (find_low(s))
         return -1;
-    s->high = (uint32_t)s->r->n_tokens;
+    s->high = (uint32_t)(s->r->n_tokens / TKV_BLOCK_TOKENS) + 1;
     if (probe(s, s->high, &s->high_bytes))
         return -1;
     if (s->high_bytes <= s->target)
         return 0; /* its codes alone are small enough */
-    if (find_budget(s))
+    if (find_blocks(s))
         return -1;
     use_what_is_left(s);
     return 0;
@@ -194,7 +192,7 @@ bool tkv_contender_shrink(struct tkv_remote_options *o, const struct tkv_replaye
     const double per_token = (double)found->stats.fp16_bytes / (double)found->stats.n_seen;
     const uint32_t n = (uint32_t)(excess_bytes / per_token) + 1;
 
-    if (o->budget_tokens == 0 || o->budget_tokens < least_budget(o) + n)
+    if (o->budget_tokens <= half_tokens(o) + n)
         return false;
     o->budget_tokens -= n;
     if (o->recent_tokens > (int32_t)n + MIN_RECENT_TOKENS)
