@@ -137,9 +137,12 @@ static void shuffle(struct plan *p, size_t *order, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         const size_t j = draw(p, i + 1);
+        size_t swap;
 
-        order[i] = order[j];
+        order[i] = i;
+        swap = order[j];
         order[j] = i;
+        order[i] = swap;
     }
 }
 
