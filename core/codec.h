@@ -194,7 +194,8 @@ struct tkv_gather {
     const struct tkv_lane_run *runs;
     size_t n_runs, n;
     uint8_t first[TKV_BLOCK_TOKENS + 1]; /* place of each run's first token; then n */
-    uint8_t lane[2 * TKV_BLOCK_TOKENS];  /* of each token in its block; then zeros */
+    uint8_t run[TKV_BLOCK_TOKENS];       /* of each token */
+    uint8_t lane[TKV_BLOCK_TOKENS + 16]; /* of each token in its block; then 255 */
 };
 
 void tkv_gather_init(struct tkv_gather *g, const struct tkv_lane_run *runs, size_t n_runs);

@@ -7,7 +7,7 @@
 
 #include "core/codec_priv.h"
 
-enum { MOST_PICKS = 2 * TKV_BLOCK_TOKENS + 2, NONE = 0x80 };
+enum { MOST_PICKS = TKV_BLOCK_TOKENS + TKV_BLOCK_TOKENS / 4, NO_LANE = 0xff };
 
 void tkv_gather_init(struct tkv_gather *g, const struct tkv_lane_run *runs, size_t n_runs)
 {
@@ -18,61 +18,73 @@ void tkv_gather_init(struct tkv_gather *g, const struct tkv_lane_run *runs, size
         g->first[r] = (uint8_t)g->n;
         for (uint64_t left = runs[r].lanes; left; left &= left - 1) {
             assert(g->n < TKV_BLOCK_TOKENS);
+            g->run[g->n] = (uint8_t)r;
             g->lane[g->n++] = (uint8_t)__builtin_ctzll(left);
         }
     }
     g->first[n_runs] = (uint8_t)g->n;
-    memset(g->lane + g->n, 0, sizeof(g->lane) - g->n);
+    memset(g->lane + g->n, NO_LANE, sizeof(g->lane) - g->n);
 }
 
-/* Places a .. b of a tile are from here, the others not. */
-static void limit(uint8_t *from, const uint8_t *lanes, unsigned tile_tokens, unsigned a, unsigned b)
-{
-    static const uint8_t outside[48] = {
-        NONE, NONE, NONE, NONE, NONE, NONE,        NONE, NONE, NONE, NONE, NONE,
-        NONE, NONE, NONE, NONE, NONE, [32] = NONE, NONE, NONE, NONE, NONE, NONE,
-        NONE, NONE, NONE, NONE, NONE, NONE,        NONE, NONE, NONE, NONE};
-    typedef uint8_t bytes16 __attribute__((vector_size(16)));
-    bytes16 lane, low, high;
+typedef uint8_t bytes16 __attribute__((vector_size(16)));
 
-    memcpy(&lane, lanes, sizeof(lane));
-    memcpy(&low, outside + 16 - a, sizeof(low));
-    memcpy(&high, outside + 32 - b, sizeof(high));
-    lane = (lane & (uint8_t)(tile_tokens - 1)) | low | high;
-    memcpy(from, &lane, sizeof(lane));
+/* What is missing for tile `to` of the new block in tile `tile` of run r; tokens of other tiles, and
+ * lanes where there are none, get places over 0x80. */
+static void set_pick(struct tkv_pick *p, const struct tkv_gather *g, size_t offset, unsigned shift,
+                     size_t r, size_t tile, size_t to)
+{
+    const bytes16 none = (bytes16){0} + 0x80;
+    bytes16 lane;
+
+    memcpy(&lane, g->lane + (to << shift), sizeof(lane));
+    lane =
+        (lane & (uint8_t)((1u << shift) - 1)) | ((bytes16)(lane >> shift != (uint8_t)tile) & none);
+    p->block = (const uint8_t *)g->runs[r].block + offset;
+    p->tile = (uint8_t)tile;
+    p->to = (uint8_t)to;
+    memcpy(p->from, &lane, sizeof(lane));
+}
+
+/* As many picks as it takes, token by token. */
+static struct tkv_pick *pick_tokens(struct tkv_pick *p, const struct tkv_gather *g, size_t offset,
+                                    unsigned shift, size_t first, size_t end)
+{
+    for (size_t t = first; t < end; t++) {
+        const size_t tile = g->lane[t] >> shift, r = g->run[t];
+
+        if (t > first && r == g->run[t - 1] && tile == (size_t)g->lane[t - 1] >> shift)
+            continue;
+        set_pick(p, g, offset, shift, r, tile, first >> shift);
+        for (size_t i = first; i < first + ((size_t)1 << shift); i++)
+            if (i >= end || g->run[i] != r)
+                p->from[i - first] |= 0x80;
+        p++;
+    }
+    return p;
 }
 
 /*
- * Tiles of the new block, each from a few tiles of others. What one tile has fills at most two of
- * the new ones; both are written, and counted if there is something in them: a processor could
- * not guess whether there is.
+ * Tiles of 1 << shift tokens of the new block, each from a few tiles of others. If few tokens were
+ * dropped, one comes from two tiles next to each other, or from one; it gets two picks in any
+ * case, because a processor could not guess which it is.
  */
 static size_t plan_picks(struct tkv_pick *picks, const struct tkv_gather *g, size_t offset,
-                         unsigned tile_tokens)
+                         unsigned shift)
 {
     struct tkv_pick *p = picks;
 
-    for (size_t r = 0; r < g->n_runs; r++) {
-        const uint8_t *block = (const uint8_t *)g->runs[r].block + offset;
-        unsigned at = g->first[r];
+    for (size_t t = 0; t < g->n; t += (size_t)1 << shift) {
+        const size_t end = t + ((size_t)1 << shift) < g->n ? t + ((size_t)1 << shift) : g->n;
+        const size_t a = g->lane[t] >> shift, b = g->lane[end - 1] >> shift;
 
-        for (unsigned lane = 0; lane < TKV_BLOCK_TOKENS; lane += tile_tokens) {
-            const uint8_t tile = (uint8_t)(lane / tile_tokens), to = (uint8_t)(at / tile_tokens);
-            const unsigned a = at % tile_tokens;
-            unsigned b = a;
-
-            for (unsigned i = lane; i < lane + tile_tokens; i += 4) /* bits in each four */
-                b += UINT64_C(0x4332322132212110) >> (g->runs[r].lanes >> i & 15) * 4 & 15;
-            at += b - a;
-            p->block = block, p->tile = tile, p->to = to;
-            limit(p->from, g->lane + to * tile_tokens, tile_tokens, a,
-                  b < tile_tokens ? b : tile_tokens);
-            p += b > a;
-            p->block = block, p->tile = tile, p->to = to + 1;
-            limit(p->from, g->lane + (to + 1u) * tile_tokens, tile_tokens, 0,
-                  b > tile_tokens ? b - tile_tokens : 0);
-            p += b > tile_tokens;
+        if (g->run[t] != g->run[end - 1] || b > a + 1) {
+            p = pick_tokens(p, g, offset, shift, t, end);
+            continue;
         }
+        set_pick(p++, g, offset, shift, g->run[t], a, t >> shift);
+        set_pick(p++, g, offset, shift, g->run[t], b, t >> shift);
+        if (a == b)
+            memset(p[-1].from, 0x80, sizeof(p->from));
     }
     return (size_t)(p - picks);
 }
@@ -113,7 +125,7 @@ void tkv_gather_keys(const struct tkv_coder *c, const struct tkv_kernels *kn, vo
             tkv_gather_halves(kn, dst + at, g, at);
         return;
     }
-    n_picks = plan_picks(picks, g, 0, TKV_UNIT_LANES);
+    n_picks = plan_picks(picks, g, 0, 4);
     for (uint32_t i = 0; i < tkv_k_sections(c); i++) {
         const struct tkv_section *s = &c->section[i];
         const struct tkv_codes_at at = {s->k_offset, c->k_pair_bytes, s->n, s->w};
@@ -138,7 +150,7 @@ void tkv_gather_values(const struct tkv_coder *c, const struct tkv_kernels *kn, 
         gather_rows(dst, g, offset, c->dim * sizeof(uint16_t));
         return;
     }
-    n_picks = plan_picks(picks, g, offset, 4);
+    n_picks = plan_picks(picks, g, offset, 2);
     for (uint32_t i = 0; i < c->n_sections; i++) {
         const struct tkv_section *s = &c->section[i];
         const struct tkv_codes_at at = {s->v_offset, 0, s->n, s->w};

@@ -40,7 +40,7 @@ struct tkv_pick {
     const uint8_t *block; /* another block */
     uint8_t tile;         /* of that one */
     uint8_t to;           /* of the new one */
-    uint8_t from[16];     /* for each place in the new tile the place in the other, or 0x80: none */
+    uint8_t from[16];     /* for each place in the new tile that in the other; over 0x80: none */
 };
 
 /* Where a section of n codes of w bits lies in every block; stride as in struct tkv_codes. */

@@ -12,6 +12,9 @@
 
 enum { PICK_ROW_BYTES = TKV_UNIT_LANES * 4, MOST_PICKS = TKV_BLOCK_TOKENS };
 
+static const uint8_t no_places[TKV_UNIT_LANES] = {0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80,
+                                                  0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80};
+
 /* The picks of one new tile, or of two that share a row of bits. */
 struct run {
     const struct tkv_pick *pick;
@@ -38,6 +41,12 @@ INLINE vec_u32 move_side(vec_u32 bits, unsigned from, unsigned to)
     return (bits >> (4 * from) & low) << (4 * to);
 }
 
+/* What is the same in all units: where a pick's first row lies, and its sides. */
+struct origin {
+    const uint8_t *row;
+    unsigned side, to;
+};
+
 INLINE void store_words(uint8_t *p, vec_u32 v, size_t n)
 {
     if (n >= LANES)
@@ -48,44 +57,55 @@ INLINE void store_words(uint8_t *p, vec_u32 v, size_t n)
 
 /* ---- keys: words of a row move ------------------------------------------------------------- */
 
-/* Rows of codes (bits = 0) or of bits, `unit_bytes` apart, from the nr picks of a run. */
-INLINE void pick_key_rows(uint8_t *to, const struct tkv_codes_at *at, struct run run,
-                          const struct places *places, size_t row, const unsigned bits,
-                          const size_t nr)
+/* Rows of codes (bits = 0) or of bits, `unit_bytes` apart, from nr origins. */
+INLINE void pick_key_rows(uint8_t *to, size_t n_bytes, size_t unit_bytes,
+                          const struct origin *origin, const struct places *places,
+                          const unsigned bits, const size_t nr)
 {
-    const size_t unit_bytes = tkv_unit_rows(at->w) * PICK_ROW_BYTES;
-    const size_t n_bytes = tkv_key_slots(at->n, at->w) / tkv_key_unit_dim(at->w) * unit_bytes;
-
     for (size_t i = 0; i < n_bytes; i += unit_bytes) {
         UNROLL
         for (size_t v = 0; v < TKV_UNIT_LANES / LANES; v++) {
             vec_u32 sum = {0};
 
             for (size_t r = 0; r < nr; r++) {
-                const struct tkv_pick *p = &run.pick[r];
-                const size_t side = bits ? 0 : p->tile % 2u;
-                const uint8_t *from = p->block + at->offset + p->tile / 2u * at->stride + row +
-                                      side * PICK_ROW_BYTES + i;
-                const vec_u32 part = pick_words(from, &places[r], v);
+                const vec_u32 part = pick_words(origin[r].row + i, &places[r], v);
 
-                sum |= bits ? move_side(part, p->tile % 2u, p->to % 2u) : part;
+                sum |= bits ? move_side(part, origin[r].side, origin[r].to) : part;
             }
             store_words(to + i + v * LANES * 4, sum, LANES);
         }
     }
 }
 
+/* Most tiles come from two; one alone gets a second that gives nothing, so that there is no
+ * branch to guess. */
 INLINE void pick_key_run(uint8_t *to, const struct tkv_codes_at *at, struct run run, size_t row,
                          const unsigned bits)
 {
+    const size_t unit_bytes = tkv_unit_rows(at->w) * PICK_ROW_BYTES;
+    const size_t n_bytes = tkv_key_slots(at->n, at->w) / tkv_key_unit_dim(at->w) * unit_bytes;
     struct places places[2 * TKV_UNIT_LANES];
+    struct origin origin[2 * TKV_UNIT_LANES];
 
-    for (size_t r = 0; r < run.n; r++)
-        places[r] = load_places(run.pick[r].from);
-    if (run.n == 2 && !bits) /* as it mostly is */
-        pick_key_rows(to, at, run, places, row, bits, 2);
+    for (size_t r = 0; r < run.n; r++) {
+        const struct tkv_pick *p = &run.pick[r];
+        const size_t side = bits ? 0 : p->tile % 2u;
+
+        places[r] = load_places(p->from);
+        origin[r].row = p->block + at->offset + p->tile / 2u * at->stride + row;
+        origin[r].row += side * PICK_ROW_BYTES;
+        origin[r].side = p->tile % 2u;
+        origin[r].to = p->to % 2u;
+    }
+    if (run.n == 1) {
+        places[1] = load_places(no_places);
+        origin[1] = origin[0];
+        run.n = 2;
+    }
+    if (run.n == 2)
+        pick_key_rows(to, n_bytes, unit_bytes, origin, places, bits, 2);
     else
-        pick_key_rows(to, at, run, places, row, bits, run.n);
+        pick_key_rows(to, n_bytes, unit_bytes, origin, places, bits, run.n);
 }
 
 void KERNEL(pick_keys)(uint8_t *dst, const struct tkv_codes_at *at, const struct tkv_pick *picks,
@@ -104,77 +124,86 @@ void KERNEL(pick_keys)(uint8_t *dst, const struct tkv_codes_at *at, const struct
 
 /* ---- values: bytes of the words of a row move ------------------------------------------------ */
 
-/* One unit of a section of values: where it lies in a block, and how long its rows are. */
-struct unit_at {
-    size_t offset;
-    size_t lanes;
-    size_t pair_bytes;
-};
-
-/* A row of codes or of bits of one unit, from the nr picks of a run. */
-INLINE void pick_value_row(uint8_t *to, const struct unit_at *unit, struct run run,
-                           const vec_u32 *places, size_t row, const unsigned bits, const size_t nr)
+/* A row of `lanes` words of codes or of bits, from nr origins, `offset` bytes after their rows. */
+INLINE void pick_value_row(uint8_t *to, size_t offset, const struct origin *origin,
+                           const vec_u32 *places, const size_t lanes, const unsigned bits,
+                           const size_t nr)
 {
-    for (size_t l = 0; l < unit->lanes; l += LANES) {
-        const size_t left = unit->lanes - l;
+    for (size_t l = 0; l < lanes; l += LANES) {
         vec_u32 sum = {0};
 
         for (size_t r = 0; r < nr; r++) {
-            const struct tkv_pick *p = &run.pick[r];
-            const size_t side = bits ? 0 : p->tile % 2u;
-            const uint8_t *from = p->block + unit->offset + p->tile / 2u * unit->pair_bytes +
-                                  (row + side) * unit->lanes * 4 + l * 4;
-            const vec_u32 part = pick_bytes(words_at(from, left), places[r]);
+            const vec_u32 part =
+                pick_bytes(words_at(origin[r].row + offset + l * 4, lanes - l), places[r]);
 
-            sum |= bits ? move_side(part, p->tile % 2u, p->to % 2u) : part;
+            sum |= bits ? move_side(part, origin[r].side, origin[r].to) : part;
         }
-        store_words(to + l * 4, sum, left);
+        store_words(to + offset + l * 4, sum, lanes - l);
     }
 }
 
-/* The same row of all units: n whole ones, and then `last` if it has any lanes. */
-INLINE void pick_value_run(uint8_t *dst, const struct unit_at *first, size_t n,
-                           const struct unit_at *last, struct run run, size_t tile, unsigned w,
-                           const unsigned bits)
+/* Some units of a section of values, one after the other, and rows of 8 tokens in each. */
+struct units {
+    size_t offset;
+    size_t n;
+    size_t rows;
+};
+
+/* One row of all these units: that of codes of a tile, or that of bits of a pair. */
+INLINE void pick_value_run(uint8_t *dst, const struct units *u, struct run run, size_t tile,
+                           const unsigned bits, const size_t lanes)
 {
-    const size_t row = bits ? bits_row(w) : 0, to = row + (bits ? 0 : tile % 2);
-    const size_t unit_bytes = tkv_value_unit_bytes(TKV_UNIT_LANES, w);
+    const size_t row_bytes = lanes * 4, unit_bytes = u->rows * row_bytes * TKV_BLOCK_TOKENS / 8;
+    const size_t bits_at = bits ? (u->rows - 1) * row_bytes : 0;
     vec_u32 places[MOST_PICKS], ramp;
-    struct unit_at u = *first;
+    struct origin origin[MOST_PICKS];
 
     for (unsigned i = 0; i < LANES; i++)
         ramp[i] = i % 4 * 0x04040404u;
-    for (size_t r = 0; r < run.n; r++)
-        places[r] = four_bytes(run.pick[r].from) + ramp;
-    for (size_t i = 0; i < n; i++, u.offset += unit_bytes) {
-        uint8_t *p = dst + u.offset + tile / 2 * u.pair_bytes + to * PICK_ROW_BYTES;
+    for (size_t r = 0; r < run.n; r++) {
+        const struct tkv_pick *p = &run.pick[r];
 
-        if (run.n == 2 && !bits)
-            pick_value_row(p, &u, run, places, row, bits, 2);
-        else
-            pick_value_row(p, &u, run, places, row, bits, run.n);
+        places[r] = four_bytes(p->from) + ramp;
+        origin[r].row = p->block + u->offset + p->tile / 2u * u->rows * row_bytes + bits_at;
+        origin[r].row += bits ? 0 : p->tile % 2u * row_bytes;
+        origin[r].side = p->tile % 2u;
+        origin[r].to = p->to % 2u;
     }
-    if (last->lanes)
-        pick_value_row(dst + last->offset + tile / 2 * last->pair_bytes + to * last->lanes * 4,
-                       last, run, places, row, bits, run.n);
+    if (run.n == 1) { /* as in pick_key_run */
+        places[1] = four_bytes(no_places) + ramp;
+        origin[1] = origin[0];
+        run.n = 2;
+    }
+    dst += u->offset + tile / 2 * u->rows * row_bytes + bits_at + (bits ? 0 : tile % 2 * row_bytes);
+    if (run.n == 2)
+        for (size_t i = 0; i < u->n; i++)
+            pick_value_row(dst, i * unit_bytes, origin, places, lanes, bits, 2);
+    else
+        for (size_t i = 0; i < u->n; i++)
+            pick_value_row(dst, i * unit_bytes, origin, places, lanes, bits, run.n);
+}
+
+INLINE void pick_units(uint8_t *dst, const struct units *u, const struct tkv_pick *picks,
+                       size_t n_picks, unsigned w, const size_t lanes)
+{
+    for (size_t tile = 0, i = 0; w >= 2 && tile < TKV_BLOCK_TOKENS / 4; tile++)
+        pick_value_run(dst, u, next_run(picks, n_picks, &i, (unsigned)tile + 1), tile, 0, lanes);
+    for (size_t tile = 0, i = 0; w % 2 && tile < TKV_BLOCK_TOKENS / 4; tile += 2)
+        pick_value_run(dst, u, next_run(picks, n_picks, &i, (unsigned)tile + 2), tile, 1, lanes);
 }
 
 void KERNEL(pick_values)(uint8_t *dst, const struct tkv_codes_at *at, const struct tkv_pick *picks,
                          size_t n_picks)
 {
     const size_t unit_dim = TKV_UNIT_LANES * tkv_unit_fields(at->w), n = at->n / unit_dim;
-    const size_t rows = tkv_unit_rows(at->w);
-    const struct unit_at whole = {at->offset, TKV_UNIT_LANES, rows * PICK_ROW_BYTES};
-    struct unit_at last = {at->offset + n * tkv_value_unit_bytes(TKV_UNIT_LANES, at->w), 0, 0};
+    struct units u = {at->offset, n, tkv_unit_rows(at->w)};
+    const size_t last = tkv_value_lanes(at->n % unit_dim, at->w);
 
-    last.lanes = tkv_value_lanes(at->n % unit_dim, at->w);
-    last.pair_bytes = rows * last.lanes * 4;
-    for (size_t tile = 0, i = 0; at->w >= 2 && tile < TKV_BLOCK_TOKENS / 4; tile++)
-        pick_value_run(dst, &whole, n, &last, next_run(picks, n_picks, &i, (unsigned)tile + 1),
-                       tile, at->w, 0);
-    for (size_t tile = 0, i = 0; at->w % 2 && tile < TKV_BLOCK_TOKENS / 4; tile += 2)
-        pick_value_run(dst, &whole, n, &last, next_run(picks, n_picks, &i, (unsigned)tile + 2),
-                       tile, at->w, 1);
+    pick_units(dst, &u, picks, n_picks, at->w, TKV_UNIT_LANES);
+    u.offset += n * tkv_value_unit_bytes(TKV_UNIT_LANES, at->w);
+    u.n = 1;
+    if (last)
+        pick_units(dst, &u, picks, n_picks, at->w, last);
 }
 
 #endif /* TKV_CORE_KERNELS_PICKS_H */

@@ -331,6 +331,18 @@ static void gather_positions(const struct rebuild *r, const struct head_work *w,
     }
 }
 
+/* Ask for the memory of a source that the next block will need. */
+static void fetch_source(const struct rebuild *r, const struct head_work *w, uint32_t i)
+{
+    const char *p;
+
+    if (i >= w->n_sources)
+        return;
+    p = w->sources[i].run.block;
+    for (size_t at = 0; at < r->l->layout.bytes; at += 64)
+        __builtin_prefetch(p + at);
+}
+
 static void fill_block(const struct rebuild *r, const struct head_work *w, const struct batch *b,
                        void *bytes)
 {
@@ -369,6 +381,7 @@ static void fill_head(void *arg, size_t kv_head)
 
         if (evicts(r->s)) {
             take_batch(r, w, &at, &survivors);
+            fetch_source(r, w, at.source + 1);
             fill_block(r, w, &survivors, bytes);
         } else {
             first = encode_block(r, kv_head, &w->fresh[b], bytes, first, w->x);

@@ -28,7 +28,7 @@ static void add_token(struct picks_case *c, size_t t, const uint8_t *block, size
         p->block = block;
         p->tile = (uint8_t)(lane / tile_tokens);
         p->to = (uint8_t)(t / tile_tokens);
-        memset(p->from, 0x80, sizeof(p->from));
+        memset(p->from, 0x80 + (int)(t % 128), sizeof(p->from)); /* none */
     }
     p->from[t % tile_tokens] = (uint8_t)(lane % tile_tokens);
 }
