@@ -72,6 +72,8 @@ static int make_child(struct tkv_call *call, const struct tkv_session_entry *par
     }
     child->method = parent->method;
     child->profile = parent->profile ? tkv_profile_ref(parent->profile) : NULL;
+    child->has_rope = parent->has_rope;
+    child->rope = parent->rope;
     if (m->label)
         memcpy(child->label, m->label, strlen(m->label) + 1);
     return TRIKV_OK;

@@ -288,6 +288,27 @@ static void test_calibrate_refused(void **state)
     trikv_disconnect(&c);
 }
 
+/* A fork knows the rope of its parent, and begins without sums. */
+static void test_fork(void **state)
+{
+    const struct trikv_calibration_options o = {.size = sizeof(o), .name = "live"};
+    struct trikv_client *c = service_connect(0);
+    struct trikv_session *s = open_session(c, &rope), *child;
+    struct trikv_calibration got;
+    struct tkv_profile *p;
+
+    (void)state;
+    observe(c, s, 0, TRIKV_F32, false);
+    if (trikv_fork(s, NULL, &child))
+        fail_msg("fork: %s", trikv_last_error(c));
+    refused(c, trikv_calibrate(child, &o, &got), TRIKV_E_STATE, "nothing was observed");
+    for (uint32_t l = 0; l < LAYERS; l++)
+        observe(c, child, l, TRIKV_F32, false);
+    p = calibrate(c, child);
+    tkv_profile_unref(&p);
+    trikv_disconnect(&c);
+}
+
 /* Layers that differ have no common profile. */
 static void test_unlike_layers(void **state)
 {
@@ -429,6 +450,7 @@ int main(void)
         cmocka_unit_test(test_rope_refused),
         cmocka_unit_test(test_live_equals_tool),
         cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_fork),
     };
 
     return cmocka_run_group_tests(tests, service_start, service_stop);
