@@ -47,27 +47,30 @@ static void check_budget(struct tkv_profile_reader *r, const struct tkv_yaml_nod
     r->good = false;
 }
 
-/* The whole numbers of policy.tokens, all needed by a method that drops tokens. */
-static void read_token_counts(struct tkv_profile_reader *r, const struct tkv_yaml_node *m,
-                              bool needed)
+/* The whole numbers of policy.tokens: four needed by every method that drops tokens, one by
+ * triattention alone. */
+static void read_token_counts(struct tkv_profile_reader *r, const struct tkv_yaml_node *m)
 {
     struct tkv_policy *p = &r->p->policy;
+    const bool drops = p->method != TKV_METHOD_NONE;
+    const bool scores = p->method == TKV_METHOD_TRIATTENTION;
     const struct {
         const char *key;
+        bool needed;
         uint32_t min, max;
         uint32_t *out;
         uint32_t bit;
     } counts[] = {
-        {"budget", 1, TKV_MAX_POLICY_TOKENS, &p->budget_tokens, TKV_POLICY_BUDGET},
-        {"beta", 1, TKV_MAX_POLICY_TOKENS, &p->beta_tokens, TKV_POLICY_BETA},
-        {"recent", 0, TKV_MAX_POLICY_TOKENS, &p->recent_tokens, TKV_POLICY_RECENT},
-        {"pinned", 0, TKV_MAX_POLICY_TOKENS, &p->pinned_tokens, TKV_POLICY_PINNED},
-        {"offset_max", 1, TKV_MAX_OFFSET, &p->offset_max, TKV_POLICY_OFFSET_MAX},
+        {"budget", drops, 1, TKV_MAX_POLICY_TOKENS, &p->budget_tokens, TKV_POLICY_BUDGET},
+        {"beta", drops, 1, TKV_MAX_POLICY_TOKENS, &p->beta_tokens, TKV_POLICY_BETA},
+        {"recent", drops, 0, TKV_MAX_POLICY_TOKENS, &p->recent_tokens, TKV_POLICY_RECENT},
+        {"pinned", drops, 0, TKV_MAX_POLICY_TOKENS, &p->pinned_tokens, TKV_POLICY_PINNED},
+        {"offset_max", scores, 1, TKV_MAX_OFFSET, &p->offset_max, TKV_POLICY_OFFSET_MAX},
     };
 
     for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
-        if (tkv_profile_number(r, m, "tokens", counts[i].key, needed, counts[i].min, counts[i].max,
-                               counts[i].out))
+        if (tkv_profile_number(r, m, "tokens", counts[i].key, counts[i].needed, counts[i].min,
+                               counts[i].max, counts[i].out))
             p->said |= counts[i].bit;
     }
     if (p->said & TKV_POLICY_BUDGET)
@@ -99,8 +102,8 @@ static void read_tokens(struct tkv_profile_reader *r, const struct tkv_yaml_node
         return;
     said(p, tkv_profile_choice(r, m, "tokens", "method", true, tkv_method_names, &p->method),
          TKV_POLICY_METHOD);
-    needed = p->method != TKV_METHOD_NONE;
-    read_token_counts(r, m, needed);
+    needed = p->method == TKV_METHOD_TRIATTENTION;
+    read_token_counts(r, m);
     read_normalize(r, m, needed);
     said(p,
          tkv_profile_choice(r, m, "tokens", "eviction_mode", needed, tkv_eviction_mode_names,

@@ -313,8 +313,8 @@ static int check_method(const struct tkv_policy *base, const struct tkv_policy *
     struct tkv_policy all = *base;
 
     tkv_policy_merge(&all, asked);
-    if (all.method == TKV_METHOD_NONE)
-        return TRIKV_OK;
+    if (all.method != TKV_METHOD_TRIATTENTION)
+        return TRIKV_OK; /* the others look at nothing but the cache */
     if (!p)
         return tkv_fail(why, TRIKV_E_ARGUMENT, "policy.method: %s needs a profile",
                         tkv_method_names[all.method]);

@@ -6,7 +6,8 @@
 #include "proto/limits.h"
 #include "store/session_priv.h"
 
-const char *const tkv_method_names[] = {"none", "triattention", NULL};
+const char *const tkv_method_names[] = {"none",   "triattention", "streaming", "h2o",
+                                        "snapkv", "keydiff",      NULL};
 const char *const tkv_eviction_mode_names[] = {"per_layer_perhead", "per_head", "union", NULL};
 const char *const tkv_aggregation_names[] = {"mean", "max", NULL};
 
@@ -140,6 +141,34 @@ static int check_triattention(const struct tkv_session_config *c, struct tkv_rep
     return 0;
 }
 
+/* Methods that need no statistics choose for each KV head alone. */
+static int check_plain(const struct tkv_session_config *c, struct tkv_report *why)
+{
+    int e = 0;
+
+    if (c->eviction_mode != TKV_PER_LAYER_PERHEAD)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "eviction_mode is %s, want per_layer_perhead: %s "
+                        "keeps no common set of tokens",
+                        tkv_eviction_mode_names[c->eviction_mode], tkv_method_names[c->method]);
+    for (uint32_t i = 0; !e && i < c->n_layers; i++)
+        e = tkv_check_budget(c, i, c->layers[i].budget_tokens, why);
+    return e;
+}
+
+static int check_method(const struct tkv_session_config *c, struct tkv_report *why)
+{
+    switch (c->method) {
+    case TKV_METHOD_NONE: return 0;
+    case TKV_METHOD_TRIATTENTION: return check_triattention(c, why);
+    case TKV_METHOD_STREAMING:
+    case TKV_METHOD_H2O:
+    case TKV_METHOD_SNAPKV:
+    case TKV_METHOD_KEYDIFF: return check_plain(c, why);
+    }
+    return tkv_fail(why, TRIKV_E_ARGUMENT, "method is %u, which is none", (unsigned)c->method);
+}
+
 static int check_tier(const char *name, uint32_t tokens, uint32_t least, struct tkv_report *why)
 {
     if (tokens < least || tokens > TRIKV_MAX_REQUEST_TOKENS)
@@ -181,7 +210,5 @@ int tkv_session_check(const struct tkv_session_config *c, struct tkv_report *why
         e = e ? e : check_attention(i, &c->layers[i], why);
         e = e ? e : check_codecs(i, &c->layers[i], why);
     }
-    if (!e && c->method == TKV_METHOD_TRIATTENTION)
-        e = check_triattention(c, why);
-    return e;
+    return e ? e : check_method(c, why);
 }

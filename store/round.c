@@ -93,7 +93,7 @@ static size_t head_bytes(const struct tkv_session *s, const struct tkv_layer *l,
 
     if (s->config.method == TKV_METHOD_NONE)
         return rebuild;
-    score = tkv_score_bytes(s, l, n_candidates);
+    score = tkv_policy_bytes(s, l, n_candidates);
     return select_bytes(n_candidates) + (score > rebuild ? score : rebuild);
 }
 
@@ -117,6 +117,9 @@ static int prepare_layer(struct tkv_session *s, struct tkv_layer *l, uint32_t n_
 
         if (e)
             return e;
+        if (l->mass && !tkv_mass_grow(s, &l->mass[h], b.candidates + l->tail.most))
+            return tkv_fail(why, TRIKV_E_MEMORY_CAP,
+                            "no room for the observed attention of %zu tokens", b.candidates);
         if (b.blocks > l->heads[h].n_blocks)
             need->blocks += b.blocks - l->heads[h].n_blocks;
     }
@@ -238,8 +241,8 @@ static void score_one(void *arg, size_t kv_head)
 {
     const struct round *r = arg;
 
-    tkv_score_head(r->s, r->l, (uint32_t)kv_head, head_scores(r, kv_head),
-                   r->heads + kv_head * r->head_bytes + select_bytes(r->n_candidates));
+    tkv_policy_score(r->s, r->l, (uint32_t)kv_head, head_scores(r, kv_head),
+                     r->heads + kv_head * r->head_bytes + select_bytes(r->n_candidates));
 }
 
 static void select_one(const struct round *r, size_t kv_head, const float *scores)
@@ -279,6 +282,7 @@ static void rebuild(const struct round *r, const struct tkv_exec *exec)
 {
     const size_t skip = r->s->config.method == TKV_METHOD_NONE ? 0 : select_bytes(r->n_candidates);
 
+    tkv_mass_keep(r->s, r->l, r->keep);
     tkv_layer_rebuild(r->s, r->l, r->keep, r->heads + skip, r->head_bytes, exec);
 }
 

@@ -109,7 +109,8 @@ static bool layer_create(struct tkv_session *s, struct tkv_layer *l,
                           scores ? tkv_group(&c->shape) : 0);
     l->heads = tkv_session_alloc(s, c->shape.n_kv_heads * sizeof(*l->heads));
     tkv_halves_init(s, l);
-    return l->heads && tkv_checkpoint_create(s, l) && (!scores || layer_make_weights(s, l));
+    return l->heads && tkv_checkpoint_create(s, l) && (!scores || layer_make_weights(s, l)) &&
+           tkv_mass_create(s, l, NULL);
 }
 
 static void layer_destroy(struct tkv_session *s, struct tkv_layer *l)
@@ -119,6 +120,7 @@ static void layer_destroy(struct tkv_session *s, struct tkv_layer *l)
     for (uint32_t h = 0; l->heads && h < n_kv_heads; h++)
         tkv_head_release(s, &l->heads[h]);
     tkv_checkpoint_destroy(s, l);
+    tkv_mass_destroy(s, l);
     tkv_session_free(s, l->heads, n_kv_heads * sizeof(*l->heads));
     tkv_halves_release(s, l);
     tkv_shared_unref(s, l->sinks);

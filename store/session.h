@@ -31,7 +31,15 @@ struct tkv_budget;
 struct tkv_kernels;
 struct tkv_session;
 
-enum tkv_method { TKV_METHOD_NONE = 0, TKV_METHOD_TRIATTENTION = 1 };
+/* How the tokens that stay are chosen; the scores are in core/triattention.h and core/policy.h. */
+enum tkv_method {
+    TKV_METHOD_NONE = 0, /* all stay */
+    TKV_METHOD_TRIATTENTION = 1,
+    TKV_METHOD_STREAMING = 2, /* pinned tokens and a window */
+    TKV_METHOD_H2O = 3,       /* the most attention so far */
+    TKV_METHOD_SNAPKV = 4,    /* the most attention of the last queries before a round */
+    TKV_METHOD_KEYDIFF = 5,   /* the keys least like the mean key */
+};
 
 /* "none", "triattention", ...: the names of configuration and wire, NULL-ended. */
 extern const char *const tkv_method_names[];

@@ -46,6 +46,12 @@ struct tkv_checkpoint {
     struct tkv_head *next;  /* [n_kv_heads] tables prepared for the next round's checkpoint */
 };
 
+/* Attention seen by the cold tokens of a KV head and by those of the tail, in this order. */
+struct tkv_mass {
+    float *x; /* [cap] */
+    size_t cap;
+};
+
 /* Block tables (struct tkv_head) may be shared with forks: who changes one makes it its own first
  * (tkv_head_own). */
 struct tkv_layer {
@@ -57,6 +63,7 @@ struct tkv_layer {
     struct tkv_half_tier pinned;
     struct tkv_half_tier tail;
     struct tkv_head *heads; /* [n_kv_heads] */
+    struct tkv_mass *mass;  /* [n_kv_heads]; NULL if attention is not observed */
     uint64_t n_seen;
     uint32_t n_rounds;
     int32_t last_position; /* -1 before the first token */
@@ -193,6 +200,12 @@ size_t tkv_score_bytes(const struct tkv_session *s, const struct tkv_layer *l, s
 void tkv_score_head(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head,
                     float *out, void *scratch);
 
+/* store/policy.c: the same by the session's method; scratch of tkv_policy_bytes(). */
+size_t tkv_policy_bytes(const struct tkv_session *s, const struct tkv_layer *l,
+                        size_t n_candidates);
+void tkv_policy_score(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head,
+                      float *out, void *scratch);
+
 /*
  * store/rebuild.c: make the blocks of every head of l those of the kept candidates (indices as
  * in tkv_score_head, ascending), and drop the warm tokens from the tail. Blocks that stay whole
@@ -206,5 +219,22 @@ size_t tkv_rebuild_bytes(const struct tkv_session *s, const struct tkv_layer *l,
                          size_t n_candidates, uint32_t n_warm);
 void tkv_layer_rebuild(struct tkv_session *s, struct tkv_layer *l, const struct tkv_keep *keep,
                        void *memory, size_t head_bytes, const struct tkv_exec *exec);
+
+/*
+ * store/observe.c, of methods that observe attention; of others it does nothing. A layer's mass
+ * starts empty, or as a copy of another's; grow makes room for n tokens; push is told before n tokens
+ * enter the tail, keep before a rebuild. False means over the cap.
+ */
+bool tkv_session_observes(const struct tkv_session *s);
+bool tkv_mass_create(struct tkv_session *s, struct tkv_layer *l, const struct tkv_mass *from);
+void tkv_mass_destroy(struct tkv_session *s, struct tkv_layer *l);
+bool tkv_mass_grow(struct tkv_session *s, struct tkv_mass *m, size_t n);
+void tkv_mass_push(struct tkv_layer *l, uint32_t n);
+void tkv_mass_keep(const struct tkv_session *s, struct tkv_layer *l, const struct tkv_keep *keep);
+
+/* Queries after their attention, with their lse; memory of tkv_observe_bytes(). */
+size_t tkv_observe_bytes(const struct tkv_session *s, const struct tkv_layer *l);
+void tkv_observe(const struct tkv_session *s, const struct tkv_layer *l,
+                 const struct tkv_queries *q, void *memory, const struct tkv_exec *exec);
 
 #endif /* TKV_STORE_SESSION_PRIV_H */

@@ -29,6 +29,7 @@ struct run {
     size_t memory_bytes;
     void *attend; /* scratch */
     size_t attend_bytes;
+    size_t lse_at, observe_at; /* in it, if attention is observed */
     struct tkv_round_memory rounds;
     bool has_rounds;
     uint32_t n_after; /* tokens that come after the last round */
@@ -203,7 +204,13 @@ static int prepare_attend(struct run *r, uint32_t most_tokens, struct tkv_report
 
     if (e)
         return e;
-    r->attend_bytes = tkv_cache_attend_bytes(&c, most_tokens);
+    r->attend_bytes = tkv_align(tkv_cache_attend_bytes(&c, most_tokens), 64);
+    if (tkv_session_observes(r->s)) {
+        r->lse_at = r->attend_bytes;
+        r->attend_bytes += tkv_align((size_t)most_tokens * c.shape.n_q_heads * sizeof(float), 64);
+        r->observe_at = r->attend_bytes;
+        r->attend_bytes += tkv_observe_bytes(r->s, r->l);
+    }
     r->attend = tkv_budget_take(r->s->budget, r->attend_bytes);
     if (!r->attend)
         return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for %zu bytes of attention scratch",
@@ -301,7 +308,7 @@ static void attend_part(const struct run *r, uint32_t first, uint32_t n)
     const struct tkv_shape *shape = &r->l->config.shape;
     const size_t q_row = (size_t)shape->n_q_heads * shape->head_dim_k;
     const struct tkv_cache c = tkv_layer_cache(r->s, r->l);
-    const struct tkv_queries part = {
+    struct tkv_queries part = {
         .n_tokens = n,
         .dtype = r->step->dtype,
         .positions = r->positions + first,
@@ -310,7 +317,14 @@ static void attend_part(const struct run *r, uint32_t first, uint32_t n)
         .lse = r->step->lse ? r->step->lse + (size_t)first * shape->n_q_heads : NULL,
     };
 
+    if (!tkv_session_observes(r->s)) {
+        tkv_cache_attend(&c, &part, r->attend, attend_exec(r, n));
+        return;
+    }
+    if (!part.lse)
+        part.lse = (float *)(void *)((uint8_t *)r->attend + r->lse_at);
     tkv_cache_attend(&c, &part, r->attend, attend_exec(r, n));
+    tkv_observe(r->s, r->l, &part, (uint8_t *)r->attend + r->observe_at, attend_exec(r, n));
 }
 
 static void push_part(const struct run *r, uint32_t first, uint32_t n)

@@ -267,6 +267,7 @@ static void push_tail(struct tkv_session *s, struct tkv_layer *l, const struct t
         tkv_checkpoint_drop(s, l);
     if (l->tail.first + l->tail.n + t->n > l->tail.cap)
         compact(&l->tail, &l->config.shape, &l->checkpoint);
+    tkv_mass_push(l, t->n);
     push_tier(s, l, &l->tail, t, exec);
 }
 

@@ -146,7 +146,7 @@ static const struct open_case open_cases[] = {
     {.name = "codec k", .code = TRIKV_E_ARGUMENT, .text = "tq9", .codec_k = "tq9"},
     {.name = "codec v", .code = TRIKV_E_ARGUMENT, .text = "codec", .codec_v = ""},
     {.name = "qjl values", .code = TRIKV_E_ARGUMENT, .text = "keys only", .codec_v = "tq4-qjl"},
-    {.name = "method", .code = TRIKV_E_ARGUMENT, .text = "h2o", .method = "h2o"},
+    {.name = "method", .code = TRIKV_E_ARGUMENT, .text = "h3o", .method = "h3o"},
     {.name = "mode", .code = TRIKV_E_ARGUMENT, .text = "eviction_mode", .mode = "perhead"},
     {.name = "aggregation", .code = TRIKV_E_ARGUMENT, .text = "aggregation", .aggregation = "sum"},
     {.name = "budget", .code = TRIKV_E_ARGUMENT, .text = "budget_tokens", .budget = 1u << 30},

@@ -250,7 +250,7 @@ static const struct mutation mutations[] = {
     {"scaling: none", "scaling: linear\n  factor: 2\n  truncate: false", "16:3: ", "means nothing"},
     {"scaling: none", "scaling: none\n  teta: 4", "15:3: ", "did you mean \"theta\""},
     {"rope:", "ropes:", "10:1: ", "did you mean \"rope\""},
-    {"method: triattention", "method: snapkv", "17:13: ", "none, triattention"},
+    {"method: triattention", "method: snapkw", "17:13: ", "none, triattention"},
     {"    method: triattention\n", "", "17:5: ", "method"},
     {"    budget: 2048\n", "", "17:5: ", "\"budget\" is missing"},
     {"budget: 2048", "budget: 132", "18:13: ", "more than pinned 4 + recent 128"},

@@ -43,7 +43,7 @@ static const char help_text[] =
     "  --codec NAME        of keys and values: f16, tq4, tq3.5, tq3, tq2.5, tq2, ...\n"
     "  --codec-k NAME      of keys\n"
     "  --codec-v NAME      of values\n"
-    "  --policy NAME       none, triattention\n"
+    "  --policy NAME       none, triattention, streaming, h2o, snapkv, keydiff\n"
     "  --budget N          tokens kept per KV head\n"
     "  --beta N            a round every N tokens\n"
     "  --recent N          newest tokens that stay\n"
