@@ -213,6 +213,34 @@ static void keydiff_keeps_what_is_new(void **state)
     check_method(TKV_METHOD_KEYDIFF, 64);
 }
 
+/* A fork goes on with its own copy of what was seen, and both keep what one session would. */
+static void forks_remember_what_was_looked_at(void **state)
+{
+    struct tkv_session *sessions[2];
+    int32_t kept[N];
+    struct model m;
+    struct aid_tokens t;
+    struct aid a;
+
+    (void)state;
+    open_method(&a, TKV_METHOD_H2O);
+    t = aid_tokens(&a, N, 31);
+    assert_int_equal(aid_step(&a, 0, &t, 0, 250), 0);
+    sessions[0] = a.session;
+    assert_int_equal(tkv_session_fork(&sessions[1], a.session, &a.why), 0);
+    run_model(&a, &t, &m, 1);
+    for (size_t i = 0; i < 2; i++) {
+        a.session = sessions[i];
+        assert_int_equal(aid_step(&a, 0, &t, 250, N - 250), 0);
+        assert_int_equal(aid_kept(&a, 0, 1, kept, N), PINNED + m.n);
+        for (uint32_t j = 0; j < m.n; j++)
+            assert_int_equal(kept[PINNED + j], m.position[j]);
+    }
+    tkv_session_destroy(&sessions[0]);
+    free(t.k);
+    aid_close(&a);
+}
+
 static void a_common_set_is_refused(void **state)
 {
     struct aid a;
@@ -269,6 +297,7 @@ int main(void)
         cmocka_unit_test(h2o_keeps_what_was_looked_at),
         cmocka_unit_test(snapkv_keeps_what_was_looked_at_last),
         cmocka_unit_test(keydiff_keeps_what_is_new),
+        cmocka_unit_test(forks_remember_what_was_looked_at),
         cmocka_unit_test(a_common_set_is_refused),
         cmocka_unit_test(codes_choose_nearly_the_same),
     };
