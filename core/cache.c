@@ -109,36 +109,63 @@ static void block_positions(const struct tkv_block_layout *layout, const struct 
         positions[t] = block->first_position + distance[t];
 }
 
-/* Ask for a block's memory while the one before it is worked on: blocks of a head lie apart, too
- * short for the processor to see a pattern. */
-static void fetch_ahead(const struct tkv_cache *c, const struct tkv_head *head, uint32_t b,
-                        size_t bytes)
+/* Whether every row sees a whole block, with nothing to look at but its ends. */
+static bool is_seen_whole(const struct attend *a, const struct tkv_attn_rows *rows,
+                          const struct tkv_block *block, const uint16_t *distance)
 {
-    const char *p;
+    const uint32_t window = a->c->attn.window_tokens;
+    const int64_t first = block->first_position;
+    const int64_t last = first + distance[block->n_tokens - 1];
 
-    if (b >= head->n_blocks)
+    for (size_t i = 0; i < rows->n_tokens; i++)
+        if (last > rows->positions[i] ||
+            (window > 0 && first <= rows->positions[i] - (int64_t)window))
+            return false;
+    return true;
+}
+
+/* The block that follows b in the next run: its codes are asked for while those of b are read, for
+ * blocks of a head lie apart, too short for the processor to see a pattern. */
+static void plan_fetch(const struct attend *a, const struct tkv_head *head, uint32_t b,
+                       struct tkv_fused_block *block)
+{
+    const struct tkv_block_layout *layout = &a->c->layout;
+    const uint32_t next = b + TKV_RUN_BLOCKS;
+    void *bytes;
+
+    if (next >= head->n_blocks)
         return;
-    p = tkv_cache_at(c, head->blocks[b].id);
-    for (size_t at = 0; at < bytes; at += 64)
-        __builtin_prefetch(p + at);
+    bytes = tkv_cache_at(a->c, head->blocks[next].id);
+    block->next_keys = bytes;
+    block->next_values = tkv_block_values(layout, bytes);
+    __builtin_prefetch(tkv_block_positions(layout, bytes) + head->blocks[next].n_tokens - 1);
 }
 
 static void attend_codes(const struct attend *a, const struct tkv_attn_rows *rows,
                          const struct tkv_head *head, struct work *w, struct tkv_partial *p)
 {
     const struct tkv_block_layout *layout = &a->c->layout;
-    int32_t positions[TKV_BLOCK_TOKENS];
+    struct tkv_fused_block blocks[TKV_RUN_BLOCKS];
+    int32_t positions[TKV_RUN_BLOCKS][TKV_BLOCK_TOKENS];
     struct tkv_fused f;
+    size_t n = 0;
 
     tkv_fused_init(&f, a->c->kn, layout->k, p->n_rows, w->coded, w->fused);
     for (uint32_t b = 0; b < head->n_blocks; b++) {
         const struct tkv_block *block = &head->blocks[b];
         void *bytes = tkv_cache_at(a->c, block->id);
 
-        fetch_ahead(a->c, head, b + 1, layout->bytes);
-        block_positions(layout, block, bytes, positions);
-        tkv_fused_attend(&f, layout->v, &a->c->attn, rows, bytes, tkv_block_values(layout, bytes),
-                         positions, block->n_tokens, p);
+        blocks[n] = (struct tkv_fused_block){
+            .keys = bytes, .values = tkv_block_values(layout, bytes), .n = block->n_tokens};
+        plan_fetch(a, head, b, &blocks[n]);
+        if (!is_seen_whole(a, rows, block, tkv_block_positions(layout, bytes))) {
+            block_positions(layout, block, bytes, positions[n]);
+            blocks[n].positions = positions[n];
+        }
+        if (++n == TKV_RUN_BLOCKS || b + 1 == head->n_blocks) {
+            tkv_fused_attend(&f, layout->v, &a->c->attn, rows, blocks, n, p);
+            n = 0;
+        }
     }
 }
 

@@ -404,6 +404,32 @@ void tkv_code_mean(const struct tkv_coder *c, const struct tkv_kernels *kn, enum
     }
 }
 
+static bytes16 get_16(const uint8_t *plane, unsigned shift, uint64_t mask)
+{
+    bytes16 x;
+
+    memcpy(&x, plane, sizeof(x));
+    return x >> shift & mask * UINT64_C(0x0101010101010101);
+}
+
+/* The planes of n codes of 4 or 3 bits, for n that make 16 codes neighbours in each plane: a block's
+ * mean is read as often as its codes are. */
+static void get_codes(uint8_t *codes, const uint8_t *from, size_t n, unsigned w)
+{
+    const uint8_t *bit = from + n / 4;
+
+    for (unsigned eighth = 0; eighth < 8; eighth++) {
+        for (size_t i = 0; i < n / 8; i += 16) {
+            const size_t pair = eighth % 2 * (n / 8) + i, quad = eighth % 4 * (n / 8) + i;
+            const bytes16 x =
+                w == 4 ? get_16(from + quad, eighth / 4 * 4, 15)
+                       : get_16(from + pair, eighth / 2 * 2, 3) | get_16(bit + i, eighth, 1) << 2;
+
+            memcpy(codes + eighth * (n / 8) + i, &x, sizeof(x));
+        }
+    }
+}
+
 const float *tkv_load_mean(const struct tkv_coder *c, const struct tkv_kernels *kn,
                            enum tkv_side side, const void *mean, float *m)
 {
@@ -419,8 +445,9 @@ const float *tkv_load_mean(const struct tkv_coder *c, const struct tkv_kernels *
     from += sizeof(scale);
     if (scale == 0)
         return NULL;
-    memset(codes, 0, padded);
-    if (s->w == 4) {
+    if (padded % 128 == 0) {
+        get_codes(codes, from, padded, s->w);
+    } else if (memset(codes, 0, padded), s->w == 4) {
         get_plane(codes, from, padded, 4, 0);
     } else {
         get_plane(codes, from, padded, 2, 0);

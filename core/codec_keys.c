@@ -96,7 +96,7 @@ void tkv_key_tile(const struct tkv_coder *c, const struct tkv_kernels *kn, const
     }
     m = tkv_load_mean(c, kn, TKV_KEYS, from + tkv_k_mean_at(c), mean);
     for (uint32_t i = 0; i < tkv_k_sections(c); i++) {
-        const struct tkv_codes codes = tkv_key_codes(c, i, block);
+        const struct tkv_codes codes = tkv_key_codes(c, i, block, NULL);
 
         if (i < c->n_sections)
             load_scales(kn, from + tkv_k_scales_at(c), 1, scales);

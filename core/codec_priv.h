@@ -81,8 +81,9 @@ static inline uint32_t tkv_k_sections(const struct tkv_coder *c)
     return c->n_sections + (c->codec->qjl ? 1u : 0u);
 }
 
+/* Codes of a section; next: the block that is worked on after this one, or NULL. */
 static inline struct tkv_codes tkv_key_codes(const struct tkv_coder *c, uint32_t section,
-                                             const void *block)
+                                             const void *block, const void *next)
 {
     const struct tkv_section *s = &c->section[section];
 
@@ -90,16 +91,20 @@ static inline struct tkv_codes tkv_key_codes(const struct tkv_coder *c, uint32_t
                               .stride = c->k_pair_bytes,
                               .n = s->n,
                               .w = s->w,
-                              .level = s->level};
+                              .level = s->level,
+                              .next = next ? (const uint8_t *)next + s->k_offset : NULL};
 }
 
 static inline struct tkv_codes tkv_value_codes(const struct tkv_coder *c, uint32_t section,
-                                               const void *block)
+                                               const void *block, const void *next)
 {
     const struct tkv_section *s = &c->section[section];
 
-    return (struct tkv_codes){
-        .bytes = (const uint8_t *)block + s->v_offset, .n = s->n, .w = s->w, .level = s->level};
+    return (struct tkv_codes){.bytes = (const uint8_t *)block + s->v_offset,
+                              .n = s->n,
+                              .w = s->w,
+                              .level = s->level,
+                              .next = next ? (const uint8_t *)next + s->v_offset : NULL};
 }
 
 #endif /* TKV_CORE_CODEC_PRIV_H */

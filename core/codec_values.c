@@ -67,7 +67,7 @@ void tkv_value_rows(const struct tkv_coder *c, const struct tkv_kernels *kn, con
     tkv_to_f32(kn, scales, from, TKV_F16, TKV_BLOCK_TOKENS);
     m = tkv_load_mean(c, kn, TKV_VALUES, from + tkv_v_mean_at(), mean);
     for (uint32_t i = 0; i < c->n_sections; i++) {
-        const struct tkv_codes codes = tkv_value_codes(c, i, block);
+        const struct tkv_codes codes = tkv_value_codes(c, i, block, NULL);
 
         kn->value_rows(rows + c->section[i].first, c->dim, &codes, n, c->section[i].lut, scales,
                        m ? m + c->section[i].first : NULL);

@@ -42,8 +42,9 @@ static size_t layout(struct tkv_fused *f, const struct tkv_coder *k, size_t n_ro
     f->bytes = take(memory, &at, n_rows * 2 * k->n_slots);
     f->sums = take(memory, &at, k->n_sections * n_rows * sizeof(*f->sums));
     f->step = take(memory, &at, n_rows * sizeof(float));
-    f->dots = take(memory, &at, n_rows * sizeof(*f->dots));
-    f->x = take(memory, &at, n_rows * sizeof(*f->x));
+    f->dots = take(memory, &at, TKV_RUN_BLOCKS * n_rows * sizeof(*f->dots));
+    f->x = take(memory, &at, TKV_RUN_BLOCKS * n_rows * sizeof(*f->x));
+    f->offset = take(memory, &at, n_rows * sizeof(*f->offset));
     f->weights = take(memory, &at, n_rows * sizeof(*f->weights));
     f->unit = take(memory, &at, n_rows * sizeof(float));
     return at;
@@ -118,115 +119,267 @@ void tkv_fused_init(struct tkv_fused *f, const struct tkv_kernels *kn, const str
         round_query(f, r);
 }
 
-void tkv_fused_logits(struct tkv_fused *f, const void *keys, float factor, float *max)
+/* dots[n_rows][64] of a block, from its codes alone. */
+static void dot_codes(struct tkv_fused *f, const void *keys, const void *next,
+                      int32_t (*dots)[LANES])
 {
     const struct tkv_coder *k = f->k;
-    const uint8_t *bytes = keys;
-    float scales[LANES], mean[TKV_MAX_HEAD_DIM];
-    const float *m = tkv_load_mean(k, f->kn, TKV_KEYS, bytes + tkv_k_mean_at(k), mean);
 
-    memset(f->dots, 0, f->n_rows * sizeof(*f->dots));
+    memset(dots, 0, f->n_rows * sizeof(*dots));
     for (uint32_t i = 0; i < k->n_sections; i++) {
-        const struct tkv_codes codes = tkv_key_codes(k, i, keys);
+        const struct tkv_codes codes = tkv_key_codes(k, i, keys, next);
         const struct tkv_code_queries q = {.bytes = f->bytes + 2 * f->n_rows * k->section[i].slot,
                                            .sums = (const int32_t(*)[2])(f->sums + i * f->n_rows),
                                            .n = f->n_rows};
 
-        f->kn->code_dots(f->dots, &codes, &q);
+        f->kn->code_dots(dots, &codes, &q);
     }
-    tkv_to_f32(f->kn, scales, bytes + tkv_k_scales_at(k), TKV_F16, LANES);
-    for (size_t r = 0; r < f->n_rows; r++) {
-        const float offset = m ? f->kn->dot(f->q + r * k->tile_dim, m, k->dim) * factor : 0;
+}
 
-        const float top =
-            f->kn->scale_dots(f->x[r], f->dots[r], scales, f->step[r] * factor, offset);
-        const bool safe = fabsf(f->step[r] * factor) * largest_product + fabsf(offset) < FLT_MAX;
+/* What the mean of block b adds to all its logits. */
+static void dot_mean(struct tkv_fused *f, const uint8_t *keys, size_t b, float factor)
+{
+    float mean[TKV_MAX_HEAD_DIM];
+    const float *m = tkv_load_mean(f->k, f->kn, TKV_KEYS, keys + tkv_k_mean_at(f->k), mean);
+
+    for (size_t r = 0; r < f->n_rows; r++)
+        f->offset[r][b] = m ? f->kn->dot(f->q + r * f->k->tile_dim, m, f->k->dim) * factor : 0;
+}
+
+/* Ask for what lies beside the codes of a block. */
+static void fetch_small(const struct tkv_coder *k, const void *keys, const void *values,
+                        const struct tkv_coder *v)
+{
+    const uint8_t *p = keys, *end = (const uint8_t *)values + v->v_codes_offset;
+
+    for (p += tkv_k_scales_at(k); p < end; p += 64)
+        __builtin_prefetch(p);
+}
+
+/* f->dots of n blocks become f->x; returns the largest of row r, NaN if some may overflow. */
+static float scale_row(struct tkv_fused *f, size_t r, size_t n, const float *scales, float factor)
+{
+    float offset = 0, top;
+
+    for (size_t b = 0; b < n; b++)
+        offset = fmaxf(offset, fabsf(f->offset[r][b]));
+    top = f->kn->scale_dots(f->x[r], f->dots[r], f->n_rows * LANES, n, scales, f->step[r] * factor,
+                            f->offset[r]);
+    return fabsf(f->step[r] * factor) * largest_product + offset < FLT_MAX ? top : NAN;
+}
+
+void tkv_fused_logits(struct tkv_fused *f, const void *keys, float factor, float *max)
+{
+    float scales[LANES];
+
+    dot_codes(f, keys, NULL, f->dots);
+    dot_mean(f, keys, 0, factor);
+    tkv_to_f32(f->kn, scales, (const uint8_t *)keys + tkv_k_scales_at(f->k), TKV_F16, LANES);
+    for (size_t r = 0; r < f->n_rows; r++) {
+        const float top = scale_row(f, r, 1, scales, factor);
 
         if (max)
-            max[r] = safe ? top : NAN;
+            max[r] = top;
     }
 }
 
-/* What all rows of a block share. */
-struct block {
+/* What all rows of a run share. */
+struct run {
+    const struct tkv_coder *v;
     const struct tkv_attn_params *a;
-    const float *v_scales;
-    size_t n;
+    const struct tkv_attn_rows *rows;
+    const struct tkv_fused_block *blocks;
+    size_t n_blocks;
+    bool whole; /* all rows see 64 tokens of each block */
+    float v_scales[TKV_RUN_TOKENS];
+    struct tkv_partial *p;
 };
 
-/* Row r's logits become its weights; returns the sum they add, 0 if they do not matter. */
-static float weigh_row(struct tkv_fused *f, const struct block *b, struct tkv_partial *p, size_t r,
-                       struct tkv_span span, float max)
+static void dot_run(struct tkv_fused *f, const struct run *run, float *scales)
 {
-    float *x = f->x[r];
-    float sum = 0;
+    for (size_t b = 0; b < run->n_blocks; b++) {
+        const struct tkv_fused_block *block = &run->blocks[b];
 
-    f->unit[r] = 0;
-    memset(f->weights[r], 0, sizeof(f->weights[r]));
-    if (span.begin == span.end)
-        return 0;
-    if (isnan(max)) {
-        max = tkv_mask_logits(x, span);
-        if (!tkv_span_is_finite(x, span))
-            tkv_spoil_row(p, r);
+        dot_codes(f, block->keys, block->next_keys, f->dots + b * f->n_rows);
+        if (block->next_keys)
+            fetch_small(f->k, block->next_keys, block->next_values, run->v);
+        dot_mean(f, block->keys, b, run->a->scale);
+        tkv_to_f32(f->kn, scales + b * LANES, (const uint8_t *)block->keys + tkv_k_scales_at(f->k),
+                   TKV_F16, LANES);
     }
-    if (isnan(p->max[r]))
-        return 0;
-    if (b->a->softcap > 0)
-        tkv_cap_logits(f->kn, x, b->a->softcap);
-    if (b->a->softcap > 0 || span.end - span.begin < LANES)
-        max = tkv_mask_logits(x, span);
-    if (max < p->max[r] - TKV_FUSED_SKIP)
-        return 0;
-    if (max > p->max[r])
-        tkv_raise_max(p, r, max);
-    f->unit[r] = f->kn->weigh(f->weights[r][0], f->weights[r][1], x, p->max[r], b->v_scales, &sum);
-    p->sum[r] += sum;
-    return sum;
 }
 
-static void add_values(struct tkv_fused *f, const struct tkv_coder *v, const void *values, size_t n,
-                       const float *mass, struct tkv_partial *p)
+/* What row r sees of block b, after the cap; returns the largest. */
+static float settle_logits(struct tkv_fused *f, const struct run *run, size_t b, size_t r,
+                           bool safe)
 {
-    float unit[TKV_FUSED_MAX_ROWS], mean[TKV_MAX_HEAD_DIM];
-    const float *m =
-        tkv_load_mean(v, f->kn, TKV_VALUES, (const uint8_t *)values + tkv_v_mean_at(), mean);
+    const struct tkv_fused_block *block = &run->blocks[b];
+    float *x = f->x[b * f->n_rows + r];
+    struct tkv_span span = {0, (uint32_t)block->n};
 
+    if (block->positions)
+        span = tkv_seen_lanes(run->a, block->positions, block->n,
+                              run->rows->positions[r / run->rows->group]);
+    if (!safe && !tkv_span_is_finite(x, span))
+        tkv_spoil_row(run->p, r);
+    if (run->a->softcap > 0)
+        tkv_cap_logits(f->kn, x, run->a->softcap);
+    return tkv_mask_logits(x, span);
+}
+
+/* Brings row r to its new maximum; false if the run does not matter to it. */
+static bool settle_row(struct tkv_fused *f, const struct run *run, size_t r, float top)
+{
+    struct tkv_partial *p = run->p;
+    float max = top;
+
+    if (!run->whole || isnan(top)) {
+        max = -INFINITY;
+        for (size_t b = 0; b < run->n_blocks; b++)
+            max = fmaxf(max, settle_logits(f, run, b, r, !isnan(top)));
+    }
+    if (max > p->max[r])
+        tkv_raise_max(p, r, max);
+    /* Neither is true of a spoiled row, nor of one that has seen nothing. */
+    return max >= p->max[r] - TKV_FUSED_SKIP && max > -INFINITY;
+}
+
+static bool all_zero(const uint8_t *bytes)
+{
+    uint64_t words[LANES / 8], any = 0;
+
+    memcpy(words, bytes, sizeof(words));
+    for (size_t i = 0; i < LANES / 8; i++)
+        any |= words[i];
+    return any == 0;
+}
+
+/* Logits of a row become weights; returns the blocks that have some, as bits. */
+static unsigned weigh_row(struct tkv_fused *f, const struct run *run, size_t r, float *mass)
+{
+    uint8_t(*weights)[TKV_RUN_TOKENS] = f->weights[r];
+    unsigned live = 0;
+    float sum = 0;
+
+    f->unit[r] = f->kn->weigh(weights[0], weights[1], f->x[r], f->n_rows * LANES, run->n_blocks,
+                              run->p->max[r], run->v_scales, mass);
+    for (size_t b = 0; b < run->n_blocks; b++)
+        sum += mass[b];
+    run->p->sum[r] += sum;
+    for (size_t b = 0; b < run->n_blocks; b++)
+        if (mass[b] > 1e-3f * sum || !all_zero(weights[0] + b * LANES) ||
+            !all_zero(weights[1] + b * LANES))
+            live |= 1u << b;
+    return live;
+}
+
+/* As weigh_row, for a run that does not matter. */
+static void weigh_nothing(struct tkv_fused *f, size_t r, float *mass)
+{
+    f->unit[r] = 0;
+    memset(f->weights[r], 0, sizeof(f->weights[r]));
+    memset(mass, 0, TKV_RUN_BLOCKS * sizeof(*mass));
+}
+
+/* Codes of section i of the live blocks, whose weights move together. */
+static size_t list_codes(const struct run *run, uint32_t i, unsigned live, struct tkv_codes *codes)
+{
+    size_t n = 0;
+
+    for (size_t b = 0; b < run->n_blocks; b++)
+        if (live >> b & 1)
+            codes[n++] =
+                tkv_value_codes(run->v, i, run->blocks[b].values, run->blocks[b].next_values);
+    return n;
+}
+
+static void close_gaps(struct tkv_fused *f, unsigned live)
+{
+    for (size_t r = 0; r < f->n_rows; r++)
+        for (size_t part = 0; part < 2; part++)
+            for (size_t b = 0, n = 0; b < TKV_RUN_BLOCKS; b++)
+                if (live >> b & 1)
+                    memmove(f->weights[r][part] + n++ * LANES, f->weights[r][part] + b * LANES,
+                            LANES);
+}
+
+static void add_codes(struct tkv_fused *f, const struct run *run, unsigned live)
+{
+    const struct tkv_coder *v = run->v;
+    float unit[TKV_FUSED_MAX_ROWS];
+    struct tkv_codes codes[TKV_RUN_BLOCKS];
+
+    if (live & (live + 1))
+        close_gaps(f, live);
     for (uint32_t i = 0; i < v->n_sections; i++) {
-        const struct tkv_codes codes = tkv_value_codes(v, i, values);
+        const size_t n = list_codes(run, i, live, codes);
 
         for (size_t r = 0; r < f->n_rows; r++)
             unit[r] = f->unit[r] * v->section[i].alpha;
-        f->kn->code_sums(p->out + v->section[i].first, p->dim, &codes,
-                         (const uint8_t(*)[2][LANES])f->weights, unit, f->n_rows, n);
+        f->kn->code_sums(run->p->out + v->section[i].first, run->p->dim, codes, n,
+                         (const uint8_t(*)[2][TKV_RUN_TOKENS])f->weights, unit, f->n_rows);
     }
-    if (!m)
+}
+
+static void add_means(struct tkv_fused *f, const struct run *run, float (*mass)[LANES])
+{
+    const struct tkv_coder *v = run->v;
+    float means[TKV_RUN_BLOCKS * TKV_MAX_HEAD_DIM];
+
+    if (!v->mean_bytes[TKV_VALUES])
         return;
-    for (size_t r = 0; r < f->n_rows; r++)
-        f->x[r][0] = mass[r];
-    f->kn->accumulate(p->out, f->x[0], f->n_rows, m, 1, p->dim);
+    for (size_t b = 0; b < run->n_blocks; b++)
+        if (!tkv_load_mean(v, f->kn, TKV_VALUES,
+                           (const uint8_t *)run->blocks[b].values + tkv_v_mean_at(),
+                           means + b * v->dim))
+            memset(means + b * v->dim, 0, v->dim * sizeof(*means));
+    f->kn->accumulate(run->p->out, mass[0], f->n_rows, means, run->n_blocks, v->dim);
+}
+
+/* Weights of all rows; returns the blocks that have some. */
+static unsigned weigh_rows(struct tkv_fused *f, const struct run *run, const float *scales)
+{
+    unsigned live = 0;
+
+    for (size_t r = 0; r < f->n_rows; r++) {
+        const float top = scale_row(f, r, run->n_blocks, scales, run->a->scale);
+        float mass[TKV_RUN_BLOCKS];
+
+        if (settle_row(f, run, r, top))
+            live |= weigh_row(f, run, r, mass);
+        else
+            weigh_nothing(f, r, mass);
+        /* The logits of the row's first block have done their duty. */
+        memcpy(f->x[r], mass, sizeof(mass));
+    }
+    return live;
 }
 
 void tkv_fused_attend(struct tkv_fused *f, const struct tkv_coder *v,
                       const struct tkv_attn_params *a, const struct tkv_attn_rows *rows,
-                      const void *keys, const void *values, const int32_t *positions, size_t n,
-                      struct tkv_partial *p)
+                      const struct tkv_fused_block *blocks, size_t n_blocks, struct tkv_partial *p)
 {
-    float max[TKV_FUSED_MAX_ROWS], mass[TKV_FUSED_MAX_ROWS], scales[LANES];
-    const struct block b = {a, scales, n};
-    float total = 0;
+    struct run run;
+    float scales[TKV_RUN_TOKENS];
+    unsigned live;
 
-    assert(tkv_fused_values(v) && f->n_rows <= TKV_FUSED_MAX_ROWS);
+    assert(tkv_fused_values(v) && f->n_rows <= TKV_FUSED_MAX_ROWS && n_blocks <= TKV_RUN_BLOCKS);
     assert(f->n_rows == rows->n_tokens * rows->group && p->n_rows == f->n_rows);
-    tkv_fused_logits(f, keys, a->scale, max);
-    tkv_to_f32(f->kn, scales, values, TKV_F16, LANES);
-    for (size_t r = 0; r < f->n_rows; r++) {
-        const struct tkv_span span =
-            tkv_seen_lanes(a, positions, n, rows->positions[r / rows->group]);
-
-        mass[r] = weigh_row(f, &b, p, r, span, max[r]);
-        total += mass[r];
+    run.v = v;
+    run.a = a;
+    run.rows = rows;
+    run.blocks = blocks;
+    run.n_blocks = n_blocks;
+    run.whole = a->softcap <= 0;
+    run.p = p;
+    for (size_t b = 0; b < n_blocks; b++) {
+        run.whole = run.whole && !blocks[b].positions && blocks[b].n == LANES;
+        tkv_to_f32(f->kn, run.v_scales + b * LANES, blocks[b].values, TKV_F16, LANES);
     }
-    if (total > 0)
-        add_values(f, v, values, n, mass, p);
+    dot_run(f, &run, scales);
+    live = weigh_rows(f, &run, scales);
+    if (!live)
+        return;
+    add_codes(f, &run, live);
+    add_means(f, &run, f->x);
 }

@@ -24,7 +24,12 @@ struct tkv_codes {
     size_t n;
     unsigned w;
     const int8_t *level; /* [16] what a code stands for, -63..63; entries that no code has are 0 */
+    const uint8_t *next; /* the bytes wanted after these, asked for while these are read; or NULL */
 };
+
+/* Blocks that share their softmax weights' unit: what is done once for each of them, or of its
+ * rows, costs a quarter. */
+enum { TKV_RUN_BLOCKS = 4, TKV_RUN_TOKENS = TKV_RUN_BLOCKS * TKV_BLOCK_TOKENS };
 
 /* Queries as integers, 128 * high + low, both -127..127, in the order in which they are used: of
  * four coordinates in turn, and of each query, the four high parts, then the low ones. Padded with
@@ -119,28 +124,32 @@ struct tkv_kernels {
     void (*code_dots)(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *keys,
                       const struct tkv_code_queries *q);
 
-    /* x[t] = dots[t] * (scale[t] * factor) + offset for 64 tokens, which must not overflow;
-     * returns the largest of them. Exact. */
-    float (*scale_dots)(float *x, const int32_t *dots, const float *scale, float factor,
-                        float offset);
+    /* x[b][t] = dots[b][t] * (scale[64 b + t] * factor) + offset[b] for the 64 tokens of each of
+     * n_blocks <= TKV_RUN_BLOCKS blocks, x and dots `stride` apart; they must not overflow. Returns
+     * the largest. Exact. */
+    float (*scale_dots)(float *x, const int32_t *dots, size_t stride, size_t n_blocks,
+                        const float *scale, float factor, const float *offset);
 
     /*
-     * x[64] become softmax weights: e = exp(x - max) as in exp_sum, and weights w = e * scale[t]
-     * as integers 128 * high[t] + low[t], both 0..127, in units of the returned
-     * number, the largest w / 16383. *sum = the sum of e. scale >= 0, finite. Close: *sum as
-     * exp_sum, and every weight within 1.001 units + 5e-7 of the largest of w; if that is under 1e-30, all are 0.
+     * The logits of one query over a run of n_blocks <= TKV_RUN_BLOCKS blocks, x[b][64] `stride`
+     * floats apart, become softmax weights: e = exp(x - max) as in exp_sum, and weights
+     * w = e * scale[64 b + t] as integers 128 * high + low, both 0..127, in units of the returned
+     * number, the largest w / 16383. sum[b] = the sum of e of a block; -INFINITY gives exactly 0.
+     * Needs x <= max, max finite; scale >= 0, finite. Close: sum[b] within 6e-6 of itself, and
+     * every weight within 1.001 units + 6e-6 of the largest w; if that is under 1e-30, all are 0.
      */
-    float (*weigh)(uint8_t *high, uint8_t *low, const float *x, float max, const float *scale,
-                   float *sum);
+    float (*weigh)(uint8_t *high, uint8_t *low, const float *x, size_t stride, size_t n_blocks,
+                   float max, const float *scale, float *sum);
 
     /*
-     * acc[r][i] += unit[r] * sum over t < n_tokens of weight[r][t] * level[code i of token t],
-     * for a section of values; weights are [n_rows][2][64], high parts and low; those from
-     * n_tokens on are 0. The sum is one integer, rounded once. acc rows `stride` apart. Exact.
+     * acc[r][i] += unit[r] * sum over the tokens t of n_blocks <= TKV_RUN_BLOCKS blocks of
+     * weight[r][t] * level[code i of token t], for a section of values, the same in each block;
+     * weights are high parts and low. The sum is one integer, rounded once. acc rows `stride`
+     * apart. Exact.
      */
-    void (*code_sums)(float *acc, size_t stride, const struct tkv_codes *values,
-                      const uint8_t (*weights)[2][TKV_BLOCK_TOKENS], const float *unit,
-                      size_t n_rows, size_t n_tokens);
+    void (*code_sums)(float *acc, size_t stride, const struct tkv_codes *values, size_t n_blocks,
+                      const uint8_t (*weights)[2][TKV_RUN_TOKENS], const float *unit,
+                      size_t n_rows);
 
     /* sums[0] = sum of x[i] - from, sums[1] = sum of (x[i] - from)^2, in doubles and the order of
      * norm2. Exact. */

@@ -175,56 +175,72 @@ void tkv_code_dots_c(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *
     }
 }
 
-float tkv_scale_dots_c(float *x, const int32_t *dots, const float *scale, float factor,
-                       float offset)
+float tkv_scale_dots_c(float *x, const int32_t *dots, size_t stride, size_t n_blocks,
+                       const float *scale, float factor, const float *offset)
 {
     float max = -INFINITY;
 
-    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
-        x[t] = (float)dots[t] * (scale[t] * factor) + offset;
-        max = x[t] > max ? x[t] : max;
+    for (size_t b = 0; b < n_blocks; b++) {
+        for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
+            const size_t i = b * stride + t;
+
+            x[i] = (float)dots[i] * (scale[b * TKV_BLOCK_TOKENS + t] * factor) + offset[b];
+            max = x[i] > max ? x[i] : max;
+        }
     }
     return max;
 }
 
-float tkv_weigh_c(uint8_t *high, uint8_t *low, const float *x, float max, const float *scale,
-                  float *sum)
+float tkv_weigh_c(uint8_t *high, uint8_t *low, const float *x, size_t stride, size_t n_blocks,
+                  float max, const float *scale, float *sum)
 {
-    float w[TKV_BLOCK_TOKENS];
+    float w[TKV_RUN_TOKENS];
     float largest = 0, inverse;
 
-    *sum = 0;
-    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
-        const float e = expf(x[t] - max);
+    for (size_t b = 0; b < n_blocks; b++) {
+        sum[b] = 0;
+        for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
+            const size_t i = b * TKV_BLOCK_TOKENS + t;
+            const float e = expf(x[b * stride + t] - max);
 
-        *sum += e;
-        w[t] = e * scale[t];
-        largest = w[t] > largest ? w[t] : largest;
+            sum[b] += e;
+            w[i] = e * scale[i];
+            largest = w[i] > largest ? w[i] : largest;
+        }
     }
     inverse = largest >= TKV_LEAST_WEIGHT ? TKV_WEIGHT_UNITS / largest : 0;
-    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
-        const int units = (int)(w[t] * inverse + 0.5f);
+    for (size_t i = 0; i < n_blocks * TKV_BLOCK_TOKENS; i++) {
+        const int units = (int)(w[i] * inverse + 0.5f);
 
-        high[t] = (uint8_t)(units >> 7);
-        low[t] = (uint8_t)(units & 127);
+        high[i] = (uint8_t)(units >> 7);
+        low[i] = (uint8_t)(units & 127);
     }
     return largest * (1 / TKV_WEIGHT_UNITS);
 }
 
-void tkv_code_sums_c(float *acc, size_t stride, const struct tkv_codes *values,
-                     const uint8_t (*weights)[2][TKV_BLOCK_TOKENS], const float *unit,
-                     size_t n_rows, size_t n_tokens)
+/* sum[i] += the weighted levels of coordinate i of a block. */
+static void add_block(int32_t *sum, const struct tkv_codes *values, const uint8_t *high,
+                      const uint8_t *low)
+{
+    uint8_t code[TKV_MAX_HEAD_DIM];
+
+    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
+        tkv_value_get(code, values->bytes, values->n, values->w, t);
+        for (size_t i = 0; i < values->n; i++)
+            sum[i] += (128 * high[t] + low[t]) * values->level[code[i]];
+    }
+}
+
+void tkv_code_sums_c(float *acc, size_t stride, const struct tkv_codes *values, size_t n_blocks,
+                     const uint8_t (*weights)[2][TKV_RUN_TOKENS], const float *unit, size_t n_rows)
 {
     int32_t sum[TKV_MAX_HEAD_DIM];
-    uint8_t code[TKV_MAX_HEAD_DIM];
 
     for (size_t r = 0; r < n_rows; r++) {
         memset(sum, 0, sizeof(sum));
-        for (size_t t = 0; t < n_tokens; t++) {
-            tkv_value_get(code, values->bytes, values->n, values->w, t);
-            for (size_t i = 0; i < values->n; i++)
-                sum[i] += (128 * weights[r][0][t] + weights[r][1][t]) * values->level[code[i]];
-        }
+        for (size_t b = 0; b < n_blocks; b++)
+            add_block(sum, values + b, weights[r][0] + b * TKV_BLOCK_TOKENS,
+                      weights[r][1] + b * TKV_BLOCK_TOKENS);
         for (size_t i = 0; i < values->n; i++)
             acc[r * stride + i] += unit[r] * (float)sum[i];
     }

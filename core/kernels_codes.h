@@ -66,6 +66,22 @@ struct rows {
     vec_u32 row, bits;
 };
 
+/* From the codes at hand to those that are wanted next, which are asked for row by row. */
+INLINE ptrdiff_t way_to_next(const struct tkv_codes *c)
+{
+    return c->next ? (ptrdiff_t)((uintptr_t)c->next - (uintptr_t)c->bytes) : 0;
+}
+
+INLINE void ask_for_rows(const uint8_t *unit, size_t row_bytes, size_t side, const unsigned w,
+                         ptrdiff_t way)
+{
+    if (w >= 2)
+        __builtin_prefetch((const void *)((uintptr_t)unit + (uintptr_t)way + side * row_bytes));
+    if (w % 2 && side == 0)
+        __builtin_prefetch(
+            (const void *)((uintptr_t)unit + (uintptr_t)way + bits_row(w) * row_bytes));
+}
+
 INLINE struct rows load_rows(const uint8_t *unit, size_t row_bytes, size_t side, const unsigned w,
                              size_t n)
 {
@@ -103,6 +119,7 @@ INLINE void dots_of(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *k
     const size_t row_bytes = TKV_UNIT_LANES * 4, unit_bytes = tkv_unit_rows(w) * row_bytes;
     const size_t quad_bytes = q->n * 8;
     const int8_t *query = q->bytes + r * 8;
+    const ptrdiff_t way = way_to_next(keys);
     vec_i32 sum[4][4][2];
 
     UNROLL
@@ -118,6 +135,7 @@ INLINE void dots_of(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *k
                 keys->bytes + t / TKV_PAIR_TOKENS * keys->stride + at + t % TKV_UNIT_LANES * 4;
             const struct rows rows = load_rows(unit, row_bytes, side, w, LANES);
 
+            ask_for_rows(unit, row_bytes, side, w, way);
             UNROLL
             for (unsigned f = 0; f < tkv_unit_fields(w); f++) {
                 const vec_u32 level = lookup_levels(levels, field_bytes(rows, w, side, f));
@@ -173,15 +191,16 @@ void KERNEL(code_dots)(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes
 
 /* One unit of a section of values: its lanes, the coordinate of the first, and what to add to. */
 struct value_unit {
-    const uint8_t *bytes;
+    const struct tkv_codes *blocks;
+    size_t n_blocks;
+    size_t at; /* bytes from the start of the section */
     size_t lanes;
     size_t first;
     size_t n; /* coordinates of the section */
-    const uint8_t (*weights)[2][TKV_BLOCK_TOKENS];
+    const uint8_t (*weights)[2][TKV_RUN_TOKENS];
     const float *unit;
     float *acc;
     size_t stride;
-    size_t n_pairs; /* runs of 8 tokens */
 };
 
 INLINE void add_sums(const struct value_unit *u, size_t r, size_t i, size_t n_lanes, vec_i32 sum)
@@ -196,26 +215,23 @@ INLINE void add_sums(const struct value_unit *u, size_t r, size_t i, size_t n_la
         store_part(to, load_part(to, n) + add, n);
 }
 
-/* Weighted sums of nf fields from f0 on, in the lanes from `lane` on, for nr rows from r on. One
- * row alone has a sum for each side, so that enough of them are on their way at once. */
-INLINE void sums_of(const struct value_unit *u, const struct levels *levels, size_t r,
-                    const size_t lanes, size_t lane, const unsigned f0, const unsigned w,
-                    const size_t nr, const size_t nf)
-{
-    const size_t row_bytes = lanes * 4, n_lanes = lanes - lane < LANES ? lanes - lane : LANES;
-    const uint8_t *unit = u->bytes + lane * 4, *weights = u->weights[r][0];
-    vec_i32 sum[4][4][2][2];
+/* Sums of nr rows over nf fields; one row alone has one for each side, so that enough of them are on
+ * their way at once. */
+typedef vec_i32 value_sums[4][4][2][2];
 
-    UNROLL
-    for (size_t j = 0; j < nr * nf; j++)
-        UNROLL
-    for (size_t k = 0; k < 4; k++)
-        sum[j / nf][j % nf][k / 2][k % 2] = (vec_i32){0};
-    for (size_t p = 0; p < u->n_pairs; p++) {
+/* Add what the tokens of a block weigh to the sums of fields from f0 on. */
+INLINE void add_block(value_sums sum, const uint8_t *unit, ptrdiff_t way, const uint8_t *weights,
+                      const struct levels *levels, const size_t lanes, const size_t n_lanes,
+                      const unsigned f0, const unsigned w, const size_t nr, const size_t nf)
+{
+    const size_t row_bytes = lanes * 4;
+
+    for (size_t p = 0; p < TKV_BLOCK_TOKENS / TKV_VALUE_PAIR_TOKENS; p++) {
         UNROLL
         for (size_t side = 0; side < 2; side++) {
             const struct rows rows = load_rows(unit, row_bytes, side, w, n_lanes);
 
+            ask_for_rows(unit, row_bytes, side, w, way);
             UNROLL
             for (size_t f = 0; f < nf; f++) {
                 const vec_u32 level =
@@ -225,13 +241,31 @@ INLINE void sums_of(const struct value_unit *u, const struct levels *levels, siz
                 for (size_t j = 0; j < 2 * nr; j++) {
                     vec_i32 *to = &sum[j / 2][f][j % 2][nr == 1 ? side : 0];
 
-                    *to = dot4(*to, four_bytes(weights + j * TKV_BLOCK_TOKENS + 4 * side), level);
+                    *to = dot4(*to, four_bytes(weights + j * TKV_RUN_TOKENS + 4 * side), level);
                 }
             }
         }
         unit += tkv_unit_rows(w) * row_bytes;
         weights += TKV_VALUE_PAIR_TOKENS;
     }
+}
+
+/* Weighted sums of nf fields from f0 on, in the lanes from `lane` on, for nr rows from r on. */
+INLINE void sums_of(const struct value_unit *u, const struct levels *levels, size_t r,
+                    const size_t lanes, size_t lane, const unsigned f0, const unsigned w,
+                    const size_t nr, const size_t nf)
+{
+    const size_t n_lanes = lanes - lane < LANES ? lanes - lane : LANES;
+    value_sums sum;
+
+    UNROLL
+    for (size_t j = 0; j < nr * nf; j++)
+        UNROLL
+    for (size_t k = 0; k < 4; k++)
+        sum[j / nf][j % nf][k / 2][k % 2] = (vec_i32){0};
+    for (size_t b = 0; b < u->n_blocks; b++)
+        add_block(sum, u->blocks[b].bytes + u->at + lane * 4, way_to_next(&u->blocks[b]),
+                  u->weights[r][0] + b * TKV_BLOCK_TOKENS, levels, lanes, n_lanes, f0, w, nr, nf);
     UNROLL
     for (size_t j = 0; j < nr; j++) {
         UNROLL
@@ -274,22 +308,22 @@ INLINE void all_sums(struct value_unit *u, const int8_t *level, size_t n_rows, c
             unit_sums(u, &levels, n_rows, w, TKV_UNIT_LANES);
         else
             unit_sums(u, &levels, n_rows, w, u->lanes);
-        u->bytes += tkv_value_unit_bytes(u->lanes, w);
+        u->at += tkv_value_unit_bytes(u->lanes, w);
     }
 }
 
-void KERNEL(code_sums)(float *acc, size_t stride, const struct tkv_codes *values,
-                       const uint8_t (*weights)[2][TKV_BLOCK_TOKENS], const float *unit,
-                       size_t n_rows, size_t n_tokens)
+void KERNEL(code_sums)(float *acc, size_t stride, const struct tkv_codes *values, size_t n_blocks,
+                       const uint8_t (*weights)[2][TKV_RUN_TOKENS], const float *unit,
+                       size_t n_rows)
 {
     struct value_unit u = {
-        .bytes = values->bytes,
+        .blocks = values,
+        .n_blocks = n_blocks,
         .n = values->n,
         .weights = weights,
         .unit = unit,
         .acc = acc,
         .stride = stride,
-        .n_pairs = (n_tokens + TKV_VALUE_PAIR_TOKENS - 1) / TKV_VALUE_PAIR_TOKENS,
     };
 
     switch (values->w) {

@@ -9,12 +9,12 @@
 
 /* Every instruction set has every kernel: the table has no holes and no mixtures. But one that only
  * adds better integer dot products has just what works on codes, over an older set. */
-#define TKV_DECLARE_CODE_KERNELS(isa)                                                         \
-    void tkv_code_dots_##isa(int32_t(*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *keys,  \
-                             const struct tkv_code_queries *q);                               \
-    void tkv_code_sums_##isa(float *acc, size_t stride, const struct tkv_codes *values,       \
-                             const uint8_t(*weights)[2][TKV_BLOCK_TOKENS], const float *unit, \
-                             size_t n_rows, size_t n_tokens)
+#define TKV_DECLARE_CODE_KERNELS(isa)                                                        \
+    void tkv_code_dots_##isa(int32_t(*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *keys, \
+                             const struct tkv_code_queries *q);                              \
+    void tkv_code_sums_##isa(float *acc, size_t stride, const struct tkv_codes *values,      \
+                             size_t n_blocks, const uint8_t(*weights)[2][TKV_RUN_TOKENS],    \
+                             const float *unit, size_t n_rows)
 
 #define TKV_DECLARE_KERNELS(isa)                                                                 \
     void tkv_fwht_##isa(float *x, size_t n);                                                     \
@@ -38,10 +38,10 @@
     void tkv_accumulate_##isa(float *acc, const float *w, size_t n_rows, const float *rows,      \
                               size_t n_tokens, size_t dim);                                      \
     float tkv_exp_sum_##isa(float *x, size_t n, float max);                                      \
-    float tkv_scale_dots_##isa(float *x, const int32_t *dots, const float *scale, float factor,  \
-                               float offset);                                                    \
-    float tkv_weigh_##isa(uint8_t *high, uint8_t *low, const float *x, float max,                \
-                          const float *scale, float *sum);                                       \
+    float tkv_scale_dots_##isa(float *x, const int32_t *dots, size_t stride, size_t n_blocks,    \
+                               const float *scale, float factor, const float *offset);           \
+    float tkv_weigh_##isa(uint8_t *high, uint8_t *low, const float *x, size_t stride,            \
+                          size_t n_blocks, float max, const float *scale, float *sum);           \
     void tkv_moments_##isa(double *sums, const float *x, size_t n, double from);                 \
     void tkv_fold_scores_##isa(float *dst, const float *x, size_t n, double mean, double scale); \
     size_t tkv_count_from_##isa(const uint32_t *keys, size_t n, uint32_t least);                 \

@@ -354,47 +354,83 @@ float KERNEL(exp_sum)(float *x, size_t n, float max)
     return add_lanes(sum);
 }
 
-float KERNEL(scale_dots)(float *x, const int32_t *dots, const float *scale, float factor,
-                         float offset)
+float KERNEL(scale_dots)(float *x, const int32_t *dots, size_t stride, size_t n_blocks,
+                         const float *scale, float factor, const float *offset)
 {
     vec max = all(-INFINITY);
 
-    UNROLL
-    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t += LANES) {
-        const vec_i32 d = *(const ints_unaligned *)(dots + t);
-        const vec v =
-            __builtin_convertvector(d, vec_f32) * (load(scale + t) * factor) + all(offset);
+    for (size_t b = 0; b < n_blocks; b++) {
+        UNROLL
+        for (size_t t = 0; t < TKV_BLOCK_TOKENS; t += LANES) {
+            const vec_i32 d = *(const ints_unaligned *)(dots + b * stride + t);
+            const vec v = __builtin_convertvector(d, vec_f32) *
+                              (load(scale + b * TKV_BLOCK_TOKENS + t) * factor) +
+                          all(offset[b]);
 
-        store(x + t, v);
-        max = larger(max, v);
+            store(x + b * stride + t, v);
+            max = larger(max, v);
+        }
     }
     return max_lane(max);
 }
 
-float KERNEL(weigh)(uint8_t *high, uint8_t *low, const float *x, float max, const float *scale,
-                    float *sum)
+/*
+ * exp(d) for d <= 0 as 2^k p(f), d / ln 2 = k + f with |f| <= 1/2. p is the polynomial of degree 5
+ * that keeps the largest relative error least, 7.5e-8; the rounding of d / ln 2 adds |d| * 2^-23.
+ * Weights need no more. Where 2^k would leave the normal range, the result is 0.
+ */
+INLINE vec exp_weight(vec d)
 {
-    vec w[TKV_BLOCK_TOKENS / LANES], total = {0}, most = {0};
-    float largest, inverse;
+    const vec t = d * 1.44269504f;
+    const vec_u32 keep = ~(vec_u32)(t < all(-126.0f));
+    const vec shifted = t + 0x1.8p23f;
+    const vec f = t - (shifted - 0x1.8p23f), f2 = f * f;
+    const vec high = fma_vec(f, all(1.32764725e-3f), all(9.67554189e-3f));
+    const vec middle = fma_vec(f, all(5.55071309e-2f), all(0.240221202f));
+    const vec low = fma_vec(f, all(0.693146944f), all(1.00000012f));
+    const vec p = fma_vec(f2, fma_vec(f2, high, middle), low);
+
+    return (vec)(((vec_u32)p + ((vec_u32)shifted << 23)) & keep);
+}
+
+/* w[64] = exp(x - max) * scale of a block; returns the largest lanes so far, *sum the exponentials'. */
+INLINE vec weigh_block(float *w, const float *x, float max, const float *scale, vec most,
+                       float *sum)
+{
+    vec total = {0};
 
     UNROLL
-    for (size_t i = 0; i < TKV_BLOCK_TOKENS / LANES; i++) {
-        const vec e = exp_vec(load(x + i * LANES) - max);
+    for (size_t i = 0; i < TKV_BLOCK_TOKENS; i += LANES) {
+        const vec e = exp_weight(load(x + i) - max), scaled = e * load(scale + i);
 
         total += e;
-        w[i] = e * load(scale + i * LANES);
-        most = larger(most, w[i]);
+        store(w + i, scaled);
+        most = larger(most, scaled);
     }
     *sum = add_lanes(total);
+    return most;
+}
+
+float KERNEL(weigh)(uint8_t *high, uint8_t *low, const float *x, size_t stride, size_t n_blocks,
+                    float max, const float *scale, float *sum)
+{
+    float w[TKV_RUN_TOKENS] __attribute__((aligned(64)));
+    vec most = {0};
+    float largest, inverse;
+
+    for (size_t b = 0; b < n_blocks; b++) {
+        const size_t at = b * TKV_BLOCK_TOKENS;
+
+        most = weigh_block(w + at, x + b * stride, max, scale + at, most, sum + b);
+    }
     largest = max_lane(most);
     inverse = largest >= TKV_LEAST_WEIGHT ? TKV_WEIGHT_UNITS / largest : 0;
-    UNROLL
-    for (size_t i = 0; i < TKV_BLOCK_TOKENS / LANES; i++) {
+    for (size_t i = 0; i < n_blocks * TKV_BLOCK_TOKENS; i += LANES) {
         const vec_i32 units =
-            __builtin_convertvector(fma_vec(w[i], all(inverse), all(0.5f)), vec_i32);
+            __builtin_convertvector(fma_vec(load(w + i), all(inverse), all(0.5f)), vec_i32);
 
-        store_codes(high + i * LANES, (vec_u32)units >> 7, LANES);
-        store_codes(low + i * LANES, (vec_u32)units & 127, LANES);
+        store_codes(high + i, (vec_u32)units >> 7, LANES);
+        store_codes(low + i, (vec_u32)units & 127, LANES);
     }
     return largest * (1 / TKV_WEIGHT_UNITS);
 }

@@ -90,6 +90,31 @@ static void make_scene(struct scene *s, struct rng *rng, unsigned turn, unsigned
         tkv_code_query(&s->k, &s->kn, s->q + r * s->k.dim, s->coded + r * s->k.dim);
 }
 
+/* n blocks of a scene, its own again and again, in runs of 1 to TKV_RUN_BLOCKS blocks. */
+static void attend_blocks(const struct scene *s, struct tkv_fused *f, size_t n,
+                          struct tkv_partial *p)
+{
+    const size_t n_own = (s->n + LANES - 1) / LANES;
+    struct tkv_fused_block blocks[TKV_RUN_BLOCKS];
+    size_t n_run = 0, n_wanted = 1;
+
+    for (size_t b = 0; b < n; b++) {
+        const size_t own = b % n_own, t = own * LANES;
+
+        blocks[n_run++] = (struct tkv_fused_block){.keys = s->k_blocks[own],
+                                                   .values = s->v_blocks[own],
+                                                   .next_keys = b % 2 ? s->k_blocks[0] : NULL,
+                                                   .next_values = b % 3 ? s->v_blocks[0] : NULL,
+                                                   .positions = s->positions + t,
+                                                   .n = s->n - t < LANES ? s->n - t : LANES};
+        if (n_run < n_wanted && b + 1 < n)
+            continue;
+        tkv_fused_attend(f, &s->v, &s->a, &s->rows, blocks, n_run, p);
+        n_run = 0;
+        n_wanted = n_wanted % TKV_RUN_BLOCKS + 1;
+    }
+}
+
 /* out[n_rows][dim], lse[n_rows]: the fused way, for a scene. */
 static void attend(const struct scene *s, float *out, float *lse)
 {
@@ -103,9 +128,7 @@ static void attend(const struct scene *s, float *out, float *lse)
     memset(memory, 0xff, tkv_fused_bytes(&s->k, s->n_rows));
     tkv_partial_init(&p, partial, s->n_rows, s->v.dim);
     tkv_fused_init(&f, &s->kn, &s->k, s->n_rows, s->coded, memory);
-    for (size_t t = 0; t < s->n; t += LANES)
-        tkv_fused_attend(&f, &s->v, &s->a, &s->rows, s->k_blocks[t / LANES], s->v_blocks[t / LANES],
-                         s->positions + t, s->n - t < LANES ? s->n - t : LANES, &p);
+    attend_blocks(s, &f, (s->n + LANES - 1) / LANES, &p);
     for (size_t r = 0; r < s->n_rows; r++)
         tkv_uncode_value(&s->v, &s->kn, p.out + r * s->v.dim);
     tkv_partial_finish(&p, out, lse);
@@ -243,9 +266,7 @@ static void long_contexts_and_skipping(void **state)
     /* The same 16 blocks 128 times: the same output, lse larger by log 128. */
     tkv_partial_init(&p, partial, s->n_rows, s->v.dim);
     tkv_fused_init(&f, &s->kn, &s->k, s->n_rows, s->coded, memory);
-    for (size_t b = 0; b < N_BLOCKS; b++)
-        tkv_fused_attend(&f, &s->v, &s->a, &s->rows, s->k_blocks[b % 16], s->v_blocks[b % 16],
-                         s->positions + b % 16 * LANES, LANES, &p);
+    attend_blocks(s, &f, N_BLOCKS, &p);
     for (size_t r = 0; r < s->n_rows; r++) {
         tkv_uncode_value(&s->v, &s->kn, p.out + r * s->v.dim);
         assert_true(fabsf(p.max[r] + logf(p.sum[r]) - lse[r] - logf(128)) < 1e-3f);

@@ -185,29 +185,30 @@ static void wrong_code_dots(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_
 }
 
 /* Takes the last of the maximum, not of all. */
-static float wrong_scale_dots(float *x, const int32_t *dots, const float *scale, float factor,
-                              float offset)
+static float wrong_scale_dots(float *x, const int32_t *dots, size_t stride, size_t n_blocks,
+                              const float *scale, float factor, const float *offset)
 {
-    reference.scale_dots(x, dots, scale, factor, offset);
-    return x[TKV_BLOCK_TOKENS - 1];
+    reference.scale_dots(x, dots, stride, n_blocks, scale, factor, offset);
+    return x[(n_blocks - 1) * stride + TKV_BLOCK_TOKENS - 1];
 }
 
 /* Weights of seven bits. */
-static float wrong_weigh(uint8_t *high, uint8_t *low, const float *x, float max, const float *scale,
-                         float *sum)
+static float wrong_weigh(uint8_t *high, uint8_t *low, const float *x, size_t stride,
+                         size_t n_blocks, float max, const float *scale, float *sum)
 {
-    const float unit = reference.weigh(high, low, x, max, scale, sum);
+    const float unit = reference.weigh(high, low, x, stride, n_blocks, max, scale, sum);
 
-    memset(low, 0, TKV_BLOCK_TOKENS);
+    memset(low, 0, n_blocks * TKV_BLOCK_TOKENS);
     return unit;
 }
 
-/* Forgets the last token of an odd number. */
+/* Takes the weights of the first block for all. */
 static void wrong_code_sums(float *acc, size_t stride, const struct tkv_codes *values,
-                            const uint8_t (*weights)[2][TKV_BLOCK_TOKENS], const float *unit,
-                            size_t n_rows, size_t n_tokens)
+                            size_t n_blocks, const uint8_t (*weights)[2][TKV_RUN_TOKENS],
+                            const float *unit, size_t n_rows)
 {
-    reference.code_sums(acc, stride, values, weights, unit, n_rows, n_tokens & ~(size_t)1);
+    for (size_t b = 0; b < n_blocks; b++)
+        reference.code_sums(acc, stride, values + b, 1, weights, unit, n_rows);
 }
 
 /* The second moment by the first: a sum of squares that cancels. */

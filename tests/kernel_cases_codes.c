@@ -116,26 +116,39 @@ void check_code_dots(struct kernel_run *run)
     }
 }
 
+/* Blocks with codes of their own and one form. */
+static size_t make_run(struct kernel_run *run, unsigned turn, struct codes_case *c)
+{
+    const size_t n_blocks = 1 + turn / 4 % TKV_RUN_BLOCKS;
+
+    for (size_t b = 0; b < n_blocks; b++)
+        c[b] = make_codes(run, turn, false);
+    for (size_t b = 0; b < n_blocks; b++)
+        c[b].codes.next = turn % 3 ? c[(b + 1) % n_blocks].bytes : NULL;
+    return n_blocks;
+}
+
 void check_code_sums(struct kernel_run *run)
 {
-    for (unsigned i = 0; i < 2 * N_SECTIONS; i++) {
-        struct codes_case c = make_codes(run, i, false);
-        const size_t n = query_counts[i / 3 % 8], n_tokens = i % 3 ? 64 : 1 + i % 64;
-        const size_t stride = c.codes.n + i % 5, n_acc = (n - 1) * stride + c.codes.n;
-        const size_t n_weights = n * 2 * TKV_BLOCK_TOKENS;
+    for (unsigned i = 0; i < 4 * N_SECTIONS; i++) {
+        struct codes_case c[TKV_RUN_BLOCKS];
+        struct tkv_codes codes[TKV_RUN_BLOCKS];
+        const size_t n_blocks = make_run(run, i, c), n = query_counts[i / 3 % 8];
+        const size_t stride = c[0].codes.n + i % 5, n_acc = (n - 1) * stride + c[0].codes.n;
+        const size_t n_weights = n * 2 * TKV_RUN_TOKENS;
         uint8_t *weights = kernel_bytes(run, n_weights, i, 127);
         float *unit = kernel_floats(run, n, i), *a = kernel_floats(run, n_acc, i);
         float *b = kernel_copy(a, n_acc * sizeof(*a), i + 1);
 
-        for (size_t j = 0; j < n_weights; j++)
-            if (j % TKV_BLOCK_TOKENS >= n_tokens)
-                weights[j] = 0;
-            else if (i % 5 == 0)
-                weights[j] = 127;
-        run->ref.code_sums(a, stride, &c.codes, (const void *)weights, unit, n, n_tokens);
-        run->now.code_sums(b, stride, &c.codes, (const void *)weights, unit, n, n_tokens);
+        if (i % 5 == 0)
+            memset(weights, 127, n_weights);
+        for (size_t k = 0; k < n_blocks; k++)
+            codes[k] = c[k].codes;
+        run->ref.code_sums(a, stride, codes, n_blocks, (const void *)weights, unit, n);
+        run->now.code_sums(b, stride, codes, n_blocks, (const void *)weights, unit, n);
         kernel_compare(run, a, b, n_acc, "code_sums");
-        guard_free(c.bytes, c.n_bytes);
+        for (size_t k = 0; k < n_blocks; k++)
+            guard_free(c[k].bytes, c[k].n_bytes);
         guard_free(weights, n_weights);
         guard_free(unit, n * sizeof(*unit));
     }
@@ -144,67 +157,98 @@ void check_code_sums(struct kernel_run *run)
 void check_scale_dots(struct kernel_run *run)
 {
     for (unsigned i = 0; i < 400; i++) {
-        float *scale = kernel_floats(run, TKV_BLOCK_TOKENS, i), *x[2], max[2];
-        int32_t *dots = guard_alloc(TKV_BLOCK_TOKENS * sizeof(*dots), GUARD_END);
+        const size_t n_blocks = 1 + i / 2 % TKV_RUN_BLOCKS, stride = TKV_BLOCK_TOKENS + i % 3 * 16;
+        const size_t n = (n_blocks - 1) * stride + TKV_BLOCK_TOKENS;
+        const float offset[TKV_RUN_BLOCKS] = {-1, 0, (float)(i % 5), 1e-3f};
+        float *scale = kernel_floats(run, n_blocks * TKV_BLOCK_TOKENS, i);
+        float *fill = kernel_floats(run, n, i), *x[2], max[2];
+        int32_t *dots = guard_alloc(n * sizeof(*dots), GUARD_END);
 
-        for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++)
+        for (size_t t = 0; t < n; t++)
             dots[t] = (int32_t)rng_next(&run->rng) >> (i % 31);
         for (int k = 0; k < 2; k++) {
             const struct tkv_kernels *kn = k ? &run->now : &run->ref;
 
-            x[k] = kernel_copy(scale, TKV_BLOCK_TOKENS * sizeof(float), i);
-            max[k] = kn->scale_dots(x[k], dots, scale, 0.37f, (float)(i % 3) - 1);
+            x[k] = kernel_copy(fill, n * sizeof(float), i);
+            max[k] = kn->scale_dots(x[k], dots, stride, n_blocks, scale, 0.37f, offset);
         }
         kernel_expect(run, max[0] == max[1], "scale_dots: %a %a", (double)max[0], (double)max[1]);
-        kernel_compare(run, x[0], x[1], TKV_BLOCK_TOKENS, "scale_dots");
-        guard_free(scale, TKV_BLOCK_TOKENS * sizeof(*scale));
-        guard_free(dots, TKV_BLOCK_TOKENS * sizeof(*dots));
+        kernel_compare(run, x[0], x[1], n, "scale_dots");
+        guard_free(scale, n_blocks * TKV_BLOCK_TOKENS * sizeof(*scale));
+        guard_free(fill, n * sizeof(*fill));
+        guard_free(dots, n * sizeof(*dots));
     }
 }
 
-/* The weights of the reference's exponentials, in double, against the integers of a variant. */
-static void check_weights(struct kernel_run *run, const float *x, float max, const float *scale,
-                          const uint8_t (*parts)[TKV_BLOCK_TOKENS], double unit)
+/* A row of a run: logits with something between their blocks, scales, and two variants' results. */
+struct weigh_case {
+    size_t n_blocks, stride;
+    float max;
+    float *x, *scale;
+    uint8_t parts[2][2][TKV_RUN_TOKENS];
+    float sum[2][TKV_RUN_BLOCKS];
+};
+
+static size_t logit_bytes(const struct weigh_case *c)
 {
-    double w[TKV_BLOCK_TOKENS], largest = 0;
+    return ((c->n_blocks - 1) * c->stride + TKV_BLOCK_TOKENS) * sizeof(float);
+}
+
+static void make_weigh(struct kernel_run *run, unsigned turn, struct weigh_case *c)
+{
+    c->n_blocks = 1 + turn % TKV_RUN_BLOCKS;
+    c->stride = TKV_BLOCK_TOKENS + turn % 3 * 16;
+    c->max = 12.5f * (float)(turn % 3);
+    c->x = guard_alloc(logit_bytes(c), GUARD_END);
+    c->scale = kernel_floats(run, c->n_blocks * TKV_BLOCK_TOKENS, turn);
+    for (size_t i = 0; i < logit_bytes(c) / sizeof(float); i++)
+        c->x[i] = turn % 50 ? kernel_under(&run->rng, c->max) : -INFINITY;
+    for (size_t i = 0; i < c->n_blocks * TKV_BLOCK_TOKENS; i++)
+        c->scale[i] = fminf(fabsf(c->scale[i]), 65504);
+}
+
+/* The weights in double against the integers of a variant. */
+static void check_weights(struct kernel_run *run, const struct weigh_case *c, int k, double unit)
+{
+    double w[TKV_RUN_TOKENS], largest = 0;
     bool fine = true;
 
-    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
-        w[t] = exp((double)x[t] - (double)max) * (double)scale[t];
-        largest = fmax(largest, w[t]);
-    }
-    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
-        const double got = unit * (128.0 * parts[0][t] + parts[1][t]);
+    for (size_t b = 0; b < c->n_blocks; b++) {
+        double sum = 0;
 
-        fine = fine && parts[0][t] < 128 && parts[1][t] < 128 &&
-               fabs(got - w[t]) <= 1.001 * unit + 5e-7 * largest + 1e-30;
+        for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
+            const size_t i = b * TKV_BLOCK_TOKENS + t;
+            const double e = exp((double)c->x[b * c->stride + t] - (double)c->max);
+
+            sum += e;
+            w[i] = e * (double)c->scale[i];
+            largest = fmax(largest, w[i]);
+        }
+        fine = fine && kernel_within((double)c->sum[k][b], sum, 6e-6 * sum + 1e-35);
     }
-    kernel_expect(run, fine, "weigh: a weight, unit %g", unit);
+    for (size_t i = 0; i < c->n_blocks * TKV_BLOCK_TOKENS; i++) {
+        const double got = unit * (128.0 * c->parts[k][0][i] + c->parts[k][1][i]);
+
+        fine = fine && c->parts[k][0][i] < 128 && c->parts[k][1][i] < 128 &&
+               fabs(got - w[i]) <= 1.001 * unit + 6e-6 * largest + 1e-30;
+    }
+    kernel_expect(run, fine, "weigh: a weight or a sum, unit %g", unit);
 }
 
 void check_weigh(struct kernel_run *run)
 {
     for (unsigned i = 0; i < 400; i++) {
-        const float max = 12.5f * (float)(i % 3);
-        float *x = guard_alloc(TKV_BLOCK_TOKENS * sizeof(*x), GUARD_END);
-        float *scale = kernel_floats(run, TKV_BLOCK_TOKENS, i), sum[2];
-        uint8_t parts[2][2][TKV_BLOCK_TOKENS];
+        struct weigh_case c;
 
-        for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
-            x[t] = i % 50 ? kernel_under(&run->rng, max) : -INFINITY;
-            scale[t] = fminf(fabsf(scale[t]), 65504);
-        }
+        make_weigh(run, i, &c);
         for (int k = 0; k < 2; k++) {
             const struct tkv_kernels *kn = k ? &run->now : &run->ref;
-            const float unit = kn->weigh(parts[k][0], parts[k][1], x, max, scale, &sum[k]);
+            const float unit = kn->weigh(c.parts[k][0], c.parts[k][1], c.x, c.stride, c.n_blocks,
+                                         c.max, c.scale, c.sum[k]);
 
-            check_weights(run, x, max, scale, parts[k], (double)unit);
+            check_weights(run, &c, k, (double)unit);
         }
-        kernel_expect(run,
-                      kernel_within((double)sum[0], (double)sum[1],
-                                    (4e-7 + 64 * (double)FLT_EPSILON) * (double)sum[0]),
-                      "weigh: the sum");
-        guard_free(x, TKV_BLOCK_TOKENS * sizeof(*x));
-        guard_free(scale, TKV_BLOCK_TOKENS * sizeof(*scale));
+        guard_free(c.x, logit_bytes(&c));
+        guard_free(c.scale, c.n_blocks * TKV_BLOCK_TOKENS * sizeof(float));
     }
 }
