@@ -1,6 +1,7 @@
 /*
  * A session of a real model's geometry through the daemon: opening and closing it; and once it is
- * long, forking it and going back by some tokens, which must not depend on how long it is.
+ * long, forking it and going back by some tokens, which must not depend on how long it is, and
+ * attention in the daemon and on a map of it in this process.
  */
 #include <stdlib.h>
 
@@ -22,7 +23,8 @@ struct bench {
     struct trikv_layer layer;
     struct trikv_session_options options;
     uint16_t *tokens; /* a chunk of keys or values */
-    struct tkv_samples open_us, close_us, fork_us, truncate_us;
+    float *out;
+    struct tkv_samples open_us, close_us, fork_us, truncate_us, map_us, local_us, daemon_us;
     uint64_t fork_bytes;
 };
 
@@ -39,7 +41,8 @@ static int make_tokens(struct bench *b, struct tkv_reason *why)
     float *x = malloc(n * sizeof(*x));
 
     b->tokens = malloc(n * sizeof(*b->tokens));
-    if (!x || !b->tokens) {
+    b->out = malloc(row_values(b->o) * b->o->group * sizeof(*b->out));
+    if (!x || !b->tokens || !b->out) {
         free(x);
         return tkv_reason_set(why, "out of memory for inputs");
     }
@@ -134,6 +137,40 @@ static int guess_and_truncate(struct bench *b, struct trikv_session *session,
     return append(b, session, 1, why);
 }
 
+/* One token in layer 0, in the daemon or here. */
+static int attend(struct bench *b, struct trikv_session *session, struct trikv_map *map,
+                  struct tkv_samples *us, struct tkv_reason *why)
+{
+    const struct trikv_step step = {
+        .size = sizeof(step), .n_tokens = 1, .dtype = TRIKV_F16, .q = b->tokens, .out = b->out};
+    const uint64_t start = tkv_bench_now_ns();
+
+    if (map ? trikv_attend_local(map, &step) : trikv_attend(session, &step))
+        return tkv_bench_service_fail(&b->service, "attend", why);
+    tkv_samples_add(us, us_since(start));
+    return 0;
+}
+
+/* Both in turn, so that both have the same weather; the first of each touches the memory. */
+static int measure_attention(struct bench *b, struct trikv_session *session, struct tkv_reason *why)
+{
+    struct tkv_bench_clock clock = tkv_bench_clock_start(b->o->seconds, LEAST_REPETITIONS);
+    struct tkv_samples first = {0};
+    struct trikv_map *map = NULL;
+    const uint64_t start = tkv_bench_now_ns();
+    int e = 0;
+
+    if (trikv_map(b->service.client, trikv_session_id(session), &map))
+        return tkv_bench_service_fail(&b->service, "map", why);
+    tkv_samples_add(&b->map_us, us_since(start));
+    e = attend(b, session, NULL, &first, why) || attend(b, session, map, &first, why);
+    while (!e && tkv_bench_clock_go_on(&clock))
+        e = attend(b, session, NULL, &b->daemon_us, why) ||
+            attend(b, session, map, &b->local_us, why);
+    (void)trikv_unmap(&map);
+    return e ? -1 : 0;
+}
+
 static int measure_long(struct bench *b, struct trikv_session *session, struct tkv_reason *why)
 {
     struct tkv_bench_clock clock;
@@ -152,7 +189,7 @@ static int measure_long(struct bench *b, struct trikv_session *session, struct t
     while (tkv_bench_clock_go_on(&clock))
         if (guess_and_truncate(b, session, why))
             return -1;
-    return 0;
+    return measure_attention(b, session, why);
 }
 
 static int measure(struct bench *b, struct tkv_reason *why)
@@ -177,6 +214,11 @@ static void put(struct bench *b, struct tkv_record *r)
     tkv_record_number(r, "fork_bytes", "bytes of a fork", (double)b->fork_bytes);
     tkv_record_number(r, "truncate_us", "forget 16 tokens, us",
                       tkv_samples_spread(&b->truncate_us).median);
+    tkv_record_number(r, "map_us", "map, us", tkv_samples_spread(&b->map_us).median);
+    tkv_record_number(r, "daemon_attend_us", "attend to a layer in the daemon, us",
+                      tkv_samples_spread(&b->daemon_us).median);
+    tkv_record_number(r, "local_attend_us", "attend to a layer on a map, us",
+                      tkv_samples_spread(&b->local_us).median);
     tkv_record_number(r, "close_us", "close, us", tkv_samples_spread(&b->close_us).median);
     tkv_record_spread(r, "open_us", "open, us", &b->open_us);
 }
@@ -204,6 +246,7 @@ int tkv_bench_session(const struct tkv_bench_options *o, struct tkv_record *r,
         tkv_bench_service_stop(&b.service);
     }
     free(b.tokens);
+    free(b.out);
     tkv_machine_deinit(&m);
     return e;
 }

@@ -21,7 +21,8 @@ struct trikv_client {
     struct tkv_stream stream;
     struct tkv_staging staging;
     struct trikv_session *sessions; /* those open, newest first */
-    uint64_t sequence;              /* of the last request */
+    struct trikv_map *maps;
+    uint64_t sequence; /* of the last request */
     uint64_t max_payload_bytes;
     struct trikv_info info;
     char version[TKV_CLIENT_TEXT_BYTES];
@@ -56,8 +57,11 @@ void tkv_session_add(struct trikv_session *s);
 /* Forget every session without telling the daemon. */
 void tkv_session_free_all(struct trikv_client *c);
 
+/* Unmap all without telling the daemon. */
+void tkv_map_free_all(struct trikv_client *c);
+
 /* A request whose message is just a session's id. */
-int tkv_session_request(struct trikv_session *s, uint16_t type, struct tkv_request *r);
+int tkv_session_request(struct trikv_client *c, uint64_t id, uint16_t type, struct tkv_request *r);
 
 /* Copy text of a peer for people: cut to n - 1 bytes, control characters replaced. */
 void tkv_client_copy_text(char *to, size_t n, const char *from);

@@ -120,6 +120,7 @@ void trikv_disconnect(struct trikv_client **client)
     if (!c)
         return;
     tkv_session_free_all(c);
+    tkv_map_free_all(c);
     tkv_stream_close(&c->stream);
     tkv_staging_deinit(&c->staging);
     free(c);

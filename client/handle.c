@@ -89,7 +89,7 @@ int trikv_handle(struct trikv_session *session, struct trikv_handle *handle)
     r.reply_type = &trikv__handle_reply__descriptor;
     r.takes_payload = 1;
     r.takes_fd = 1;
-    e = tkv_session_request(session, TRIKV_HANDLE, &r);
+    e = tkv_session_request(session->client, session->id, TRIKV_HANDLE, &r);
     if (!e) {
         const char *why = check_table(&r);
 

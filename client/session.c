@@ -227,15 +227,15 @@ void tkv_session_free_all(struct trikv_client *c)
         free_session(c->sessions);
 }
 
-int tkv_session_request(struct trikv_session *s, uint16_t type, struct tkv_request *r)
+int tkv_session_request(struct trikv_client *c, uint64_t id, uint16_t type, struct tkv_request *r)
 {
     Trikv__SessionRequest m = TRIKV__SESSION_REQUEST__INIT;
     int e;
 
-    m.session = s->id;
+    m.session = id;
     r->type = type;
     r->message = &m.base;
-    e = tkv_request_run(s->client, r);
+    e = tkv_request_run(c, r);
     r->message = NULL;
     return e;
 }
@@ -246,7 +246,7 @@ static int request_without_answer(struct trikv_session *s, uint16_t type)
     int e;
 
     r.reply_type = &trikv__empty__descriptor;
-    e = tkv_session_request(s, type, &r);
+    e = tkv_session_request(s->client, s->id, type, &r);
     tkv_request_deinit(&r);
     return e;
 }
@@ -285,7 +285,7 @@ int trikv_stats(struct trikv_session *session, struct trikv_stats *stats)
     int e;
 
     r.reply_type = &trikv__session_stats__descriptor;
-    e = tkv_session_request(session, TRIKV_STATS, &r);
+    e = tkv_session_request(session->client, session->id, TRIKV_STATS, &r);
     if (!e) {
         const Trikv__SessionStats *m = (const Trikv__SessionStats *)r.reply;
 

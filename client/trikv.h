@@ -76,12 +76,14 @@ enum trikv_error {
     TRIKV_E_CONNECT = 80,
     TRIKV_E_DISCONNECTED = 81,
     TRIKV_E_DEADLINE = 82,
+    TRIKV_E_STALE = 83,
 };
 
 enum trikv_dtype { TRIKV_F32 = 0, TRIKV_F16 = 1, TRIKV_BF16 = 2 };
 
 struct trikv_client;
 struct trikv_session;
+struct trikv_map;
 
 /* NULL, or a zero field, means the default. */
 struct trikv_options {
@@ -312,6 +314,25 @@ TRIKV_API void trikv_calibration_release(struct trikv_calibration *calibration);
 /* Take and release a handle. The caller owns it after success. */
 TRIKV_API int trikv_handle(struct trikv_session *session, struct trikv_handle *handle);
 TRIKV_API void trikv_handle_release(struct trikv_handle *handle);
+
+/*
+ * A session as it is now, of this or another process of the same user, for attention in this process:
+ * the same code on the same shared bytes gives the same bits as in the daemon, without asking
+ * it. What is mapped stays as it is, and takes memory of the daemon, until trikv_unmap or the end of
+ * the connection; for what was appended since, map anew. A map belongs to its client's thread; it
+ * must not be used after trikv_disconnect.
+ */
+TRIKV_API int trikv_map(struct trikv_client *client, uint64_t session, struct trikv_map **map);
+
+/* NULL is allowed; leaves NULL whatever comes back. */
+TRIKV_API int trikv_unmap(struct trikv_map **map);
+
+/* Tokens that the session had seen in this layer when it was mapped; 0 if there is no such layer. */
+TRIKV_API uint64_t trikv_map_n_seen(const struct trikv_map *map, uint32_t layer);
+
+/* As trikv_attend, on the map. TRIKV_E_STALE: the connection has ended, and with it the daemon's
+ * promise; the outputs may be anything. Needs no daemon, allocates only for more tokens than before. */
+TRIKV_API int trikv_attend_local(struct trikv_map *map, const struct trikv_step *step);
 
 #ifdef __cplusplus
 }

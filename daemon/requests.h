@@ -52,6 +52,10 @@ size_t tkv_fill_layers(const struct tkv_session *s, uint32_t n_layers, Trikv__La
 void tkv_handle_fork(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_truncate(struct tkv_call *call, const ProtobufCMessage *message);
 
+/* requests_map.c */
+void tkv_handle_map(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_unmap(struct tkv_call *call, const ProtobufCMessage *message);
+
 /* requests_session.c */
 void tkv_handle_close(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_drop(struct tkv_call *call, const ProtobufCMessage *message);

@@ -14,8 +14,8 @@ void tkv_handle_hello(struct tkv_call *call, const ProtobufCMessage *message)
     const Trikv__HelloRequest *m = (const Trikv__HelloRequest *)message;
     struct tkv_client *const client = call->client;
     const struct tkv_server *s = client->server;
-    char *features[] = {tkv_pb_text("staging"), tkv_pb_text("handle"), tkv_pb_text("observe"),
-                        tkv_pb_text("fork"), tkv_pb_text("truncate")};
+    char *features[] = {tkv_pb_text("staging"), tkv_pb_text("handle"),   tkv_pb_text("observe"),
+                        tkv_pb_text("fork"),    tkv_pb_text("truncate"), tkv_pb_text("map")};
     Trikv__HelloReply reply = TRIKV__HELLO_REPLY__INIT;
     char name[2 * TRIKV_MAX_NAME_BYTES + 4] = "\"\"";
 
@@ -93,7 +93,7 @@ void tkv_handle_daemon_stats(struct tkv_call *call, const ProtobufCMessage *mess
     reply.memory_cap_bytes = s->budget.cap_bytes;
     reply.memory_used_bytes = atomic_load(&s->budget.used_bytes);
     reply.memory_peak_bytes = atomic_load(&s->budget.peak_bytes);
-    reply.n_sessions = s->sessions.n;
+    reply.n_sessions = s->sessions.n - s->sessions.n_maps;
     reply.n_connections = s->n_clients;
     reply.n_requests = s->counters.n_requests;
     reply.n_errors = s->counters.n_errors;

@@ -89,7 +89,7 @@ void tkv_handle_stats(struct tkv_call *call, const ProtobufCMessage *message)
 
 static bool visible(const struct tkv_session_entry *e, uid_t uid)
 {
-    return e->session && !e->doomed && (uid == 0 || uid == e->uid);
+    return e->session && !e->doomed && !e->is_map && (uid == 0 || uid == e->uid);
 }
 
 static int by_id(const void *a, const void *b)

@@ -60,13 +60,29 @@ int tkv_sessions_check_label(const char *label, struct tkv_report *why)
     return TRIKV_OK;
 }
 
-struct tkv_session_entry *tkv_sessions_find(const struct tkv_sessions *t, uint64_t id)
+static struct tkv_session_entry *find(const struct tkv_sessions *t, uint64_t id, bool is_map)
 {
     for (struct tkv_session_entry *e = t->bucket[id % TKV_SESSION_BUCKETS]; e; e = e->next) {
-        if (e->id == id && e->session && !e->doomed)
+        if (e->id == id && e->session && !e->doomed && e->is_map == is_map)
             return e;
     }
     return NULL;
+}
+
+struct tkv_session_entry *tkv_sessions_find(const struct tkv_sessions *t, uint64_t id)
+{
+    return find(t, id, false);
+}
+
+struct tkv_session_entry *tkv_sessions_find_map(const struct tkv_sessions *t, uint64_t id)
+{
+    return find(t, id, true);
+}
+
+void tkv_sessions_hide(struct tkv_session_entry *e)
+{
+    e->is_map = true;
+    e->server->sessions.n_maps++;
 }
 
 static void remove_entry(struct tkv_session_entry *e)
@@ -78,6 +94,7 @@ static void remove_entry(struct tkv_session_entry *e)
         at = &(*at)->next;
     *at = e->next;
     s->sessions.n--;
+    s->sessions.n_maps -= e->is_map;
     if (e->owner)
         e->owner->n_sessions--;
     tkv_profile_unref(&e->profile);

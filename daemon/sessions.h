@@ -40,6 +40,7 @@ struct tkv_session_entry {
     uint64_t used_ms;
     bool busy;                      /* a job works on it */
     bool doomed;                    /* no request sees it any more */
+    bool is_map;                    /* a snapshot that its owner has mapped */
     struct tkv_call *waiting;       /* for the end of the job */
     struct tkv_call *closer;        /* to be answered when it is destroyed; may be NULL */
     struct tkv_session_stats stats; /* as of stats_ms; what others see while it is busy */
@@ -48,7 +49,8 @@ struct tkv_session_entry {
 
 struct tkv_sessions {
     struct tkv_session_entry *bucket[TKV_SESSION_BUCKETS];
-    uint32_t n; /* those being opened and destroyed included */
+    uint32_t n;      /* those being opened and destroyed included */
+    uint32_t n_maps; /* of n */
     uint64_t last_id;
 };
 
@@ -63,6 +65,10 @@ int tkv_sessions_check_label(const char *label, struct tkv_report *why);
 
 /* Open and not doomed, or NULL. */
 struct tkv_session_entry *tkv_sessions_find(const struct tkv_sessions *t, uint64_t id);
+
+/* From now on only tkv_sessions_find_map finds it. */
+void tkv_sessions_hide(struct tkv_session_entry *e);
+struct tkv_session_entry *tkv_sessions_find_map(const struct tkv_sessions *t, uint64_t id);
 
 /* The job is over: free to use, or destroyed if doomed; waiting calls are taken up again. */
 void tkv_sessions_idle(struct tkv_session_entry *e);

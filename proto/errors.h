@@ -32,7 +32,8 @@
     X(63, INTERNAL, "internal error")                             \
     X(80, CONNECT, "cannot connect to the daemon")                \
     X(81, DISCONNECTED, "connection lost")                        \
-    X(82, DEADLINE, "deadline passed")
+    X(82, DEADLINE, "deadline passed")                            \
+    X(83, STALE, "the mapping is not valid any more")
 
 #ifdef TRIKV_H /* the installed header spells the enum out: it must agree */
 #define X(number, name, text) \

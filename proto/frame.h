@@ -41,6 +41,8 @@ enum trikv_frame_type {
     TRIKV_CALIBRATE = 37,
     TRIKV_HANDLE = 48,
     TRIKV_STAGING = 49, /* carries one descriptor */
+    TRIKV_MAP = 50,
+    TRIKV_UNMAP = 51,
     TRIKV_REPLY = 0x8000,
     TRIKV_REPLY_ERROR = 0xffff,
 };

@@ -67,4 +67,91 @@ _Static_assert(offsetof(struct trikv_table_entry, n_tokens) == 36, "table entry 
 _Static_assert(offsetof(struct trikv_table_entry, n_score_heads) == 38, "table entry layout");
 _Static_assert(offsetof(struct trikv_table_entry, reserved) == 40, "table entry layout");
 
+/*
+ * The payload of a MAP reply: everything that attention needs of a session as it was then. After the
+ * header, each part from a multiple of 64 on:
+ *   struct trikv_map_layer [n_layers]
+ *   struct trikv_map_head [n_heads], layer by layer
+ *   struct trikv_map_block [n_blocks], head by head, ascending in position
+ *   float sinks [n_sinks], of the layers that have any
+ * Offsets are in bytes from the start of the arena. Nothing that they lead to changes while the
+ * 8 bytes at pin_offset (read atomically) are pin_value.
+ */
+#define TRIKV_MAP_MAGIC UINT32_C(0x504d5254) /* "TRMP" */
+
+struct trikv_map_header {
+    uint32_t magic;
+    uint32_t version; /* TRIKV_SHM_VERSION */
+    uint64_t generation;
+    uint64_t arena_bytes;
+    uint64_t rotation_seed;
+    uint64_t pin_offset;
+    uint64_t pin_value; /* never 0 */
+    uint32_t n_layers;
+    uint32_t n_heads;
+    uint64_t n_blocks;
+    uint64_t n_sinks;
+    uint8_t reserved[56]; /* zero */
+};
+_Static_assert(sizeof(struct trikv_map_header) == 128, "map header is 128 bytes");
+_Static_assert(offsetof(struct trikv_map_header, generation) == 8, "map header layout");
+_Static_assert(offsetof(struct trikv_map_header, arena_bytes) == 16, "map header layout");
+_Static_assert(offsetof(struct trikv_map_header, rotation_seed) == 24, "map header layout");
+_Static_assert(offsetof(struct trikv_map_header, pin_offset) == 32, "map header layout");
+_Static_assert(offsetof(struct trikv_map_header, pin_value) == 40, "map header layout");
+_Static_assert(offsetof(struct trikv_map_header, n_layers) == 48, "map header layout");
+_Static_assert(offsetof(struct trikv_map_header, n_heads) == 52, "map header layout");
+_Static_assert(offsetof(struct trikv_map_header, n_blocks) == 56, "map header layout");
+_Static_assert(offsetof(struct trikv_map_header, n_sinks) == 64, "map header layout");
+_Static_assert(offsetof(struct trikv_map_header, reserved) == 72, "map header layout");
+
+/* Half tiers: K [n_kv_heads][cap][head_dim_k] from the first token held on, V likewise, halves. */
+struct trikv_map_tier {
+    uint64_t k_offset;
+    uint64_t v_offset;
+    uint64_t positions_offset; /* int32 */
+    uint32_t n_tokens;
+    uint32_t cap_tokens;
+};
+_Static_assert(sizeof(struct trikv_map_tier) == 32, "map tier is 32 bytes");
+
+struct trikv_map_layer {
+    uint32_t n_q_heads;
+    uint32_t n_kv_heads;
+    uint32_t head_dim_k;
+    uint32_t head_dim_v;
+    float scale;
+    float softcap;
+    uint32_t window_tokens;
+    uint32_t n_sinks; /* n_q_heads or 0 */
+    uint32_t codec_k; /* core/codec.h ids */
+    uint32_t codec_v;
+    uint32_t n_score_heads;
+    uint32_t block_bytes;
+    uint64_t n_seen;
+    uint32_t n_rounds;
+    uint32_t reserved; /* 0 */
+    struct trikv_map_tier pinned;
+    struct trikv_map_tier tail;
+};
+_Static_assert(sizeof(struct trikv_map_layer) == 128, "map layer is 128 bytes");
+_Static_assert(offsetof(struct trikv_map_layer, scale) == 16, "map layer layout");
+_Static_assert(offsetof(struct trikv_map_layer, codec_k) == 32, "map layer layout");
+_Static_assert(offsetof(struct trikv_map_layer, n_seen) == 48, "map layer layout");
+_Static_assert(offsetof(struct trikv_map_layer, pinned) == 64, "map layer layout");
+_Static_assert(offsetof(struct trikv_map_layer, tail) == 96, "map layer layout");
+
+struct trikv_map_head {
+    uint32_t n_blocks;
+    uint32_t n_tokens; /* in them */
+};
+
+struct trikv_map_block {
+    uint64_t block_offset; /* multiple of 64 */
+    int32_t first_position;
+    uint32_t n_tokens; /* 1..64 */
+};
+_Static_assert(sizeof(struct trikv_map_head) == 8, "map head is 8 bytes");
+_Static_assert(sizeof(struct trikv_map_block) == 16, "map block is 16 bytes");
+
 #endif /* TRIKV_PROTO_SHM_LAYOUT_H */

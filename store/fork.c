@@ -54,6 +54,7 @@ int tkv_session_fork(struct tkv_session **child, struct tkv_session *parent, str
         s->arena = NULL;
         s->layers = NULL;
         s->coders = NULL;
+        s->pin_value = 0;
         if (fork_session(s, parent)) {
             *child = s;
             return 0;

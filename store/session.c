@@ -223,6 +223,7 @@ void tkv_session_destroy(struct tkv_session **session)
 
     if (!s)
         return;
+    tkv_session_unpin(s);
     for (uint32_t i = 0; s->layers && i < s->config.n_layers; i++)
         layer_destroy(s, &s->layers[i]);
     tkv_session_free(s, s->layers, s->config.n_layers * sizeof(*s->layers));

@@ -188,6 +188,17 @@ uint32_t tkv_session_n_layers(const struct tkv_session *s);
 const struct tkv_shape *tkv_session_shape(const struct tkv_session *s, uint32_t layer);
 
 /*
+ * Make what this session refers to findable by others who map the arena: value (not 0) stands in it, at
+ * a place that the map tells, until the session is destroyed, before anything else of it goes.
+ * A session that is pinned is not to be changed any more: fork one for this.
+ */
+int tkv_session_pin(struct tkv_session *s, uint64_t value, struct tkv_report *why);
+
+/* The map of a pinned session, in the form of proto/shm_layout.h. */
+size_t tkv_session_map_bytes(const struct tkv_session *s);
+void tkv_session_map(const struct tkv_session *s, void *map);
+
+/*
  * The arena as a read-only descriptor (the session keeps it: duplicate to keep longer) and
  * the block table in the form of proto/shm_layout.h. Call with table NULL to
  * learn the size; table must be tkv_session_table_bytes() long.

@@ -81,6 +81,8 @@ struct tkv_session {
     struct tkv_coder *coders; /* one per distinct (codec, dim) */
     uint32_t n_coders;
     struct tkv_arena *arena;
+    struct tkv_block_id pin; /* buffer of pin_value, if that is not 0 */
+    uint64_t pin_value;
     size_t own_bytes; /* private memory that it refers to: tables, coders */
     uint64_t generation;
     uint64_t n_evicted; /* (token, layer, KV head) triples */
@@ -89,6 +91,9 @@ struct tkv_session {
 /* Zeroed memory that counts as the session's own; NULL over the cap. */
 void *tkv_session_alloc(struct tkv_session *s, size_t bytes);
 void tkv_session_free(struct tkv_session *s, void *p, size_t bytes);
+
+/* store/map.c: others must not look at what this session refers to any more. */
+void tkv_session_unpin(struct tkv_session *s);
 
 /*
  * store/share.c: memory that a session and its forks may refer to together. It counts in own_bytes of

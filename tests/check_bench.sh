@@ -78,7 +78,8 @@ json memory --threads 1 --seconds 0 -- 'memory_gbytes_per_s > 0'
 json ipc -- 'socket_p50_us > 0' 'bare_socket_p50_us > 0' 'bare_eventfd_p50_us > 0' \
     'socket_p50_us > bare_socket_p50_us / 2'
 json session --layers 4 --tokens 300 --seconds 0 -- 'open_us > 0' 'fork_us > 0' \
-    'truncate_us > 0' 'fork_bytes > 1000 and fork_bytes < 65536'
+    'truncate_us > 0' 'fork_bytes > 1000 and fork_bytes < 65536' \
+    'map_us > 0' 'daemon_attend_us > 0' 'local_attend_us > 0'
 json appliance --tokens 1024 --budget 512 -- 'tokens == 1024' 'n_kept == 512' \
     'resident_bytes > 0' 'compression > 1' 'append_us_per_token > 0' 'round_ms > 0' \
     'attend_us_per_token > 0' 'daemon_peak_bytes > resident_bytes'
