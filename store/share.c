@@ -49,10 +49,11 @@ void *tkv_shared_ref(struct tkv_session *s, void *p)
 bool tkv_shared_drop(struct tkv_session *s, void *p)
 {
     struct header *h = header_of(p);
+    const size_t bytes = h->bytes; /* another's last reference may go right after ours */
 
     if (atomic_fetch_sub_explicit(&h->refs, 1, memory_order_acq_rel) == 1)
         return true;
-    s->own_bytes -= h->bytes;
+    s->own_bytes -= bytes;
     return false;
 }
 
