@@ -133,8 +133,8 @@ $(call objs,$(shell grep -l TRIKV_SYSCONFDIR */*.c)): $B/gen/places
 
 SCRIPTS := $(wildcard tests/check_*.sh)
 # What the instruction set of a kernel cannot change.
-ISA_FREE := client client_open client_steps config daemon frame gguf hostile planted pool profile \
-	tokenizer
+ISA_FREE := client client_open client_steps config daemon frame gguf hostile metrics observe planted \
+	pool profile tokenizer watchdog
 isa_tests := $(filter-out $(ISA_FREE:%=$B/tests/check_%),$(tests))
 core_tests := $(filter $(addprefix $B/tests/check_,attention% codebook% codec% half% kernels% rope% \
 	rotation% select% triattention% vectors%),$(tests))
@@ -233,7 +233,7 @@ format: ## bring every source into form
 
 UNITDIR ?= $(or $(if $(filter /usr /usr/local,$(PREFIX)),$(shell \
 	$(PKG) --variable=systemdsystemunitdir systemd 2>/dev/null)),$(PREFIX)/lib/systemd/system)
-units := trikvd.service trikvd.socket
+units := trikvd.service trikvd.socket trikvd-metrics.socket
 fill_in = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g' \
 	-e 's|@VERSION@|$(VERSION)|g'
 D := $(DESTDIR)

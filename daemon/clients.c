@@ -41,6 +41,7 @@ static void on_bad_frame(struct tkv_conn *conn, const struct tkv_report *why)
 
     c->server->counters.n_bad_frames++;
     c->server->counters.n_errors++;
+    tkv_metrics_error(&c->server->metrics, why->error);
     if (may_log(c->server, TKV_LOG_WARN))
         tkv_log(&c->server->log, TKV_LOG_WARN,
                 "msg=\"bad frame\" client=%llu pid=%d uid=%u why=\"%s\"", (unsigned long long)c->id,
@@ -53,6 +54,8 @@ static void on_refused(struct tkv_conn *conn, const struct tkv_report *why)
 
     c->server->counters.n_requests++;
     c->server->counters.n_errors++;
+    tkv_dispatch_count(conn);
+    tkv_metrics_error(&c->server->metrics, why->error);
     tkv_log(&c->server->log, TKV_LOG_DEBUG, "msg=\"request refused\" client=%llu code=%d",
             (unsigned long long)c->id, why->error);
 }
@@ -132,6 +135,7 @@ void tkv_client_accept(struct tkv_server *s, int fd)
         tkv_fail(&why, TRIKV_E_TOO_MANY, "%u connections are open, the limit is %u",
                  s->n_clients - 1, s->config.max_connections);
         s->counters.n_errors++;
+        tkv_metrics_error(&s->metrics, why.error);
         c->conn.close_after_reply = true;
         c->conn.close_reason = "too many connections";
         c->conn.state = TKV_CONN_BUSY;

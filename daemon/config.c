@@ -7,6 +7,7 @@
 
 #include "core/cpu.h"
 #include "daemon/config_priv.h"
+#include "daemon/loopback.h"
 
 enum { MAX_SECTION_KEYS = TKV_CONFIG_MAX_OPTIONS };
 
@@ -254,6 +255,20 @@ static void check_cpu_disable(const struct tkv_config *c, struct tkv_diag *diag)
     fail_option(c, "workers.cpu_disable", text, diag);
 }
 
+static void check_metrics(const struct tkv_config *c, struct tkv_diag *diag)
+{
+    struct sockaddr_storage address;
+    socklen_t n;
+
+    if (c->metrics_listen[0] && !tkv_loopback_parse(c->metrics_listen, &address, &n))
+        fail_option(c, "metrics.listen",
+                    "want an address of this machine alone, as 127.0.0.1:9464 or [::1]:9464", diag);
+    if (c->metrics_socket[0] && strcmp(c->metrics_socket, c->socket) == 0)
+        fail_option(c, "metrics.socket", "is listen.socket, where clients connect", diag);
+    if (c->metrics_page[0] && c->metrics_page[0] != '/')
+        fail_option(c, "metrics.page", "want an absolute path", diag);
+}
+
 bool tkv_config_check(const struct tkv_config *c, struct tkv_diag *diag)
 {
     const struct tkv_policy *d = &c->defaults;
@@ -265,5 +280,6 @@ bool tkv_config_check(const struct tkv_config *c, struct tkv_diag *diag)
     if (tkv_codec_by_id(d->codec_v)->qjl)
         fail_option(c, "defaults.codec_v", "a qjl codec is for keys only", diag);
     check_cpu_disable(c, diag);
+    check_metrics(c, diag);
     return diag->n == n_before;
 }

@@ -37,10 +37,15 @@ struct tkv_config {
     uint32_t max_sessions;
     uint32_t max_sessions_per_connection;
     uint64_t request_timeout_ms;
-    uint64_t idle_timeout_ms; /* 0: never */
-    uint32_t n_threads;       /* 0: number of CPUs */
+    uint64_t idle_timeout_ms;                     /* 0: never */
+    char metrics_socket[TKV_CONFIG_SOCKET_BYTES]; /* "": none, as the next ones */
+    uint32_t metrics_mode;
+    char metrics_listen[64];
+    char metrics_page[TKV_CONFIG_PATH_BYTES];
+    uint32_t n_threads; /* 0: number of CPUs */
     char cpu_disable[64];
-    uint32_t log_level; /* enum tkv_log_level */
+    uint32_t log_level;  /* enum tkv_log_level */
+    uint32_t log_format; /* enum tkv_log_format */
     char profiles_directory[TKV_CONFIG_PATH_BYTES];
     struct tkv_policy defaults;
 

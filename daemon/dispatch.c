@@ -58,6 +58,14 @@ static const struct request *find_request(uint16_t type)
     return NULL;
 }
 
+const char *tkv_dispatch_kind(size_t i, uint16_t *type)
+{
+    if (i >= sizeof(requests) / sizeof(requests[0]))
+        return NULL;
+    *type = requests[i].type;
+    return requests[i].name;
+}
+
 static struct tkv_client *client_of(struct tkv_conn *conn)
 {
     return (struct tkv_client *)((char *)conn - offsetof(struct tkv_client, conn));
@@ -107,6 +115,13 @@ static void serve(struct tkv_call *call, const struct request *r)
         tkv_call_fail(call);
 }
 
+void tkv_dispatch_count(struct tkv_conn *conn)
+{
+    const struct request *r = find_request(conn->in.type);
+
+    tkv_metrics_request(&client_of(conn)->server->metrics, r ? r->type : 0);
+}
+
 void tkv_dispatch(struct tkv_call *call)
 {
     struct tkv_client *const client = call->client;
@@ -114,6 +129,7 @@ void tkv_dispatch(struct tkv_call *call)
 
     *call = (struct tkv_call){.client = client};
     client->server->counters.n_requests++;
+    tkv_dispatch_count(&client->conn);
     if (check_state(client, r, &call->why))
         tkv_call_fail(call);
     else
@@ -136,6 +152,7 @@ void tkv_call_fail(struct tkv_call *call)
 
     assert(call->why.error);
     client->server->counters.n_errors++;
+    tkv_metrics_error(&client->server->metrics, call->why.error);
     tkv_log(&client->server->log, TKV_LOG_DEBUG, "msg=\"request failed\" client=%llu code=%d",
             (unsigned long long)client->id, call->why.error);
     tkv_conn_fail(&client->conn, &call->why);
@@ -169,6 +186,7 @@ void tkv_call_start(struct tkv_call *call, void (*work)(struct tkv_job *job),
                     void (*done)(struct tkv_job *job))
 {
     call->running = true;
+    call->submitted_ns = uv_hrtime();
     call->job.work = work;
     call->job.done = done;
     tkv_pool_submit(call->client->server->pool, &call->job);

@@ -43,6 +43,12 @@ void tkv_call_start(struct tkv_call *call, void (*work)(struct tkv_job *job),
  * must not be touched any more. */
 bool tkv_call_ended(struct tkv_call *call);
 
+/* Count the request that the connection holds by its kind, served or not. */
+void tkv_dispatch_count(struct tkv_conn *conn);
+
+/* The name of the i-th kind of request and its type; NULL after the last. */
+const char *tkv_dispatch_kind(size_t i, uint16_t *type);
+
 struct tkv_call *tkv_call_of(struct tkv_job *job);
 
 #endif /* TKV_DAEMON_DISPATCH_H */

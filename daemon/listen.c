@@ -43,17 +43,17 @@ static const char *remove_stale(const struct sockaddr_un *address)
     return unlink(address->sun_path) < 0 ? strerror(errno) : NULL;
 }
 
-static const char *bind_and_listen(struct tkv_server *s, int fd)
+const char *tkv_listen_unix(int fd, const char *path, uint32_t mode, bool *made_file)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    const size_t length = strlen(s->config.socket);
+    const size_t length = strlen(path);
     const char *wrong;
     mode_t old_mask;
     int bound;
 
     if (length >= sizeof(address.sun_path))
         return "the path is longer than 107 bytes";
-    memcpy(address.sun_path, s->config.socket, length + 1);
+    memcpy(address.sun_path, path, length + 1);
     wrong = remove_stale(&address);
     if (wrong)
         return wrong;
@@ -62,27 +62,23 @@ static const char *bind_and_listen(struct tkv_server *s, int fd)
     umask(old_mask);
     if (bound < 0)
         return strerror(errno);
-    s->owns_socket = true;
-    if (chmod(s->config.socket, s->config.socket_mode) < 0 || listen(fd, BACKLOG) < 0)
+    *made_file = true;
+    if (chmod(path, mode) < 0 || listen(fd, BACKLOG) < 0)
         return strerror(errno);
     return NULL;
 }
 
-int tkv_listen_open(struct tkv_server *s)
+int tkv_listen_open(struct tkv_server *s, const struct tkv_notify_sockets *passed)
 {
     const char *wrong;
 
-    s->listen_fd = tkv_notify_listen_fd();
-    if (s->listen_fd == -2) {
-        s->listen_fd = -1;
-        tkv_log(&s->log, TKV_LOG_ERROR,
-                "msg=\"LISTEN_FDS: want one listening Unix stream socket\"");
-        return EX_CONFIG;
-    }
+    s->listen_fd = passed->main_fd;
     if (s->listen_fd >= 0)
         return EX_OK;
     s->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    wrong = s->listen_fd < 0 ? strerror(errno) : bind_and_listen(s, s->listen_fd);
+    wrong = s->listen_fd < 0 ? strerror(errno)
+                             : tkv_listen_unix(s->listen_fd, s->config.socket,
+                                               s->config.socket_mode, &s->owns_socket);
     if (!wrong)
         return EX_OK;
     tkv_log(&s->log, TKV_LOG_ERROR, "msg=\"cannot listen\" socket=\"%s\" why=\"%s\"",

@@ -66,19 +66,59 @@ static int option(int fd, int name)
     return getsockopt(fd, SOL_SOCKET, name, &value, &n) < 0 ? -1 : value;
 }
 
-int tkv_notify_listen_fd(void)
+/* The variable is meant for this process, not for a parent that did not clean up. */
+static bool is_for_us(const char *pid)
 {
-    const char *pid = getenv("LISTEN_PID");
-    const char *count = getenv("LISTEN_FDS");
-    const int fd = FIRST_PASSED_FD;
+    return pid && strtol(pid, NULL, 10) == (long)getpid();
+}
 
-    if (!pid || !count || strtol(pid, NULL, 10) != (long)getpid())
-        return -1;
-    if (strtol(count, NULL, 10) != 1 || option(fd, SO_DOMAIN) != AF_UNIX ||
-        option(fd, SO_TYPE) != SOCK_STREAM || option(fd, SO_ACCEPTCONN) != 1)
-        return -2;
-    if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 ||
+static bool take_socket(struct tkv_notify_sockets *passed, int fd, bool is_metrics,
+                        const char **wrong)
+{
+    *wrong = "want listening stream sockets";
+    if (option(fd, SO_TYPE) != SOCK_STREAM || option(fd, SO_ACCEPTCONN) != 1 ||
+        fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 ||
         fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0)
-        return -2;
-    return fd;
+        return false;
+    if (is_metrics) {
+        *wrong = "more sockets named metrics than can be served";
+        if (passed->n_metrics == TKV_NOTIFY_MAX_METRICS)
+            return false;
+        passed->metrics_fd[passed->n_metrics++] = fd;
+        return true;
+    }
+    *wrong = "want one listening Unix stream socket that is not named metrics";
+    if (passed->main_fd >= 0 || option(fd, SO_DOMAIN) != AF_UNIX)
+        return false;
+    passed->main_fd = fd;
+    return true;
+}
+
+bool tkv_notify_take_sockets(struct tkv_notify_sockets *passed, const char **wrong)
+{
+    const char *count = getenv("LISTEN_FDS");
+    const char *names = getenv("LISTEN_FDNAMES"); /* "trikvd.socket:metrics" */
+    const long n = count && is_for_us(getenv("LISTEN_PID")) ? strtol(count, NULL, 10) : 0;
+
+    *passed = (struct tkv_notify_sockets){.main_fd = -1};
+    for (int i = 0; i < n; i++) {
+        const size_t length = names ? strcspn(names, ":") : 0;
+        const bool is_metrics = length == 7 && memcmp(names, "metrics", 7) == 0;
+
+        if (!take_socket(passed, FIRST_PASSED_FD + i, is_metrics, wrong))
+            return false;
+        if (names)
+            names += length + (names[length] == ':');
+    }
+    return true;
+}
+
+uint64_t tkv_notify_watchdog_ms(void)
+{
+    const char *us = getenv("WATCHDOG_USEC");
+    const char *pid = getenv("WATCHDOG_PID");
+
+    if (!us || (pid && !is_for_us(pid)))
+        return 0;
+    return strtoull(us, NULL, 10) / 1000;
 }

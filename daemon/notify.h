@@ -1,8 +1,11 @@
-/* Telling the service manager about our state (sd_notify(3)), and taking over a listening
- * socket from it (sd_listen_fds(3)). Both protocols are small and documented as stable. */
+/* Telling the service manager about our state (sd_notify(3)), and taking over
+ * listening sockets from it (sd_listen_fds(3)). Both protocols are small and documented as stable. */
 #ifndef TKV_DAEMON_NOTIFY_H
 #define TKV_DAEMON_NOTIFY_H
 
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -22,8 +25,19 @@ void tkv_notify_send(const struct tkv_notify *n, const char *state);
 /* RELOADING=1 with the time stamp that Type=notify-reload wants. */
 void tkv_notify_reloading(const struct tkv_notify *n);
 
-/* The listening Unix stream socket that the manager passed, made close-on-exec; -1: none; -2: what
- * it passed is something else. */
-int tkv_notify_listen_fd(void);
+enum { TKV_NOTIFY_MAX_METRICS = 4 };
+
+/* Listening stream sockets that the manager passed, made close-on-exec and non-blocking. */
+struct tkv_notify_sockets {
+    int main_fd;                            /* a Unix socket for clients, -1: none */
+    int metrics_fd[TKV_NOTIFY_MAX_METRICS]; /* FileDescriptorName=metrics, of any family */
+    size_t n_metrics;
+};
+
+/* False if what the manager passed is not what we want: *wrong says what. */
+bool tkv_notify_take_sockets(struct tkv_notify_sockets *passed, const char **wrong);
+
+/* How often the manager wants to hear WATCHDOG=1, in ms; 0: it does not watch us. */
+uint64_t tkv_notify_watchdog_ms(void);
 
 #endif /* TKV_DAEMON_NOTIFY_H */

@@ -19,6 +19,8 @@ static const char help[] =
     "      --memory-cap SIZE  bytes of memory to use, as 512MiB   (memory.cap)\n"
     "      --threads N        worker threads                      (workers.threads)\n"
     "      --log-level LEVEL  error, warn, info or debug          (log.level)\n"
+    "      --metrics PATH     serve metrics and status on PATH    (metrics.socket)\n"
+    "      --stats-page FILE  keep FILE up to date for top        (metrics.page)\n"
     "      --profiles DIR     read profiles from DIR              (profiles.directory)\n"
     "      --check-config     check configuration and profiles; exit with 0 or 78\n"
     "      --dump-config      print the effective configuration and where it comes from\n"
@@ -31,8 +33,9 @@ static const char help[] =
 /* Values of struct option.val: plain options and, from OVERRIDE on, an index of `overrides`. */
 enum { CONFIG = 1, CHECK, DUMP, HELP, VERSION, OVERRIDE };
 
-static const char *const overrides[] = {"listen.socket", "memory.cap", "workers.threads",
-                                        "log.level", "profiles.directory"};
+static const char *const overrides[] = {"listen.socket", "memory.cap",         "workers.threads",
+                                        "log.level",     "profiles.directory", "metrics.socket",
+                                        "metrics.page"};
 
 static const struct option long_options[] = {
     {"config", required_argument, NULL, CONFIG},
@@ -45,6 +48,8 @@ static const struct option long_options[] = {
     {"threads", required_argument, NULL, OVERRIDE + 2},
     {"log-level", required_argument, NULL, OVERRIDE + 3},
     {"profiles", required_argument, NULL, OVERRIDE + 4},
+    {"metrics", required_argument, NULL, OVERRIDE + 5},
+    {"stats-page", required_argument, NULL, OVERRIDE + 6},
     {NULL, 0, NULL, 0},
 };
 

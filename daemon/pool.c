@@ -34,16 +34,21 @@ struct tkv_pool {
     void *notify_ctx;
     bool stopping;
     unsigned n_idle;
+    uint32_t n_queued;
+    uint32_t n_running;
+    atomic_uint_fast64_t progress;
     unsigned n_threads; /* started */
     pthread_t threads[];
 };
 
-static void work_on(struct spread *s)
+static void work_on(struct tkv_pool *p, struct spread *s)
 {
     size_t i;
 
-    while ((i = atomic_fetch_add_explicit(&s->next_index, 1, memory_order_relaxed)) < s->n)
+    while ((i = atomic_fetch_add_explicit(&s->next_index, 1, memory_order_relaxed)) < s->n) {
         s->fn(s->arg, i);
+        atomic_fetch_add_explicit(&p->progress, 1, memory_order_relaxed);
+    }
 }
 
 static struct spread *open_spread(struct tkv_pool *p)
@@ -60,7 +65,7 @@ static void help(struct tkv_pool *p, struct spread *s)
 {
     s->n_helpers++;
     pthread_mutex_unlock(&p->lock);
-    work_on(s);
+    work_on(p, s);
     pthread_mutex_lock(&p->lock);
     if (--s->n_helpers == 0)
         pthread_cond_signal(&s->idle);
@@ -74,9 +79,13 @@ static void work_job(struct tkv_pool *p)
     p->first = job->next;
     if (!p->first)
         p->last = &p->first;
+    p->n_queued--;
+    p->n_running++;
     pthread_mutex_unlock(&p->lock);
     job->work(job);
+    atomic_fetch_add_explicit(&p->progress, 1, memory_order_relaxed);
     pthread_mutex_lock(&p->lock);
+    p->n_running--;
     job->next = NULL;
     *p->done_last = job;
     p->done_last = &job->next;
@@ -141,7 +150,7 @@ static void run_spread(void *ctx, size_t n, void (*fn)(void *arg, size_t i), voi
     atomic_init(&s.next_index, 0);
     pthread_cond_init(&s.idle, NULL);
     announce(p, &s);
-    work_on(&s);
+    work_on(p, &s);
     withdraw(p, &s);
     pthread_cond_destroy(&s.idle);
 }
@@ -211,6 +220,7 @@ void tkv_pool_submit(struct tkv_pool *p, struct tkv_job *job)
     pthread_mutex_lock(&p->lock);
     *p->last = job;
     p->last = &job->next;
+    p->n_queued++;
     pthread_cond_signal(&p->wake);
     pthread_mutex_unlock(&p->lock);
 }
@@ -230,4 +240,13 @@ struct tkv_job *tkv_pool_take_done(struct tkv_pool *p)
 const struct tkv_exec *tkv_pool_exec(const struct tkv_pool *pool)
 {
     return &pool->exec;
+}
+
+void tkv_pool_load(struct tkv_pool *p, struct tkv_pool_load *out)
+{
+    pthread_mutex_lock(&p->lock);
+    out->n_queued = p->n_queued;
+    out->n_running = p->n_running;
+    pthread_mutex_unlock(&p->lock);
+    out->progress = atomic_load_explicit(&p->progress, memory_order_relaxed);
 }

@@ -33,6 +33,15 @@ void tkv_pool_submit(struct tkv_pool *pool, struct tkv_job *job);
 /* The jobs that have ended since the last call, as a list in order of their end; or NULL. */
 struct tkv_job *tkv_pool_take_done(struct tkv_pool *pool);
 
+/* What the pool is at, for those who watch over it. */
+struct tkv_pool_load {
+    uint32_t n_queued;
+    uint32_t n_running; /* jobs */
+    uint64_t progress;  /* grows with every job and every piece of a spread that ends */
+};
+
+void tkv_pool_load(struct tkv_pool *pool, struct tkv_pool_load *out);
+
 /* The executor of this pool; lives as long as it. Its run() may be called by any thread. */
 const struct tkv_exec *tkv_pool_exec(const struct tkv_pool *pool);
 

@@ -152,14 +152,28 @@ static void step_work(struct tkv_job *job)
 {
     struct tkv_call *const call = tkv_call_of(job);
 
+    call->started_ns = uv_hrtime();
     call->work(call->entry->session, &call->step, tkv_pool_exec(call->client->server->pool),
                &call->why);
+    call->ended_ns = uv_hrtime();
+}
+
+static void time_step(struct tkv_call *call)
+{
+    struct tkv_metrics *const m = &call->client->server->metrics;
+    struct tkv_histogram *const h = call->step.q   ? &m->attend_s
+                                    : call->step.k ? &m->append_s
+                                                   : &m->round_s;
+
+    tkv_histogram_add(h, (double)(call->ended_ns - call->started_ns) * 1e-9);
+    tkv_histogram_add(&m->queue_s, (double)(call->started_ns - call->submitted_ns) * 1e-9);
 }
 
 static void count_step(struct tkv_call *call)
 {
     struct tkv_counters *const n = &call->client->server->counters;
 
+    time_step(call);
     n->n_rounds += tkv_session_n_rounds(call->entry->session) - call->n_rounds_before;
     if (call->why.error)
         return;

@@ -54,6 +54,7 @@ static void take_limits(struct tkv_server *s)
     s->limits.frame_timeout_ms = s->config.request_timeout_ms;
     s->limits.idle_timeout_ms = s->config.idle_timeout_ms;
     s->log.level = (enum tkv_log_level)s->config.log_level;
+    s->log.format = (enum tkv_log_format)s->config.log_format;
 }
 
 static void log_lines(const struct tkv_log *log, enum tkv_log_level level,
@@ -91,10 +92,12 @@ void tkv_server_reload(struct tkv_server *s)
     if (fixed)
         tkv_diag_add(&diag, fresh.file, 0, 0, "%s cannot be changed while the daemon runs", fixed);
     if (diag.n) {
+        s->metrics.n_reloads_failed++;
         log_lines(&s->log, TKV_LOG_ERROR, &diag);
         tkv_log(&s->log, TKV_LOG_ERROR, "msg=\"not reloaded, the old configuration stays\"");
     } else {
         s->config = fresh;
+        s->metrics.n_reloads++;
         take_limits(s);
         load_profiles(s);
         tkv_log(&s->log, TKV_LOG_INFO, "msg=reloaded");
@@ -201,9 +204,26 @@ static int start_loop(struct tkv_server *s)
     start_signal(s, &s->on_hup, SIGHUP);
     signal(SIGPIPE, SIG_IGN);
     tkv_listen_start(s);
+    tkv_http_start(s);
     if (tkv_pool_create(&s->pool, s->n_threads, wake_loop, &s->jobs_done))
         return EX_OSERR;
+    s->started_ms = uv_now(&s->loop);
+    tkv_pulse_start(s);
     return EX_OK;
+}
+
+static int open_sockets(struct tkv_server *s)
+{
+    struct tkv_notify_sockets passed;
+    const char *wrong = NULL;
+    int e;
+
+    if (!tkv_notify_take_sockets(&passed, &wrong)) {
+        tkv_log(&s->log, TKV_LOG_ERROR, "msg=\"LISTEN_FDS: %s\"", wrong);
+        return EX_CONFIG;
+    }
+    e = tkv_listen_open(s, &passed);
+    return e ? e : tkv_http_open(s, &passed);
 }
 
 static int take_config(struct tkv_server *s, const struct tkv_config *config)
@@ -241,7 +261,7 @@ int tkv_server_init(struct tkv_server *s, const struct tkv_config *config,
         return e;
     raise_descriptor_limit(&s->log);
     load_profiles(s);
-    e = tkv_listen_open(s);
+    e = open_sockets(s);
     if (!e)
         e = start_loop(s);
     return e;
@@ -249,7 +269,6 @@ int tkv_server_init(struct tkv_server *s, const struct tkv_config *config,
 
 int tkv_server_run(struct tkv_server *s)
 {
-    s->started_ms = uv_now(&s->loop);
     tkv_log(&s->log, TKV_LOG_INFO,
             "msg=ready version=%s socket=\"%s\" memory_cap_bytes=%zu threads=%u cpu=%s",
             TRIKV_VERSION, s->config.socket, s->budget.cap_bytes, s->n_threads, s->cpu);
@@ -268,6 +287,8 @@ void tkv_server_deinit(struct tkv_server *s)
         uv_run(&s->loop, UV_RUN_DEFAULT);
         uv_loop_close(&s->loop);
     }
+    tkv_http_deinit(s);
+    tkv_pulse_deinit(s);
     tkv_profiles_deinit(&s->profiles);
     free(s->arena_memory);
     tkv_notify_deinit(&s->notify);

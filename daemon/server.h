@@ -14,11 +14,14 @@
 
 #include "daemon/config.h"
 #include "daemon/conn.h"
+#include "daemon/http.h"
 #include "daemon/log.h"
 #include "daemon/message.h"
+#include "daemon/metrics.h"
 #include "daemon/notify.h"
 #include "daemon/pool.h"
 #include "daemon/profile.h"
+#include "daemon/pulse.h"
 #include "daemon/sessions.h"
 #include "daemon/staging.h"
 #include "store/budget.h"
@@ -45,6 +48,9 @@ struct tkv_call {
     bool before_rope;  /* OBSERVE */
     size_t yaml_bytes; /* CALIBRATE */
     uint32_t n_rounds_before;
+    uint64_t submitted_ns; /* to the pool; then when a worker began and ended */
+    uint64_t started_ns;
+    uint64_t ended_ns;
     struct tkv_report why; /* error 0: fine */
 };
 
@@ -106,6 +112,9 @@ struct tkv_server {
     struct tkv_message_arena arena;
     void *arena_memory;
     struct tkv_counters counters;
+    struct tkv_metrics metrics;
+    struct tkv_http http;
+    struct tkv_pulse pulse;
     uint64_t boot_id;
     uint64_t started_ms;
 };
@@ -131,9 +140,13 @@ void tkv_server_drain(struct tkv_server *s);
 void tkv_server_check_drained(struct tkv_server *s);
 
 /* The listening socket (listen.c): open it, accept from it, close it. */
-int tkv_listen_open(struct tkv_server *s);
+int tkv_listen_open(struct tkv_server *s, const struct tkv_notify_sockets *passed);
 void tkv_listen_start(struct tkv_server *s);
 void tkv_listen_close(struct tkv_server *s);
+
+/* Bind fd to path and listen, in the place of a socket that nobody listens on. NULL, or what went
+ * wrong; *made_file says that there is a file to remove in the end. */
+const char *tkv_listen_unix(int fd, const char *path, uint32_t mode, bool *made_file);
 
 /* Clients (clients.c). Takes fd, closes it on failure. */
 void tkv_client_accept(struct tkv_server *s, int fd);

@@ -98,6 +98,7 @@ static void remove_entry(struct tkv_session_entry *e)
     if (e->owner)
         e->owner->n_sessions--;
     tkv_profile_unref(&e->profile);
+    tkv_budget_free(&s->budget, e->layers, e->stats.n_layers * sizeof(e->layers[0]));
     tkv_budget_free(&s->budget, e, sizeof(*e));
     tkv_server_check_drained(s);
 }
@@ -125,6 +126,8 @@ static void destroy_done(struct tkv_job *job)
 /* Giving back the memory of a large session takes a while: a worker does it. */
 static void start_destruction(struct tkv_session_entry *e)
 {
+    if (e->session)
+        tkv_sessions_stats(e); /* the last there is to count */
     e->busy = true;
     e->destruction.work = destroy_work;
     e->destruction.done = destroy_done;
@@ -209,11 +212,46 @@ void tkv_sessions_forget(struct tkv_sessions *t, struct tkv_call *call)
     call->waiting = false;
 }
 
+static void take_layers(struct tkv_session_entry *e)
+{
+    uint64_t rest_bytes = e->stats.resident_bytes;
+
+    e->tiers = (struct tkv_tiers){.bytes = {0}};
+    for (uint32_t i = 0; i < e->stats.n_layers; i++) {
+        struct tkv_layer_stats l;
+        struct tkv_tiers tiers;
+
+        tkv_session_layer_stats(e->session, i, &l);
+        tkv_tiers_of_layer(&l, &tiers);
+        for (size_t t = 0; t < TKV_N_TIERS; t++) {
+            e->tiers.bytes[t] += tiers.bytes[t];
+            rest_bytes -= tiers.bytes[t];
+        }
+        if (e->layers)
+            e->layers[i] = l;
+    }
+    e->tiers.bytes[TKV_TIER_OTHER] = rest_bytes;
+    e->has_layers = e->layers != NULL;
+}
+
 const struct tkv_session_stats *tkv_sessions_stats(struct tkv_session_entry *e)
 {
     if (!e->busy) {
+        const uint64_t n_evicted = e->stats.n_evicted;
+
         tkv_session_stats(e->session, &e->stats);
+        e->server->metrics.n_evicted += e->stats.n_evicted - n_evicted;
+        take_layers(e);
         e->stats_ms = uv_now(&e->server->loop);
     }
     return &e->stats;
+}
+
+const struct tkv_layer_stats *tkv_sessions_layers(struct tkv_session_entry *e)
+{
+    if (!e->layers && e->stats.n_layers) {
+        e->layers = tkv_budget_alloc(&e->server->budget, e->stats.n_layers * sizeof(e->layers[0]));
+        tkv_sessions_stats(e);
+    }
+    return e->has_layers ? e->layers : NULL;
 }

@@ -11,6 +11,7 @@
 
 #include "core/rope.h"
 #include "daemon/pool.h"
+#include "daemon/survey.h"
 #include "proto/limits.h"
 #include "store/session.h"
 
@@ -45,6 +46,9 @@ struct tkv_session_entry {
     struct tkv_call *closer;        /* to be answered when it is destroyed; may be NULL */
     struct tkv_session_stats stats; /* as of stats_ms; what others see while it is busy */
     uint64_t stats_ms;
+    struct tkv_tiers tiers;         /* as of stats_ms */
+    struct tkv_layer_stats *layers; /* [stats.n_layers] as of stats_ms; NULL until somebody asks */
+    bool has_layers;                /* they are filled */
 };
 
 struct tkv_sessions {
@@ -84,5 +88,9 @@ void tkv_sessions_forget(struct tkv_sessions *t, struct tkv_call *call);
 
 /* Statistics that are at most a moment old. */
 const struct tkv_session_stats *tkv_sessions_stats(struct tkv_session_entry *e);
+
+/* Each layer's, as old as the others; NULL if they are not known yet (the session was busy) or the
+ * memory cap leaves no room for them. */
+const struct tkv_layer_stats *tkv_sessions_layers(struct tkv_session_entry *e);
 
 #endif /* TKV_DAEMON_SESSIONS_H */
