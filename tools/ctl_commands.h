@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 struct trikv_client;
+struct trikv_options;
 
 struct ctl_context {
     struct trikv_client *client;
@@ -13,6 +14,9 @@ struct ctl_context {
     double connect_s;   /* how long connecting took */
     uint64_t session;   /* of commands that name one */
     bool json;
+    bool once;                           /* top: print and leave */
+    const char *page;                    /* top: --page, or NULL */
+    const struct trikv_options *options; /* for commands that connect when they want to */
 };
 
 /* Each returns 0 or a trikv_error, and has printed only on success. */
@@ -24,5 +28,9 @@ int ctl_stats(const struct ctl_context *x);
 int ctl_drop(const struct ctl_context *x);
 int ctl_config(const struct ctl_context *x);
 int ctl_profiles(const struct ctl_context *x);
+
+/* These need no daemon: they have no client, and print their own errors. */
+int ctl_top(const struct ctl_context *x);
+int ctl_doctor(const struct ctl_context *x);
 
 #endif /* TKV_TOOLS_CTL_COMMANDS_H */

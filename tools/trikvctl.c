@@ -26,8 +26,14 @@ static const char help[] =
     "  profiles          the calibrated models the daemon knows\n"
     "  config            the configuration in force, as YAML\n"
     "  profile ...       check, show or compare profile files (see profile --help)\n"
+    "  top               watch it live; q leaves. Works while the daemon hangs, if it\n"
+    "                    keeps a stats page (trikvd --stats-page)\n"
+    "  doctor            what this machine offers a daemon, and what to change\n"
     "\n"
-    "      --json              one JSON object, for scripts\n"
+    "      --json              one JSON object, for scripts (not top)\n"
+    "      --page FILE         top: the stats page, default $TRIKV_STATS_PAGE, else\n"
+    "                          /run/trikvd/stats\n"
+    "  -1, --once              top: print one view and leave\n"
     "  -s, --socket PATH       default $TRIKV_SOCKET, else /run/trikv/trikvd.sock\n"
     "  -t, --timeout SECONDS   of every request, default 5\n"
     "  -h, --help\n"
@@ -38,18 +44,21 @@ static const char help[] =
 struct command {
     const char *words[2]; /* second NULL: there is none */
     bool takes_session;
+    bool alone; /* works without a daemon, or connects itself */
     int (*run)(const struct ctl_context *x);
 };
 
 static const struct command commands[] = {
-    {{"ping", NULL}, false, ctl_ping},
-    {{"info", NULL}, false, ctl_info},
-    {{"stats", NULL}, false, ctl_stats},
-    {{"sessions", NULL}, false, ctl_sessions},
-    {{"session", "show"}, true, ctl_session_show},
-    {{"drop", NULL}, true, ctl_drop},
-    {{"profiles", NULL}, false, ctl_profiles},
-    {{"config", NULL}, false, ctl_config},
+    {{"ping", NULL}, false, false, ctl_ping},
+    {{"info", NULL}, false, false, ctl_info},
+    {{"stats", NULL}, false, false, ctl_stats},
+    {{"sessions", NULL}, false, false, ctl_sessions},
+    {{"session", "show"}, true, false, ctl_session_show},
+    {{"drop", NULL}, true, false, ctl_drop},
+    {{"profiles", NULL}, false, false, ctl_profiles},
+    {{"config", NULL}, false, false, ctl_config},
+    {{"top", NULL}, false, true, ctl_top},
+    {{"doctor", NULL}, false, true, ctl_doctor},
 };
 
 struct arguments {
@@ -126,12 +135,15 @@ static int read_options(int argc, char **argv, struct arguments *a)
     static const struct option options[] = {
         {"json", no_argument, NULL, 'j'},          {"socket", required_argument, NULL, 's'},
         {"timeout", required_argument, NULL, 't'}, {"help", no_argument, NULL, 'h'},
-        {"version", no_argument, NULL, 'V'},       {NULL, 0, NULL, 0}};
+        {"version", no_argument, NULL, 'V'},       {"page", required_argument, NULL, 'p'},
+        {"once", no_argument, NULL, '1'},          {NULL, 0, NULL, 0}};
 
-    for (int o; (o = getopt_long(argc, argv, "s:t:hV", options, NULL)) != -1;) {
+    for (int o; (o = getopt_long(argc, argv, "s:t:hV1", options, NULL)) != -1;) {
         switch (o) {
         case 'j': a->context.json = true; break;
         case 's': a->context.socket = optarg; break;
+        case 'p': a->context.page = optarg; break;
+        case '1': a->context.once = true; break;
         case 't':
             if (!read_timeout(optarg, &a->timeout_ms))
                 return wrong_usage("--timeout wants seconds, 0.001 to 86400", optarg);
@@ -169,7 +181,12 @@ static int run(struct arguments *a)
     const double start_s = seconds_now();
     struct trikv_client *c = NULL;
     int status = EXIT_SUCCESS;
-    int e = trikv_connect(&c, &o);
+    int e;
+
+    a->context.options = &o;
+    if (a->command->alone)
+        return a->command->run(&a->context) ? EXIT_FAILURE : EXIT_SUCCESS;
+    e = trikv_connect(&c, &o);
 
     if (e) {
         fail(c, e);
