@@ -6,6 +6,7 @@
 
 PREFIX     ?= /usr/local
 SYSCONFDIR ?= $(if $(filter /usr /usr/local,$(PREFIX)),/etc,$(PREFIX)/etc)
+LIBDIR     ?= $(PREFIX)/lib
 DESTDIR    ?=
 CC         ?= cc
 BUILD      ?= release
@@ -16,7 +17,7 @@ VERSION    := 0.1.0
 # CFLAGS belongs to the user; what the code needs is here. -ffp-contract=off keeps
 # a multiply and an add two roundings unless a kernel asks for FMA by name.
 B       := build$(if $(filter release:cc release:gcc,$(BUILD):$(CC)),,/$(BUILD)-$(notdir $(CC)))
-NEEDED  := -std=gnu17 -I. -I$B/gen -MMD -MP -fvisibility=hidden -fPIC -ffp-contract=off \
+NEEDED  := -std=gnu17 -ffile-prefix-map=$(CURDIR)=. -I. -I$B/gen -MMD -MP -fvisibility=hidden -fPIC -ffp-contract=off \
 	-D_GNU_SOURCE -DTRIKV_VERSION='"$(VERSION)"' -DTRIKV_SYSCONFDIR='"$(SYSCONFDIR)"'
 WARN    := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes \
 	-Wcast-qual -Wpointer-arith -Wvla -Wwrite-strings $(if $(WERROR),-Werror)
@@ -218,6 +219,7 @@ check-fuzz: ## run every fuzz target for FUZZ_SECONDS (10) each, with clang's fu
 check-all: ## everything that CI runs; each of these also runs alone
 	@$(MAKE) lint
 	@$(MAKE) WERROR=1 check
+	@$(MAKE) check-ops check-deb check-reproducible
 	@$(MAKE) check-isa
 	@$(MAKE) check-clang
 	@$(MAKE) check-asan
@@ -235,19 +237,28 @@ UNITDIR ?= $(or $(if $(filter /usr /usr/local,$(PREFIX)),$(shell \
 	$(PKG) --variable=systemdsystemunitdir systemd 2>/dev/null)),$(PREFIX)/lib/systemd/system)
 units := trikvd.service trikvd.socket trikvd-metrics.socket
 fill_in = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g' \
-	-e 's|@VERSION@|$(VERSION)|g'
+	-e 's|@VERSION@|$(VERSION)|g' -e 's|@LIBDIR@|$(LIBDIR)|g'
 D := $(DESTDIR)
 
-install: all ## install into DESTDIR/PREFIX; an existing configuration is left alone
-	install -d $D$(PREFIX)/bin $D$(PREFIX)/lib/pkgconfig $D$(PREFIX)/include \
+include ops/ops.mk
+
+install: all man ## install into DESTDIR/PREFIX; an existing configuration is left alone
+	install -d $D$(PREFIX)/bin $D$(LIBDIR)/pkgconfig $D$(PREFIX)/include \
 		$D$(PREFIX)/share/trikv/models $D$(PREFIX)/lib/sysusers.d \
+		$(foreach s,1 5 7 8,$D$(PREFIX)/share/man/man$s) \
+		$D$(PREFIX)/share/bash-completion/completions \
 		$D$(SYSCONFDIR)/trikv/profiles $D$(UNITDIR)
 	install -m 755 $(filter-out %/trikv-demo,$(programs)) $D$(PREFIX)/bin
-	install -m 644 $B/lib/libtrikv.a $D$(PREFIX)/lib
-	install -m 755 $B/lib/libtrikv.so.0 $D$(PREFIX)/lib
-	ln -sf libtrikv.so.0 $D$(PREFIX)/lib/libtrikv.so
+	install -m 644 $B/lib/libtrikv.a $D$(LIBDIR)
+	install -m 755 $B/lib/libtrikv.so.0 $D$(LIBDIR)
+	ln -sf libtrikv.so.0 $D$(LIBDIR)/libtrikv.so
 	install -m 644 client/trikv.h $D$(PREFIX)/include
-	$(fill_in) client/trikv.pc.in >$D$(PREFIX)/lib/pkgconfig/libtrikv.pc
+	$(fill_in) client/trikv.pc.in >$D$(LIBDIR)/pkgconfig/libtrikv.pc
+	for p in $(man_pages); do \
+		install -m 644 $$p $D$(PREFIX)/share/man/man$${p##*.} || exit 1; done
+	install -m 644 ops/completion.bash $D$(PREFIX)/share/bash-completion/completions/trikvctl
+	for p in $(completed); do \
+		ln -sf trikvctl $D$(PREFIX)/share/bash-completion/completions/$$p || exit 1; done
 	for u in $(units); do $(fill_in) systemd/$$u >$D$(UNITDIR)/$$u || exit 1; done
 	install -m 644 systemd/trikv.sysusers.conf $D$(PREFIX)/lib/sysusers.d/trikv.conf
 	install -m 644 $(wildcard models/*.gguf models/README.md) $D$(PREFIX)/share/trikv/models
@@ -259,8 +270,10 @@ install: all ## install into DESTDIR/PREFIX; an existing configuration is left a
 
 uninstall: ## remove what install put there, except the configuration
 	rm -f $(patsubst $B/bin/%,$D$(PREFIX)/bin/%,$(programs)) $D$(PREFIX)/include/trikv.h \
-		$D$(PREFIX)/lib/libtrikv.a $D$(PREFIX)/lib/libtrikv.so.0 $D$(PREFIX)/lib/libtrikv.so \
-		$D$(PREFIX)/lib/pkgconfig/libtrikv.pc $(units:%=$D$(UNITDIR)/%) \
+		$D$(LIBDIR)/libtrikv.a $D$(LIBDIR)/libtrikv.so.0 $D$(LIBDIR)/libtrikv.so \
+		$(foreach p,$(man_pages),$D$(PREFIX)/share/man/man$(subst .,,$(suffix $p))/$(notdir $p)) \
+		$(addprefix $D$(PREFIX)/share/bash-completion/completions/,trikvctl $(completed)) \
+		$D$(LIBDIR)/pkgconfig/libtrikv.pc $(units:%=$D$(UNITDIR)/%) \
 		$D$(PREFIX)/lib/sysusers.d/trikv.conf
 	rm -rf $D$(PREFIX)/share/trikv
 
@@ -268,8 +281,8 @@ clean: ## remove the build folder
 	rm -rf build
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
-		awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile ops/ops.mk | \
+		awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 	@echo
 	@echo 'BUILD=release|debug|asan|tsan, CC, CFLAGS, WERROR=1, V=1, PREFIX, SYSCONFDIR, DESTDIR'
 

@@ -26,7 +26,17 @@ ci    clang                second compiler
 ci    clang-format         form of the sources
 ci    cppcheck             static checks
 ci    shellcheck           static checks of the scripts
-ci    chromium             opens the quality report
+ci    prometheus           promtool reads metrics and alert rules
+ci    jq                   checks the dashboard
+ci    curl                 fetches metrics and pages
+ci    chromium             opens the quality report and the status page
+ci    fonts-dejavu-core    letters for it
+ci    mandoc               checks the manual pages
+ci    bsdextrautils        col, to read them
+ci    systemd              rates the units
+ci    debhelper            builds the packages
+ci    fakeroot             builds the packages
+ci    lintian              checks the packages
 test  python3              checks JSON output
 '
 # The sanitizers and the emulator run on the machine that the developer sits at.
