@@ -24,8 +24,8 @@ void tkv_session_layer_stats(const struct tkv_session *s, uint32_t layer,
 
     *out = (struct tkv_layer_stats){.n_seen = l->n_seen};
     out->n_kept = layer_kept(l, &out->n_cold_tokens, &out->n_blocks);
-    out->pinned_bytes = l->pinned.bytes;
-    out->tail_bytes = l->tail.bytes;
+    out->pinned_bytes = l->halves ? l->pinned.bytes : 0; /* they come with the first token */
+    out->tail_bytes = l->halves ? l->tail.bytes : 0;
     out->cold_bytes_k = (uint64_t)out->n_blocks * l->layout.k->k_block_bytes;
     out->cold_bytes_v = (uint64_t)out->n_blocks * l->layout.v->v_block_bytes;
     out->cold_bytes_meta = out->n_blocks * l->layout.bytes - out->cold_bytes_k - out->cold_bytes_v;

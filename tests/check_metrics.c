@@ -255,7 +255,7 @@ static void check_slow(void **state)
     sleep_ms(TIMEOUT_MS);
     for (int i = 0; i < 100 && daemon_fds(&w->d) > n_before; i++)
         sleep_ms(20);
-    assert_int_equal(daemon_fds(&w->d), n_before);
+    assert_true(daemon_fds(&w->d) <= n_before); /* the aid's own connection may be in the first */
     for (size_t i = 0; i < 20; i++) {
         while (recv(fd[i], &byte, 1, 0) > 0)
             ;
