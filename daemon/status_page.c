@@ -171,8 +171,10 @@ static void add_ratio_tile(struct tkv_text *t, const struct tkv_survey *v)
 static void add_rate_tile(struct tkv_text *t, const struct tkv_metrics *m, const char *title,
                           total_fn total)
 {
+    const size_t span = m->n_history > RATE_SECONDS ? RATE_SECONDS : (size_t)m->n_history - 1;
+
     tkv_text_add(t, "<div class=card><h2>%s</h2><p class=big>", title);
-    add_number(t, rate(m, total, 0, RATE_SECONDS));
+    add_number(t, rate(m, total, 0, span));
     tkv_text_add(t, "<small>&nbsp;/s in all layers</small></p>");
     add_sparkline(t, m, total);
     tkv_text_add(t, "</div>");
