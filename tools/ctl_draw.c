@@ -192,7 +192,7 @@ static void draw_session(struct pen *p, const struct trikv_stats_session *s, uin
 
 static void draw_sessions(struct pen *p, const struct trikv_stats_page *x)
 {
-    const struct trikv_stats_session *list[TRIKV_STATS_SESSIONS];
+    const struct trikv_stats_session *list[TRIKV_STATS_SESSIONS] = {NULL};
     uint32_t n_shown = x->n_listed;
 
     for (uint32_t i = 0; i < x->n_listed; i++)
