@@ -119,28 +119,45 @@ static void facts_are_told_at_their_depth_and_asked_after_all(void **state)
     }
 }
 
-static void lists_and_passages_come_again(void **state)
+static void again(const struct state *s, uint64_t seed, unsigned *depths)
 {
-    struct state *s = *state;
-    struct tkv_planted_options o = options(s, 3);
+    const struct tkv_planted_options o = options(s, seed);
     struct tkv_planted p;
     struct tkv_reason why = {""};
     struct asked a = {0};
     size_t n_pairs = 0, n_repeated = 0;
 
-    for (size_t i = 0; i < N_TOKENS; i++)
-        s->prose[i] = (int32_t)(1000 + i); /* so that a passage has one place */
     if (tkv_planted_again(&p, s->tokenizer, &o, &why))
-        fail_msg("%s", why.text);
+        fail_msg("seed %d: %s", (int)seed, why.text);
     while (next_asked(&p, &a)) {
-        assert_true(told_at(&p, &a) < a.from);
+        const size_t at = told_at(&p, &a);
+
+        assert_true(at < a.from);
         n_pairs += a.mark.task == TKV_TASK_LIST;
-        n_repeated += a.mark.task == TKV_TASK_REPEAT ? a.to - a.from : 0;
+        if (a.mark.task != TKV_TASK_REPEAT)
+            continue;
+        n_repeated += a.to - a.from;
+        *depths |= 1u << a.mark.depth;
+        assert_in_range(at, N_TOKENS * a.mark.depth * 3 / 4 / 5,
+                        N_TOKENS * (a.mark.depth + 1u) / 5);
     }
     assert_int_equal(n_pairs, 6);
     assert_int_equal(n_repeated, N_TOKENS / 16 - 16);
     assert_int_equal(p.ids.n, N_TOKENS + 1);
     tkv_planted_deinit(&p);
+}
+
+/* At every depth: a policy that keeps the beginning must not have an easy life. */
+static void lists_and_passages_come_again(void **state)
+{
+    struct state *s = *state;
+    unsigned depths = 0;
+
+    for (size_t i = 0; i < N_TOKENS; i++)
+        s->prose[i] = (int32_t)(1000 + i); /* so that a passage has one place */
+    for (uint64_t seed = 1; seed <= N_SEEDS; seed++)
+        again(s, seed, &depths);
+    assert_int_equal(depths, (1u << TKV_N_DEPTHS) - 1);
 }
 
 static void a_needle_is_alone(void **state)

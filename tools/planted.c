@@ -177,12 +177,33 @@ static int add_list(struct plan *p, unsigned depth)
     return 0;
 }
 
-/* The passage is prose that the story has anyway, from `first` on. */
-static int add_passage(struct plan *p, size_t first, size_t n)
+/* Tokens of lines, with the prose between questions. */
+static size_t count_lines(const struct plan *p)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < p->n_tell; i++)
+        n += p->tell[i].ids.n;
+    for (size_t i = 0; i < p->n_ask; i++)
+        n += p->ask[i].ids.n + GAP_TOKENS;
+    return n;
+}
+
+/* n tokens that the story has anyway, within one fifth of it, come again. */
+static int add_passage(struct plan *p, unsigned depth, size_t n)
 {
     struct line *ask = &p->ask[p->n_ask++];
+    const size_t lines = count_lines(p) + n, n_tokens = p->o->n_tokens;
+    const size_t fifth = lines < n_tokens ? (n_tokens - lines) / TKV_N_DEPTHS : 0;
+    size_t first;
 
-    ask->mark = (struct tkv_mark){TKV_TASK_REPEAT, 0, (uint16_t)p->n_ask};
+    if (fifth <= n || n <= LEAD_TOKENS)
+        return tkv_reason_set(p->why,
+                              "a context of %zu tokens is too short for a passage to come "
+                              "again",
+                              n_tokens);
+    first = depth * fifth + draw(p, fifth - n);
+    ask->mark = (struct tkv_mark){TKV_TASK_REPEAT, (uint8_t)depth, (uint16_t)p->n_ask};
     for (size_t i = 0; i < n; i++)
         if (!tkv_ids_add(&ask->ids, p->o->prose[first + i]))
             return tkv_reason_set(p->why, "out of memory for a passage of %zu tokens", n);
@@ -218,12 +239,8 @@ static int by_place(const void *a, const void *b)
 /* Tokens of prose that are left beside the lines, or 0 with a text. */
 static size_t count_prose(const struct plan *p)
 {
-    size_t lines = 0;
+    const size_t lines = count_lines(p);
 
-    for (size_t i = 0; i < p->n_tell; i++)
-        lines += p->tell[i].ids.n;
-    for (size_t i = 0; i < p->n_ask; i++)
-        lines += p->ask[i].ids.n + GAP_TOKENS;
     if (lines + MIN_STORY_TOKENS > p->o->n_tokens) {
         (void)tkv_reason_set(p->why, "a context of %zu tokens, expected at least %zu",
                              p->o->n_tokens, lines + MIN_STORY_TOKENS);
@@ -333,20 +350,17 @@ int tkv_planted_again(struct tkv_planted *p, const struct tkv_tokenizer *t,
                       const struct tkv_planted_options *o, struct tkv_reason *why)
 {
     struct plan *plan = make_plan(t, o, why);
-    const size_t n_passage = o->n_tokens / 16;
+    unsigned depth, other;
     int error;
 
     *p = (struct tkv_planted){0};
     if (!plan)
         return -1;
-    error = add_list(plan, 2 + (unsigned)draw(plan, 2));
-    if (!error && n_passage <= LEAD_TOKENS)
-        error = tkv_reason_set(why,
-                               "a context of %zu tokens is too short for a passage to come "
-                               "again",
-                               o->n_tokens);
-    /* Its first showing ends before the list is told. */
-    error = error ? error : add_passage(plan, draw(plan, o->n_tokens / 8), n_passage);
+    depth = (unsigned)draw(plan, TKV_N_DEPTHS);
+    other = (unsigned)draw(plan, TKV_N_DEPTHS - 1);
+    error = add_list(plan, depth);
+    /* The list stands in another fifth, so that it does not cut the passage in two. */
+    error = error ? error : add_passage(plan, other + (other >= depth), o->n_tokens / 16);
     return finish(plan, error, p);
 }
 

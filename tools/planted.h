@@ -44,7 +44,7 @@ struct tkv_planted_options {
  * Fill *p, to be given to tkv_planted_deinit in any case. 0, or -1 with a text.
  *   prose   nothing but prose
  *   facts   a number, a word and an unseen wording in each fifth, asked for at the end
- *   again   a list of pairs and a passage in the first part, both wanted at the end
+ *   again   a list of pairs and a passage, in two fifths, both wanted at the end
  *   needle  one number in the given fifth, asked for at the end
  */
 int tkv_planted_prose(struct tkv_planted *p, const struct tkv_tokenizer *t,
