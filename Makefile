@@ -302,4 +302,8 @@ build-tests: $B/bin/trikv-bench
 bench: $B/bin/trikv-bench $B/bin/trikvd ## measure this machine (minutes), write docs/performance.md
 	$B/bin/trikv-bench report --in bench/performance.in.md --out docs/performance.md
 
+.PHONY: quality
+quality: $B/bin/trikv-eval $B/bin/trikvd ## measure a model with its cache compressed (long), write docs/quality.md
+	python3 tools/quality.py tools/quality.in.md docs/quality.md
+
 -include $(wildcard $B/obj/*/*.d)

@@ -7,11 +7,12 @@ What stands in the template is copied. In it
 
     @date, @machine            are replaced, anywhere in a line
     @run NAME COMMAND...       runs a command; {json} and {html} in it are files in build/quality.
-                               What it wrote is kept, and used again as long as it is newer than the
-                               programs and the model: a run that was stopped goes on where it was
+                               What it wrote is kept, and used again as long as the run began after
+                               programs and model were made: a page that was stopped goes on where
+                               it was
     @output NAME               its standard output
-    @table NAME COLUMN... [KEY=VALUE...]   the rows of its JSON that have these values; COLUMN is
-                               NAME or NAME:FORMAT or NAME:FORMAT:TITLE
+    @table NAME,... COLUMN... [KEY=VALUE,...]   the rows of their JSON that have these values, fp16
+                               once; COLUMN is NAME, NAME:FORMAT or NAME:FORMAT:TITLE
 
 A number that has a spread is followed by it. Nothing is written unless everything could be.
 """
@@ -23,6 +24,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 
 KEPT = "build/quality"
 INPUTS = ["build/bin/trikvd", "build/bin/trikv-eval", *glob.glob("models/*.gguf")]
@@ -52,6 +54,7 @@ def run(name, command):
     for old in path.values():
         if os.path.exists(old):
             os.remove(old)
+    start = time.time()
     words = [w.format(**path) for w in command]
     print(shlex.join(words), file=sys.stderr)
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
@@ -59,6 +62,7 @@ def run(name, command):
         sys.exit(f"{shlex.join(words)} failed with status {done.returncode}")
     with open(path["txt"], "w", encoding="utf-8") as f:
         f.write(done.stdout)
+    os.utime(path["txt"], (start, start))
 
 
 def cell(row, name, form):
@@ -70,10 +74,22 @@ def cell(row, name, form):
     return text if spread is None else f"{text} ± {format(spread, form.lstrip('+'))}"
 
 
-def table(name, words):
+def rows_of(names):
+    """The rows of all these runs. fp16 takes part in each of them, and must come out the same: runs
+    over different texts do not belong in one table."""
+    rows = []
+    for name in names.split(","):
+        with open(f"{KEPT}/{name}.json", encoding="utf-8") as f:
+            new = json.load(f)["rows"]
+        if rows and new[0].get("windows") != rows[0].get("windows"):
+            sys.exit(f"{name}: its fp16 row is not that of {names.split(',')[0]}; delete {KEPT}")
+        rows += new[1:] if rows else new
+    return rows
+
+
+def table(names, words):
     """The lines of a table; a row without numbers says why."""
-    with open(f"{KEPT}/{name}.json", encoding="utf-8") as f:
-        rows = json.load(f)["rows"]
+    rows = rows_of(names)
     wanted = dict(w.split("=", 1) for w in words if "=" in w)
     columns = [(w.split(":", 2) + ["", ""])[:3] for w in words if "=" not in w]
     titles = [title.replace("_", " ") or column for column, _, title in columns]
@@ -86,7 +102,7 @@ def table(name, words):
             cells[-1] = row["error"]
         lines.append("| " + " | ".join(cells) + " |")
     if len(lines) == 2:
-        sys.exit(f"@table {name}: no row has {wanted}")
+        sys.exit(f"@table {names}: no row has {wanted}")
     return lines
 
 
