@@ -236,6 +236,10 @@ format: ## bring every source into form
 UNITDIR ?= $(or $(if $(filter /usr /usr/local,$(PREFIX)),$(shell \
 	$(PKG) --variable=systemdsystemunitdir systemd 2>/dev/null)),$(PREFIX)/lib/systemd/system)
 units := trikvd.service trikvd.socket trikvd-metrics.socket
+# Where Debian's Python looks by itself, else a folder for PYTHONPATH.
+PYTHONDIR ?= $(if $(filter /usr,$(PREFIX)),/usr/lib/python3/dist-packages,$(PREFIX)/share/trikv/python)
+PYTHON_FILES = $(wildcard bindings/python/trikv/*.py bindings/python/trikv/*/*.py) \
+	bindings/python/trikv/py.typed
 fill_in = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g' \
 	-e 's|@VERSION@|$(VERSION)|g' -e 's|@LIBDIR@|$(LIBDIR)|g'
 D := $(DESTDIR)
@@ -262,6 +266,8 @@ install: all man ## install into DESTDIR/PREFIX; an existing configuration is le
 	for u in $(units); do $(fill_in) systemd/$$u >$D$(UNITDIR)/$$u || exit 1; done
 	install -m 644 systemd/trikv.sysusers.conf $D$(PREFIX)/lib/sysusers.d/trikv.conf
 	install -m 644 $(wildcard models/*.gguf models/README.md) $D$(PREFIX)/share/trikv/models
+	for f in $(PYTHON_FILES:bindings/python/%=%); do \
+		install -D -m 644 bindings/python/$$f $D$(PYTHONDIR)/$$f || exit 1; done
 	for f in $(wildcard conf/profiles/*); do \
 		test -e $D$(SYSCONFDIR)/trikv/profiles/$${f##*/} || \
 		install -m 644 $$f $D$(SYSCONFDIR)/trikv/profiles || exit 1; done
@@ -275,7 +281,7 @@ uninstall: ## remove what install put there, except the configuration
 		$(addprefix $D$(PREFIX)/share/bash-completion/completions/,trikvctl $(completed)) \
 		$D$(LIBDIR)/pkgconfig/libtrikv.pc $(units:%=$D$(UNITDIR)/%) \
 		$D$(PREFIX)/lib/sysusers.d/trikv.conf
-	rm -rf $D$(PREFIX)/share/trikv
+	rm -rf $D$(PREFIX)/share/trikv $D$(PYTHONDIR)/trikv
 
 clean: ## remove the build folder
 	rm -rf build

@@ -37,7 +37,9 @@ ci    systemd              rates the units
 ci    debhelper            builds the packages
 ci    fakeroot             builds the packages
 ci    lintian              checks the packages
-test  python3              checks JSON output
+ci    mypy                 types of the Python package
+test  python3              checks JSON output, runs the tests of the Python package
+test  python3-numpy        tests of the Python package
 '
 # The sanitizers and the emulator run on the machine that the developer sits at.
 if [ "$(dpkg --print-architecture 2>/dev/null)" = amd64 ]; then

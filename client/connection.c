@@ -140,3 +140,13 @@ const char *trikv_error_text(int error)
 {
     return tkv_error_text(error);
 }
+
+uint32_t trikv_abi_version(void)
+{
+    return TRIKV_ABI_VERSION;
+}
+
+const char *trikv_version(void)
+{
+    return TRIKV_VERSION;
+}

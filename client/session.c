@@ -274,6 +274,28 @@ uint64_t trikv_session_reserved_bytes(const struct trikv_session *session)
     return session->reserved_bytes;
 }
 
+uint32_t trikv_session_n_layers(const struct trikv_session *session)
+{
+    return session->n_layers;
+}
+
+int trikv_session_geometry(const struct trikv_session *session, uint32_t layer,
+                           struct trikv_geometry *geometry)
+{
+    const struct tkv_shape *shape;
+
+    *geometry = (struct trikv_geometry){0};
+    if (layer >= session->n_layers)
+        return tkv_fail(&session->client->report, TRIKV_E_ARGUMENT,
+                        "layer is %u, the session has %u", layer, session->n_layers);
+    shape = &session->shapes[session->n_shapes == 1 ? 0 : layer];
+    *geometry = (struct trikv_geometry){.n_q_heads = shape->n_q_heads,
+                                        .n_kv_heads = shape->n_kv_heads,
+                                        .head_dim_k = shape->head_dim_k,
+                                        .head_dim_v = shape->head_dim_v};
+    return 0;
+}
+
 int trikv_round(struct trikv_session *session)
 {
     return request_without_answer(session, TRIKV_ROUND);

@@ -116,6 +116,14 @@ struct trikv_layer {
     const float *sinks;     /* [n_q_heads] attention-sink logits, or NULL */
 };
 
+/* Of a layer, its shape alone. */
+struct trikv_geometry {
+    uint32_t n_q_heads;
+    uint32_t n_kv_heads;
+    uint32_t head_dim_k;
+    uint32_t head_dim_v;
+};
+
 /* Rotary embedding, to be compared with the profile's; without a profile what trikv_observe needs. */
 struct trikv_rope {
     double theta;
@@ -260,6 +268,10 @@ TRIKV_API const char *trikv_last_error(const struct trikv_client *client);
 /* The general text of an error number; never NULL. */
 TRIKV_API const char *trikv_error_text(int error);
 
+/* Of the library that is loaded, to be compared with TRIKV_ABI_VERSION of the header used. */
+TRIKV_API uint32_t trikv_abi_version(void);
+TRIKV_API const char *trikv_version(void);
+
 /* A session of this connection; it dies with the connection. */
 TRIKV_API int trikv_open(struct trikv_client *client, const struct trikv_session_options *options,
                          struct trikv_session **session);
@@ -270,6 +282,11 @@ TRIKV_API uint64_t trikv_session_id(const struct trikv_session *session);
 
 /* What opening or forking it took of the daemon's memory cap. */
 TRIKV_API uint64_t trikv_session_reserved_bytes(const struct trikv_session *session);
+
+/* What the tensors of a layer follow from; of a fork_id, too. */
+TRIKV_API uint32_t trikv_session_n_layers(const struct trikv_session *session);
+TRIKV_API int trikv_session_geometry(const struct trikv_session *session, uint32_t layer,
+                                     struct trikv_geometry *geometry);
 
 /*
  * A session that begins as the other one is now and goes its own way: what they have in common is kept

@@ -33,7 +33,8 @@ check "install" make -s install PREFIX=/opt/trikv DESTDIR="$tmp/root" UNITDIR=/o
 at=$tmp/root/opt/trikv
 for f in bin/trikvd bin/trikvctl bin/trikv-run bin/trikv-calibrate lib/libtrikv.a \
     lib/libtrikv.so.0 lib/libtrikv.so include/trikv.h lib/pkgconfig/libtrikv.pc \
-    etc/trikv/trikvd.yaml etc/trikv/profiles share/trikv/models; do
+    etc/trikv/trikvd.yaml etc/trikv/profiles share/trikv/models \
+    share/trikv/python/trikv/session.py share/trikv/python/trikv/py.typed; do
     check "installed" test -e "$at/$f"
 done
 check "unit" grep -q '^ExecStart=/opt/trikv/bin/trikvd' "$tmp/root/opt/units/trikvd.service"

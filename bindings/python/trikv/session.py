@@ -1,0 +1,240 @@
+"""A session: the cache of one sequence."""
+
+from __future__ import annotations
+
+import ctypes
+from html import escape
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _abi
+from .arrays import dense, dtype_code, output, pointer, positions_of
+from .errors import ErrorCode, StateError
+from .handle import Handle
+from .types import Calibration, Geometry, Stats, encoded, read_struct
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from .client import Client
+
+Floats = NDArray[np.float32]
+
+
+class Session:
+    """Made by Client.open and Client.fork; ends with close(), with its client, or when
+    nothing refers to it any more.
+
+    Tensors are numpy arrays, float32, float16 or (dtype="bfloat16") uint16, first index the token.
+    Dense ones are read where they are.
+    """
+
+    def __init__(self, client: Client, c_session: ctypes.c_void_p) -> None:
+        self._client = client
+        self._pointer = c_session
+        lib = _abi.library()
+        self.id: int = lib.session_id(c_session)
+        self.reserved_bytes: int = lib.session_reserved_bytes(c_session)
+        self.n_layers: int = lib.session_n_layers(c_session)
+
+    @property
+    def client(self) -> Client:
+        return self._client
+
+    @property
+    def closed(self) -> bool:
+        return not self._pointer
+
+    def geometry(self, layer: int) -> Geometry:
+        g = _abi.Geometry()
+        self._call("session_geometry", layer, ctypes.byref(g))
+        shape: Geometry = read_struct(Geometry, g)
+        return shape
+
+    # ---- tokens ----
+
+    def append(self, layer: int, k: ArrayLike, v: ArrayLike, *,
+               positions: ArrayLike | None = None, dtype: str | None = None) -> None:
+        """Add tokens to a layer; without positions they follow the newest one."""
+        g = self.geometry(layer)
+        with _Step(layer, dtype) as step:
+            step.take("k", k, (None, g.n_kv_heads, g.head_dim_k))
+            step.take("v", v, (None, g.n_kv_heads, g.head_dim_v))
+            self._call("append", step.ready(positions))
+
+    def attend(self, layer: int, q: ArrayLike, *, positions: ArrayLike | None = None,
+               dtype: str | None = None, out: Floats | None = None,
+               lse: Floats | None = None) -> Floats:
+        """Attention of queries over what the layer holds: out [n][n_q_heads][head_dim_v]. The
+        logarithms of the sums go to lse [n][n_q_heads] if it is given."""
+        g = self.geometry(layer)
+        with _Step(layer, dtype) as step:
+            step.take("q", q, (None, g.n_q_heads, g.head_dim_k))
+            result = step.outputs(g, out, lse)
+            self._call("attend", step.ready(positions))
+        return result
+
+    def append_attend(self, layer: int, k: ArrayLike, v: ArrayLike, q: ArrayLike, *,
+                      positions: ArrayLike | None = None, dtype: str | None = None,
+                      out: Floats | None = None, lse: Floats | None = None) -> Floats:
+        """Both in one round trip: every new token attends to all up to and including itself."""
+        g = self.geometry(layer)
+        with _Step(layer, dtype) as step:
+            step.take("k", k, (None, g.n_kv_heads, g.head_dim_k))
+            step.take("v", v, (None, g.n_kv_heads, g.head_dim_v))
+            step.take("q", q, (None, g.n_q_heads, g.head_dim_k))
+            result = step.outputs(g, out, lse)
+            self._call("append_attend", step.ready(positions))
+        return result
+
+    def round(self) -> None:
+        """Hold a round of compression now."""
+        self._call("round")
+
+    def truncate(self, n_tokens: int) -> None:
+        """Forget the newest n_tokens, to the bit, or raise StateError and change nothing."""
+        self._call("truncate", n_tokens)
+
+    def fork(self, *, label: str | None = None, budget_tokens: int = 0) -> Session:
+        """A session that begins as this one is now; what they share is kept once."""
+        return self._client.fork(self.id, label=label, budget_tokens=budget_tokens)
+
+    # ---- what it is ----
+
+    def stats(self) -> Stats:
+        c = _abi.Stats()
+        self._call("stats", ctypes.byref(c))
+        stats: Stats = read_struct(Stats, c)
+        return stats
+
+    def handle(self) -> Handle:
+        """The compressed blocks themselves, mapped read-only; close it."""
+        c = _abi.Handle()
+        self._call("handle", ctypes.byref(c))
+        return Handle(c)
+
+    # ---- calibration ----
+
+    def observe(self, layer: int, q: ArrayLike, *, positions: ArrayLike | None = None,
+                before_rope: bool = False, dtype: str | None = None) -> None:
+        """Let the daemon see queries; positions are needed unless they are before RoPE."""
+        g = self.geometry(layer)
+        a = dense(q, "q", (None, g.n_q_heads, g.head_dim_k))
+        at = positions_of(positions, len(a))
+        queries = _abi.Queries(size=ctypes.sizeof(_abi.Queries), layer=layer, n_tokens=len(a),
+                               dtype=dtype_code(a, "q", dtype), positions=pointer(at),
+                               q=pointer(a), before_rope=before_rope)
+        self._call("observe", ctypes.byref(queries))
+
+    def calibrate(self, name: str, *, architecture: str | None = None,
+                  fingerprint: str | None = None) -> Calibration:
+        """A profile of what was observed."""
+        o = _abi.CalibrationOptions(size=ctypes.sizeof(_abi.CalibrationOptions),
+                                    name=encoded(name), architecture=encoded(architecture),
+                                    fingerprint=encoded(fingerprint))
+        c = _abi.Calibration()
+        self._call("calibrate", ctypes.byref(o), ctypes.byref(c))
+        try:
+            return Calibration(ctypes.string_at(c.yaml, c.yaml_bytes).decode(), c.n_tokens)
+        finally:
+            _abi.library().calibration_release(ctypes.byref(c))
+
+    # ---- its end ----
+
+    def close(self) -> None:
+        """Close it; again: nothing."""
+        with self._client.lock:
+            if self._pointer and not self._client.closed:
+                self._client.call("close", ctypes.byref(self._pointer))
+
+    def forget(self) -> None:
+        """The client frees what is behind it."""
+        self._pointer = ctypes.c_void_p()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_pointer", None):
+            try:
+                self.close()
+            except Exception:  # noqa: BLE001  nobody is left to be told
+                pass
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return f"<trikv.Session {self.id} closed>"
+        return f"<trikv.Session {self.id}, {self.n_layers} layers>"
+
+    def _repr_html_(self) -> str:
+        if self.closed:
+            return f"<code>{escape(repr(self))}</code>"
+        s = self.stats()
+        rows = {
+            "tokens": f"{s.n_seen:,} seen, {s.n_kept:,.1f} kept per head",
+            "memory": f"{s.resident_bytes:,} bytes, {s.compression:.2f} times less than halves",
+            "bits per value": f"{s.bits_k:.2f} keys, {s.bits_v:.2f} values",
+            "rounds": f"{s.n_rounds:,}, {s.n_evicted:,} evicted",
+        }
+        body = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in rows.items())
+        return f"<table><caption>{escape(repr(self)[1:-1])}</caption>{body}</table>"
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        with self._client.lock:
+            self._client.pointer()
+            if not self._pointer:
+                raise StateError(ErrorCode.NO_SESSION, f"session {self.id} was closed")
+            self._client.call(name, self._pointer, *arguments)
+
+
+class _Step:
+    """A struct trikv_step and the arrays that it points to."""
+
+    def __init__(self, layer: int, dtype: str | None) -> None:
+        self._c = _abi.Step(size=ctypes.sizeof(_abi.Step), layer=layer)
+        self._dtype = dtype
+        self._kept: list[Any] = []
+        self._code: int | None = None
+        self._n: int | None = None
+
+    def __enter__(self) -> _Step:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kept.clear()
+
+    def take(self, name: str, array: ArrayLike, shape: tuple[int | None, ...]) -> None:
+        a = dense(array, name, (self._n, *shape[1:]))
+        code = dtype_code(a, name, self._dtype)
+        if self._code not in (None, code):
+            raise TypeError(f"{name} is {a.dtype}, the other tensors of this step are not")
+        self._code = code
+        self._n = len(a)
+        self._keep(name, a)
+
+    def outputs(self, g: Geometry, out: Floats | None, lse: Floats | None) -> Floats:
+        n = self._n or 0
+        result = output(out, "out", (n, g.n_q_heads, g.head_dim_v))
+        self._keep("out", result)
+        if lse is not None:
+            self._keep("lse", output(lse, "lse", (n, g.n_q_heads)))
+        return result
+
+    def ready(self, positions: ArrayLike | None) -> Any:
+        self._c.n_tokens = self._n or 0
+        self._c.dtype = self._code or 0
+        at = positions_of(positions, self._c.n_tokens)
+        if at is not None:
+            self._keep("positions", at)
+        return ctypes.byref(self._c)
+
+    def _keep(self, name: str, array: NDArray[Any]) -> None:
+        self._kept.append(array)
+        setattr(self._c, name, pointer(array))

@@ -1,0 +1,255 @@
+"""Sessions on a real daemon, through the binding."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import threading
+
+import numpy as np
+from service import ServiceTest, attention, tensors
+
+import trikv
+from trikv import ConnectionLostError, ErrorCode, Layer, RequestError, StateError
+
+N, H, G, D = 200, 4, 2, 64
+LAYER = Layer(H, G, D)
+
+
+class SessionTest(ServiceTest):
+    def setUp(self) -> None:
+        self.client = trikv.Client(self.service.socket, name="test")
+        self.addCleanup(self.client.close)
+        self.k, self.v = tensors(1, N, G, D), tensors(2, N, G, D)
+        self.q = tensors(3, N, H, D)
+
+    def open(self, codec: str = "f16", **options: object) -> trikv.Session:
+        options = {"recent_tokens": 64, "pinned_tokens": 4, **options}
+        return self.client.open(LAYER, 2, codec_k=codec, codec_v=codec, **options)
+
+    def test_attention_is_right(self) -> None:
+        s = self.open()
+        lse = np.empty((N, H), np.float32)
+        out = s.append_attend(0, self.k, self.v, self.q, lse=lse)
+        want, want_lse = attention(self.k, self.v, self.q)
+        self.assertLess(np.abs(out - want).max(), 2e-3)
+        self.assertLess(np.abs(lse - want_lse).max(), 2e-3)
+
+    def test_codec_loses_little(self) -> None:
+        s = self.open("tq4")
+        out = s.append_attend(0, self.k, self.v, self.q)
+        want, _ = attention(self.k, self.v, self.q)
+        error = np.square(out - want).mean() / np.square(want).mean()
+        self.assertLess(error, 0.03)
+        self.assertGreater(error, 1e-6)
+
+    def test_parts_are_the_whole(self) -> None:
+        both, apart = self.open(), self.open()
+        want = both.append_attend(1, self.k, self.v, self.q)
+        apart.append(1, self.k, self.v, positions=np.arange(N))
+        got = apart.attend(1, self.q[-8:])
+        np.testing.assert_allclose(got, want[-8:], rtol=1e-5, atol=1e-6)
+
+    def test_staging_gives_the_same(self) -> None:
+        want = self.open("tq4").append_attend(0, self.k, self.v, self.q)
+        with trikv.Client(self.service.socket, staging_bytes=1 << 20) as c:
+            s = c.open(LAYER, 2, codec_k="tq4", codec_v="tq4", recent_tokens=64, pinned_tokens=4)
+            np.testing.assert_array_equal(s.append_attend(0, self.k, self.v, self.q), want)
+
+    def test_halves_and_bfloat16(self) -> None:
+        halves = [a.astype(np.float16) for a in (self.k, self.v, self.q)]
+        want = self.open().append_attend(0, *[a.astype(np.float32) for a in halves])
+        np.testing.assert_array_equal(self.open().append_attend(0, *halves), want)
+        bits = [(a.view(np.uint32) >> 16).astype(np.uint16) for a in (self.k, self.v, self.q)]
+        floats = [(b.astype(np.uint32) << 16).view(np.float32) for b in bits]
+        want = self.open().append_attend(0, *floats)
+        got = self.open().append_attend(0, *bits, dtype="bfloat16")
+        np.testing.assert_array_equal(got, want)
+
+    def test_output_is_written_in_place(self) -> None:
+        s = self.open()
+        place = np.zeros((N, H, D), np.float32)
+        self.assertIs(s.append_attend(0, self.k, self.v, self.q, out=place), place)
+        self.assertTrue(place.any())
+
+    def test_truncate_is_exact(self) -> None:
+        a, b = self.open("tq4"), self.open("tq4")
+        for s, n in ((a, 160), (b, 140)):
+            s.append(0, self.k[:n], self.v[:n])
+            s.append(1, self.k[:n], self.v[:n])
+        a.truncate(20)
+        rest = slice(140, 145)
+        got = a.append_attend(0, self.k[rest], self.v[rest], self.q[rest])
+        want = b.append_attend(0, self.k[rest], self.v[rest], self.q[rest])
+        np.testing.assert_array_equal(got, want)
+
+    def test_fork(self) -> None:
+        parent = self.open("tq3")
+        parent.append(0, self.k, self.v)
+        child = parent.fork(label="child")
+        with trikv.Client(self.service.socket) as other:
+            stranger = other.fork(parent.id)
+            self.assertEqual(stranger.geometry(1), trikv.Geometry(H, G, D, D))
+            self.assertEqual(stranger.n_layers, 2)
+            want = parent.attend(0, self.q[-4:])
+            np.testing.assert_array_equal(child.attend(0, self.q[-4:]), want)
+            np.testing.assert_array_equal(stranger.attend(0, self.q[-4:]), want)
+        self.assertGreater(parent.stats().shared_bytes, 0)
+
+    def test_stats(self) -> None:
+        s = self.open("tq4")
+        for layer in range(2):
+            s.append(layer, self.k, self.v)
+        s.round()
+        st = s.stats()
+        self.assertEqual((st.session, st.n_seen, st.n_kept), (s.id, N, float(N)))
+        self.assertEqual(st.fp16_bytes, 2 * N * G * 2 * D * 2)
+        self.assertTrue(dataclasses.is_dataclass(st))
+        self.assertAlmostEqual(st.compression, st.fp16_bytes / st.resident_bytes)
+
+    def test_handle(self) -> None:
+        s = self.open("tq4")
+        s.append(0, self.k, self.v)
+        s.round()
+        with s.handle() as h:
+            self.assertEqual(len(h), len(h.entries))
+            mine = h.entries[(h.entries["layer"] == 0) & (h.entries["kv_head"] == 1)]
+            self.assertEqual(int(mine["n_tokens"].sum()), N - 64 - 4)
+            self.assertEqual(int(mine["first_position"][0]), 4)
+            block = h.block(0)
+            self.assertEqual(block.size, int(h.entries["block_bytes"][0]))
+            self.assertTrue(block.any())
+            with self.assertRaises(ValueError):
+                block[0] = 1
+            del block
+        with self.assertRaises(ValueError):
+            h.block(0)
+
+    def test_calibration(self) -> None:
+        s = self.client.open(LAYER, 2, rope=trikv.Rope(10000.0, D), method="none")
+        for layer in range(2):
+            s.observe(layer, self.q, before_rope=True)
+            s.observe(layer, self.q, positions=np.arange(N))
+        made = s.calibrate("mine", architecture="test")
+        self.assertEqual(made.n_tokens, 2 * N)
+        self.assertIn('name: "mine"', made.yaml)
+
+    def test_errors_carry_the_daemons_text(self) -> None:
+        s = self.open()
+        with self.assertRaisesRegex(RequestError, "layer is 2") as caught:
+            s.append(2, self.k, self.v)
+        self.assertEqual(caught.exception.code, ErrorCode.ARGUMENT)
+        with self.assertRaisesRegex(RequestError, "the session has 2"):
+            s.geometry(2)
+        bad = self.k.copy()
+        bad[7, 1, 3] = np.nan
+        with self.assertRaises(RequestError) as caught:
+            s.append(0, bad, self.v)
+        self.assertEqual(caught.exception.code, ErrorCode.VALUE)
+        with self.assertRaises(RequestError) as caught:
+            s.append(0, self.k[:2], self.v[:2], positions=[5, 5])
+        self.assertEqual(caught.exception.code, ErrorCode.POSITION)
+        with self.assertRaises(RequestError):
+            self.open("tq9")
+        with self.assertRaises(StateError) as caught:
+            self.client.fork(999999)
+        self.assertEqual(caught.exception.code, ErrorCode.NO_SESSION)
+        s.append(0, self.k, self.v)
+
+    def test_wrong_arrays_are_refused_here(self) -> None:
+        s = self.open()
+        with self.assertRaisesRegex(TypeError, "float64"):
+            s.append(0, self.k.astype(float), self.v.astype(float))
+        with self.assertRaisesRegex(TypeError, "the other tensors"):
+            s.append(0, self.k, self.v.astype(np.float16))
+        with self.assertRaisesRegex(ValueError, r"k: shape \(200, 2, 63\)"):
+            s.append(0, self.k[:, :, :-1], self.v)
+        with self.assertRaisesRegex(ValueError, "v: shape"):
+            s.append(0, self.k, self.v[:-1])
+        with self.assertRaisesRegex(ValueError, "positions"):
+            s.append(0, self.k, self.v, positions=np.arange(N) - 1)
+        with self.assertRaisesRegex(ValueError, "out: want"):
+            s.append_attend(0, self.k, self.v, self.q, out=np.empty((N, H, D + 2), np.float32))
+        with self.assertRaisesRegex(ValueError, "sinks"):
+            self.client.open(Layer(H, G, D, sinks=[1.0]))
+        self.assertEqual(s.stats().n_seen, 0)
+
+    def test_strided_arrays_are_taken(self) -> None:
+        a, b = self.open(), self.open()
+        a.append(0, self.k[::2], self.v[::2])
+        b.append(0, self.k[::2].copy(), self.v[::2].copy())
+        at = np.full(4, 99)
+        at[:] = [96, 97, 98, 99]
+        np.testing.assert_array_equal(a.attend(0, self.q[::50], positions=at),
+                                      b.attend(0, self.q[::50].copy()))
+
+    def test_unlike_layers(self) -> None:
+        layers = [Layer(4, 2, 64, 32), Layer(2, 1, 32, window_tokens=16, sinks=[0.5, -1.0])]
+        s = self.client.open(layers, codec_k="f16", codec_v="f16")
+        self.assertEqual(s.geometry(0), trikv.Geometry(4, 2, 64, 32))
+        self.assertEqual(s.geometry(1), trikv.Geometry(2, 1, 32, 32))
+        out = s.append_attend(0, self.k, tensors(5, N, 2, 32), self.q)
+        self.assertEqual(out.shape, (N, 4, 32))
+
+    def test_closing(self) -> None:
+        s = self.open()
+        s.close()
+        s.close()
+        self.assertTrue(s.closed)
+        with self.assertRaises(StateError):
+            s.stats()
+        t = self.open()
+        self.client.close()
+        self.assertTrue(t.closed)
+        with self.assertRaises(ConnectionLostError):
+            t.stats()
+        with self.assertRaises(ConnectionLostError):
+            self.open()
+        self.assertIn("closed", repr(t))
+
+    def test_garbage_closes_sessions(self) -> None:
+        for _ in range(70):  # more than one connection may hold
+            self.open().append(0, self.k[:1], self.v[:1])
+            gc.collect()
+
+    def test_context_managers(self) -> None:
+        with trikv.Client(self.service.socket) as c, c.open(LAYER) as s:
+            s.append(0, self.k, self.v)
+        self.assertTrue(s.closed and c.closed)
+
+    def test_notebook(self) -> None:
+        s = self.open("tq4")
+        s.append(0, self.k, self.v)
+        self.assertEqual(repr(s), f"<trikv.Session {s.id}, 2 layers>")
+        self.assertIn("<td>200 seen", s._repr_html_())
+        self.assertIn("1 sessions", repr(self.client))
+
+    def test_threads_take_turns(self) -> None:
+        s = self.open("tq4")
+        s.append(0, self.k, self.v)
+        want = s.attend(0, self.q[-16:])
+        wrong = []
+
+        def work() -> None:
+            for _ in range(50):
+                if not np.array_equal(s.attend(0, self.q[-16:]), want):
+                    wrong.append(1)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        self.assertFalse(wrong)
+
+    def test_info(self) -> None:
+        info = self.client.info
+        self.assertEqual(info.protocol, 1)
+        self.assertEqual(info.memory_cap_bytes, 256 << 20)
+        self.assertEqual(info.version, trikv.library_version())
+
+    def test_nobody_listens(self) -> None:
+        with self.assertRaises(ConnectionLostError) as caught:
+            trikv.Client(self.service.folder + "/nothing.sock")
+        self.assertEqual(caught.exception.code, ErrorCode.CONNECT)
+        self.assertIsInstance(caught.exception, ConnectionError)
