@@ -49,6 +49,8 @@ def layout_lines(structs: dict[str, list[str]]) -> list[str]:
         for field in names:
             lines.append(f'printf("{name}.{field} %zu\\n", '
                          f"__builtin_offsetof(struct trikv_{name}, {field}));")
+            lines.append(f'printf("{name}.{field}.size %zu\\n", '
+                         f"sizeof(((struct trikv_{name} *)0)->{field}));")
     return lines
 
 
@@ -68,6 +70,7 @@ class Layouts(unittest.TestCase):
             mine[name] = ctypes.sizeof(cls)
             for field, *_ in cls._fields_:
                 mine[f"{name}.{field}"] = getattr(cls, field).offset
+                mine[f"{name}.{field}.size"] = getattr(cls, field).size
         self.assertEqual(asked, mine)
 
     def test_table_entry(self) -> None:
@@ -75,7 +78,9 @@ class Layouts(unittest.TestCase):
         wanted = {"table_entry": fields["table_entry"], "table_header": []}
         mine = {"table_entry": ENTRY.itemsize, "table_header": HEADER_BYTES}
         assert ENTRY.fields is not None
-        mine.update({f"table_entry.{n}": ENTRY.fields[n][1] for n in ENTRY.names or ()})
+        for name in ENTRY.names or ():
+            mine[f"table_entry.{name}"] = ENTRY.fields[name][1]
+            mine[f"table_entry.{name}.size"] = ENTRY.fields[name][0].itemsize
         self.assertEqual(ask_compiler(layout_lines(wanted)), mine)
 
 
