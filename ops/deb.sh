@@ -35,4 +35,4 @@ export DEB_BUILD_OPTIONS="${DEB_BUILD_OPTIONS:-parallel=$(nproc) nocheck}"
 }
 mv "$out/source-$arch"/*.deb "$out"
 rm -rf "$out/source-$arch"
-ls -l "$out"/*"_$arch.deb"
+ls -l "$out"/*"_$arch.deb" "$out"/*_all.deb

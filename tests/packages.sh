@@ -30,7 +30,7 @@ for p in trikvd libtrikv0 libtrikv-dev trikv-tools; do
     check "$p" dpkg-deb -x "build/deb/${p}_0.1.0_$arch.deb" "$tmp/root"
 done
 check "lintian" lintian --allow-root --fail-on error,warning \
-    --suppress-tags bogus-mail-host,bogus-mail-host-in-debian-changelog build/deb/*"_$arch.deb"
+    --suppress-tags bogus-mail-host,bogus-mail-host-in-debian-changelog build/deb/*"_$arch.deb" build/deb/*_all.deb
 bin=$tmp/root/usr/bin
 lib=$tmp/root/usr/lib/$(dpkg-architecture -qDEB_HOST_MULTIARCH)
 check "configuration" "$bin/trikvd" --config "$tmp/root/etc/trikv/trikvd.yaml" \
