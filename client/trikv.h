@@ -154,14 +154,14 @@ struct trikv_session_options {
     const char *codec_v;
     const char *method; /* "none", "triattention", "streaming", "h2o", "snapkv", "keydiff" */
     uint32_t budget_tokens;
-    uint32_t beta_tokens;
+    uint32_t beta_tokens;  /* between rounds, rounded up to a multiple of 64 */
     int32_t recent_tokens; /* < 0: default (0 is a value) */
     int32_t pinned_tokens; /* < 0: default */
     const char *eviction_mode;
     const char *aggregation;
     uint32_t offset_max;
     int32_t normalize_scores; /* < 0: default, 0: no, 1: yes */
-    int32_t rollback_tokens;  /* so far behind a round trikv_truncate reaches across it; < 0:
+    int32_t rollback_tokens;  /* < 64: so far behind it trikv_truncate undoes a compression; < 0:
                                * default */
 };
 
@@ -312,7 +312,7 @@ TRIKV_API int trikv_append(struct trikv_session *session, const struct trikv_ste
 TRIKV_API int trikv_attend(struct trikv_session *session, const struct trikv_step *step);
 TRIKV_API int trikv_append_attend(struct trikv_session *session, const struct trikv_step *step);
 
-/* Force a round of compression now, whatever the fill of the warm tier. */
+/* Compress now: encode all but the recent tokens, and come down to the budget. */
 TRIKV_API int trikv_round(struct trikv_session *session);
 
 TRIKV_API int trikv_stats(struct trikv_session *session, struct trikv_stats *stats);

@@ -177,14 +177,12 @@ static int check_tier(const char *name, uint32_t tokens, uint32_t least, struct 
     return 0;
 }
 
-/* So that a layer never needs more than the last round undone. */
+/* So that a layer never needs more than the last fold undone. */
 static int check_rollback(const struct tkv_session_config *c, struct tkv_report *why)
 {
-    const uint32_t beta = c->method == TKV_METHOD_NONE ? TKV_BLOCK_TOKENS : c->beta_tokens;
-
-    if (c->rollback_tokens >= beta)
-        return tkv_fail(why, TRIKV_E_ARGUMENT, "rollback is %u tokens, want less than beta, %u",
-                        c->rollback_tokens, beta);
+    if (c->rollback_tokens >= TKV_BLOCK_TOKENS)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "rollback is %u tokens, want less than %d",
+                        c->rollback_tokens, TKV_BLOCK_TOKENS);
     return 0;
 }
 

@@ -75,18 +75,15 @@ void tkv_mass_push(struct tkv_layer *l, uint32_t n)
 
 void tkv_mass_keep(const struct tkv_session *s, struct tkv_layer *l, const struct tkv_keep *keep)
 {
-    const uint32_t n_warm = tkv_layer_warm(s, l);
-    const uint32_t n_hot = l->tail.n - n_warm;
-
     for (uint32_t i = 0; l->mass && i < l->config.shape.n_kv_heads; i++) {
         float *x = l->mass[i].x;
         const uint32_t n = keep[i].n;
 
         for (uint32_t j = 0; keep[i].index && j < n; j++)
             x[j] = x[keep[i].index[j]];
-        memmove(x + n, x + l->heads[i].n_cold + n_warm, n_hot * sizeof(*x));
+        memmove(x + n, x + l->heads[i].n_cold, l->tail.n * sizeof(*x));
         if (s->config.method == TKV_METHOD_SNAPKV) /* the next round has its own window */
-            memset(x, 0, (n + n_hot) * sizeof(*x));
+            memset(x, 0, (n + l->tail.n) * sizeof(*x));
     }
 }
 
@@ -247,7 +244,8 @@ static void observe_head(void *arg, size_t kv_head)
     }
 }
 
-/* Positions from which on queries count. A token's place in the full tail is its place now. */
+/* Positions from which on queries count. A token's place in the full tail, at whose fold a round may be
+ * due, is its place now. */
 static int32_t first_position(const struct tkv_session *s, const struct tkv_layer *l)
 {
     const uint32_t most = l->tail.most;
@@ -255,7 +253,7 @@ static int32_t first_position(const struct tkv_session *s, const struct tkv_laye
 
     if (s->config.method == TKV_METHOD_H2O)
         return 0;
-    return first < l->tail.n ? l->tail.positions[first] : INT32_MAX;
+    return first < l->tail.n && tkv_round_is_near(s, l) ? l->tail.positions[first] : INT32_MAX;
 }
 
 void tkv_observe(const struct tkv_session *s, const struct tkv_layer *l,

@@ -15,8 +15,6 @@ enum { SNAPKV_POOL = 5 };
 /* Working memory of novelty. */
 struct work {
     float *tile; /* [tile_dim][64] */
-    float *key;  /* [head_dim_k] */
-    float *coded;
     float *sum;
     size_t bytes;
 };
@@ -36,27 +34,9 @@ static struct work work_layout(const struct tkv_layer *l, uint8_t *base)
     struct work w = {0};
 
     w.tile = take(base, &at, tile_dim * TKV_BLOCK_TOKENS);
-    w.key = take(base, &at, l->config.shape.head_dim_k);
-    w.coded = take(base, &at, tile_dim);
     w.sum = take(base, &at, tile_dim);
     w.bytes = at;
     return w;
-}
-
-/* A tile of up to 64 warm keys from the tail, in the domain of coded keys. */
-static void warm_tile(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head,
-                      uint32_t first, uint32_t n, struct work *w)
-{
-    const size_t dim = l->config.shape.head_dim_k;
-    const uint16_t *keys = l->tail.k + ((size_t)kv_head * l->tail.cap + first) * dim;
-
-    memset(w->tile, 0, l->layout.k->tile_dim * TKV_BLOCK_TOKENS * sizeof(float));
-    for (uint32_t t = 0; t < n; t++) {
-        s->kn->f16_to_f32(w->key, keys + t * dim, dim);
-        tkv_code_query(l->layout.k, s->kn, w->key, w->coded);
-        for (size_t i = 0; i < dim; i++) /* a sketch beyond dim is of queries, not of keys */
-            w->tile[i * TKV_BLOCK_TOKENS + t] = w->coded[i];
-    }
 }
 
 /* Both passes of novelty go over the same tiles: with scores NULL the sum is made. */
@@ -64,7 +44,6 @@ static void novelty_pass(const struct tkv_session *s, const struct tkv_layer *l,
                          float *scores, struct work *w)
 {
     const struct tkv_head *head = &l->heads[kv_head];
-    const uint32_t n_warm = tkv_layer_warm(s, l);
     const size_t dim = l->config.shape.head_dim_k;
     size_t at = 0;
 
@@ -75,15 +54,6 @@ static void novelty_pass(const struct tkv_session *s, const struct tkv_layer *l,
         else
             tkv_add_directions(w->sum, w->tile, dim, head->blocks[b].n_tokens);
         at += head->blocks[b].n_tokens;
-    }
-    for (uint32_t first = 0; first < n_warm; first += TKV_BLOCK_TOKENS) {
-        const uint32_t n = n_warm - first < TKV_BLOCK_TOKENS ? n_warm - first : TKV_BLOCK_TOKENS;
-
-        warm_tile(s, l, kv_head, first, n, w);
-        if (scores)
-            tkv_score_novelty(scores + at + first, w->sum, w->tile, dim, n);
-        else
-            tkv_add_directions(w->sum, w->tile, dim, n);
     }
 }
 
@@ -110,7 +80,7 @@ void tkv_policy_score(const struct tkv_session *s, const struct tkv_layer *l, ui
                       float *out, void *scratch)
 {
     const struct tkv_head *head = &l->heads[kv_head];
-    const size_t n = head->n_cold + tkv_layer_warm(s, l);
+    const size_t n = head->n_cold;
 
     switch (s->config.method) {
     case TKV_METHOD_NONE: /* nothing is dropped, nothing is scored */ break;

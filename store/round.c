@@ -1,6 +1,7 @@
 /*
- * A round: score what could stay, select, rebuild. Everything that could fail is done before, in
- * tkv_round_prepare, from bounds on what the coming rounds can need.
+ * When rounds are due, and a round itself: score the cold tokens, select, rebuild. Everything that could
+ * fail is done before, in tkv_round_prepare, from bounds on what the coming folds and rounds can
+ * need.
  */
 #include <math.h>
 #include <string.h>
@@ -9,22 +10,6 @@
 #include "proto/limits.h"
 #include "store/budget.h"
 #include "store/session_priv.h"
-
-/* The most that one KV head of a layer can come to. */
-struct bound {
-    size_t candidates;
-    size_t blocks;    /* in its table */
-    size_t transient; /* new blocks of one round, while the old ones still live */
-};
-
-static uint32_t keep_count(const struct tkv_session *s, const struct tkv_layer *l, uint32_t n_hot)
-{
-    const uint32_t fixed = l->pinned.n + n_hot;
-
-    if (s->config.method == TKV_METHOD_NONE)
-        return UINT32_MAX;
-    return l->config.budget_tokens > fixed ? l->config.budget_tokens - fixed : 0;
-}
 
 static size_t most_cold(const struct tkv_layer *l)
 {
@@ -44,22 +29,119 @@ static size_t most_blocks(const struct tkv_layer *l)
     return n;
 }
 
+static size_t most_cap_blocks(const struct tkv_layer *l)
+{
+    size_t n = 0;
+
+    for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)
+        n = l->heads[h].cap_blocks > n ? l->heads[h].cap_blocks : n;
+    return n;
+}
+
+/* ---- when ----------------------------------------------------------------------------------- */
+
+/* Cold tokens that a round leaves to a KV head, of a layer whose warm tokens are folded first. */
+static size_t keep_count(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    const uint32_t n_hot =
+        l->tail.n < s->config.recent_tokens ? l->tail.n : s->config.recent_tokens;
+    const uint32_t fixed = l->pinned.n + n_hot;
+
+    return l->config.budget_tokens > fixed ? l->config.budget_tokens - fixed : 0;
+}
+
+/* Folds until one at which a round is due: the one after it would bring a cache over budget + beta. */
+static uint64_t folds_left(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    const uint64_t fixed = (uint64_t)l->pinned.most + s->config.recent_tokens + TKV_BLOCK_TOKENS;
+    const uint64_t most = (uint64_t)l->config.budget_tokens + s->config.beta_tokens;
+    const uint64_t used = fixed + most_cold(l);
+
+    return used < most ? (most - used) / TKV_BLOCK_TOKENS : 0;
+}
+
+uint64_t tkv_round_distance(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    const uint32_t room = l->pinned.most - l->pinned.n + l->tail.most - l->tail.n;
+
+    return tkv_session_evicts(s) ? room + folds_left(s, l) * TKV_BLOCK_TOKENS : UINT64_MAX;
+}
+
+bool tkv_round_is_near(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    return tkv_session_evicts(s) && folds_left(s, l) == 0;
+}
+
+bool tkv_round_is_due(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    return tkv_round_distance(s, l) == 0 && tkv_session_ahead(s, l) == 0;
+}
+
+bool tkv_round_has_work(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    return tkv_layer_warm(s, l) > 0 || (tkv_session_evicts(s) && most_cold(l) > keep_count(s, l));
+}
+
+/* ---- bounds ----------------------------------------------------------------------------------- */
+
+/* The most that one KV head of a layer can come to. */
+struct bound {
+    size_t candidates;
+    size_t blocks;    /* in its table */
+    size_t transient; /* new blocks of one round, while the old ones still live */
+    bool rounds;      /* is one of them held? */
+};
+
+/* New blocks of the folds that n_new tokens bring, or one that was asked for if there are none. */
+static size_t fold_blocks(const struct tkv_session *s, const struct tkv_layer *l, uint32_t n_new,
+                          int32_t last_position)
+{
+    const uint32_t room = l->pinned.most - l->pinned.n + l->tail.most - l->tail.n;
+    const int32_t first = l->tail.n > 0 ? l->tail.positions[0] : l->last_position;
+    size_t n = tkv_layer_warm(s, l) > 0;
+
+    if (n_new > 0)
+        n = n_new > room ? (n_new - room + TKV_BLOCK_TOKENS - 1) / TKV_BLOCK_TOKENS : 0;
+    return n + (last_position > first ? (size_t)(last_position - first) / TKV_BLOCK_SPAN : 0);
+}
+
+static bool has_rounds(const struct tkv_session *s, const struct tkv_layer *l, uint32_t n_new)
+{
+    if (!tkv_session_evicts(s))
+        return false;
+    return n_new > 0 ? tkv_round_distance(s, l) < n_new : tkv_round_has_work(s, l);
+}
+
+/* Where layers are coupled, one that is behind comes to what the others have. */
+static size_t cold_before(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    size_t n = most_cold(l);
+
+    for (uint32_t i = 0; tkv_session_couples_layers(s) && i < s->config.n_layers; i++)
+        n = most_cold(&s->layers[i]) > n ? most_cold(&s->layers[i]) : n;
+    return n;
+}
+
 static struct bound layer_bound(const struct tkv_session *s, const struct tkv_layer *l,
                                 uint32_t n_new, int32_t last_position)
 {
     const size_t spans = (size_t)(last_position > 0 ? last_position : 0) / TKV_BLOCK_SPAN + 1;
-    const size_t all = most_cold(l) + l->tail.n + n_new;
-    const size_t keep = keep_count(s, l, 0);
-    const size_t cold = most_cold(l) > keep ? most_cold(l) : keep;
-    struct bound b = {.candidates = all};
+    const size_t keep = keep_count(s, l), cold = cold_before(s, l) + TKV_BLOCK_TOKENS;
+    const size_t most = keep + s->config.beta_tokens;
+    struct bound b = {.candidates = most_cold(l) + l->tail.n + n_new,
+                      .blocks = most_blocks(l) + fold_blocks(s, l, n_new, last_position),
+                      .rounds = has_rounds(s, l, n_new)};
+    size_t packed;
 
-    if (s->config.method == TKV_METHOD_NONE) { /* blocks are only added */
-        b.blocks = most_blocks(l) + (l->tail.n + n_new) / TKV_BLOCK_TOKENS + 1 + spans;
+    if (!b.rounds)
         return b;
-    }
-    b.candidates = all < cold + s->config.beta_tokens ? all : cold + s->config.beta_tokens;
-    b.blocks = (keep < b.candidates ? keep : b.candidates) / TKV_BLOCK_TOKENS + 1 + spans;
-    b.transient = b.blocks;
+    if (b.candidates > most && b.candidates > cold)
+        b.candidates = most > cold ? most : cold;
+    /* All full, but for the last that a round left and those cut short by their positions. */
+    packed = b.candidates / TKV_BLOCK_TOKENS + 2 + spans;
+    b.blocks = packed < b.blocks ? packed : b.blocks;
+    b.transient = keep / TKV_BLOCK_TOKENS + 1 + spans;
+    b.transient = b.transient < b.blocks ? b.transient : b.blocks;
     return b;
 }
 
@@ -88,19 +170,33 @@ static size_t select_bytes(size_t n_candidates)
 static size_t head_bytes(const struct tkv_session *s, const struct tkv_layer *l,
                          size_t n_candidates)
 {
-    const size_t rebuild = tkv_rebuild_bytes(s, l, n_candidates, s->config.beta_tokens);
-    size_t score;
+    const size_t rebuild = tkv_rebuild_bytes(most_cap_blocks(l));
+    const size_t score = tkv_policy_bytes(s, l, n_candidates);
 
-    if (s->config.method == TKV_METHOD_NONE)
-        return rebuild;
-    score = tkv_policy_bytes(s, l, n_candidates);
     return select_bytes(n_candidates) + (score > rebuild ? score : rebuild);
 }
 
+/* Working memory of a layer's folds and rounds, which share it. */
+static size_t layer_bytes(const struct tkv_session *s, const struct tkv_layer *l,
+                          const struct bound *b)
+{
+    const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
+    const size_t shared = tkv_session_couples_layers(s) ? select_bytes(b->candidates) : 0;
+    const size_t fold = tkv_fold_bytes(l);
+    size_t round;
+
+    if (!b->rounds)
+        return fold;
+    round = n_kv_heads * (sizeof(struct tkv_keep) + shared + head_bytes(s, l, b->candidates)) + 64;
+    return round > fold ? round : fold;
+}
+
+/* Of a layer. */
 struct need {
-    size_t blocks;    /* more in the tables */
-    size_t transient; /* of the largest layer */
-    size_t bytes;     /* of working memory, of the largest layer */
+    size_t blocks; /* more in the tables */
+    size_t transient;
+    size_t bytes; /* of working memory */
+    bool has_rounds;
 };
 
 static int prepare_layer(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new,
@@ -108,9 +204,6 @@ static int prepare_layer(struct tkv_session *s, struct tkv_layer *l, uint32_t n_
 {
     const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
     const struct bound b = layer_bound(s, l, n_new, last_position);
-    const size_t shared = tkv_session_couples_layers(s) ? select_bytes(b.candidates) : 0;
-    const size_t bytes =
-        n_kv_heads * (sizeof(struct tkv_keep) + shared + head_bytes(s, l, b.candidates)) + 64;
 
     for (uint32_t h = 0; h < n_kv_heads; h++) {
         const int e = tkv_head_own(s, &l->heads[h], b.blocks, why);
@@ -123,12 +216,11 @@ static int prepare_layer(struct tkv_session *s, struct tkv_layer *l, uint32_t n_
         if (b.blocks > l->heads[h].n_blocks)
             need->blocks += b.blocks - l->heads[h].n_blocks;
     }
-    if (tkv_session_evicts(s))
+    if (b.rounds)
         need->blocks += count_held(s, l);
-    if (b.transient * n_kv_heads > need->transient)
-        need->transient = b.transient * n_kv_heads;
-    if (bytes > need->bytes)
-        need->bytes = bytes;
+    need->transient = b.transient * n_kv_heads;
+    need->bytes = layer_bytes(s, l, &b);
+    need->has_rounds = b.rounds;
     return 0;
 }
 
@@ -163,7 +255,7 @@ static int reserve_blocks(struct tkv_session *s, const struct need *needs, uint3
 int tkv_round_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new,
                       int32_t last_position, struct tkv_round_memory *m, struct tkv_report *why)
 {
-    const bool all = !l || tkv_session_couples_layers(s);
+    const bool all = !l || tkv_round_is_common(s, l);
     const uint32_t first = all ? 0 : (uint32_t)(l - s->layers);
     const uint32_t n = all ? s->config.n_layers : 1;
     struct need needs[TRIKV_MAX_LAYERS] = {{0}};
@@ -174,6 +266,7 @@ int tkv_round_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new
     for (uint32_t i = first; !e && i < first + n; i++) {
         e = prepare_layer(s, &s->layers[i], n_new, last_position, &needs[i], why);
         bytes = needs[i].bytes > bytes ? needs[i].bytes : bytes;
+        m->has_rounds |= needs[i].has_rounds;
     }
     e = e ? e : reserve_blocks(s, needs, first, n, why);
     if (!e) {
@@ -209,8 +302,11 @@ static void gather_blocks(struct tkv_session *s)
 void tkv_round_release(struct tkv_session *s, struct tkv_round_memory *m)
 {
     tkv_budget_free(s->budget, m->base, m->bytes);
+    if (m->has_rounds)
+        gather_blocks(s);
+    else
+        tkv_arena_trim(s->arena);
     *m = (struct tkv_round_memory){0};
-    gather_blocks(s);
 }
 
 /* ---- a round of one layer ------------------------------------------------------------------- */
@@ -223,7 +319,7 @@ struct round {
     uint8_t *heads;
     size_t head_bytes;
     size_t n_candidates; /* of every head: they keep the same number */
-    uint32_t n_keep;
+    size_t n_keep;
 };
 
 static float *head_scores(const struct round *r, size_t kv_head)
@@ -267,12 +363,11 @@ static struct round round_begin(struct tkv_session *s, struct tkv_layer *l, uint
                                 size_t offset)
 {
     const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
-    const uint32_t n_warm = tkv_layer_warm(s, l);
     const size_t keep_bytes = tkv_align(n_kv_heads * sizeof(struct tkv_keep), 64);
     struct round r = {.s = s, .l = l, .keep = (struct tkv_keep *)(void *)memory};
 
-    r.n_candidates = l->heads[0].n_cold + n_warm;
-    r.n_keep = keep_count(s, l, l->tail.n - n_warm);
+    r.n_candidates = most_cold(l);
+    r.n_keep = keep_count(s, l);
     r.heads = memory + keep_bytes + offset;
     r.head_bytes = head_bytes(s, l, r.n_candidates);
     return r;
@@ -280,23 +375,22 @@ static struct round round_begin(struct tkv_session *s, struct tkv_layer *l, uint
 
 static void rebuild(const struct round *r, const struct tkv_exec *exec)
 {
-    const size_t skip = r->s->config.method == TKV_METHOD_NONE ? 0 : select_bytes(r->n_candidates);
-
     tkv_mass_keep(r->s, r->l, r->keep);
-    tkv_layer_rebuild(r->s, r->l, r->keep, r->heads + skip, r->head_bytes, exec);
+    tkv_layer_rebuild(r->s, r->l, r->keep, r->heads + select_bytes(r->n_candidates), r->head_bytes,
+                      exec);
+    r->l->n_rounds++;
 }
 
+/* With few enough tokens nothing is scored, but blocks that are not full are filled. */
 static void round_of_layer(struct tkv_session *s, struct tkv_layer *l, uint8_t *memory,
                            const struct tkv_exec *exec)
 {
     struct round r = round_begin(s, l, memory, 0);
     const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
 
-    if (tkv_layer_warm(s, l) == 0)
-        return;
     if (r.n_candidates <= r.n_keep)
         for (uint32_t h = 0; h < n_kv_heads; h++)
-            r.keep[h] = (struct tkv_keep){NULL, l->heads[h].n_cold + tkv_layer_warm(s, l)};
+            r.keep[h] = (struct tkv_keep){NULL, l->heads[h].n_cold};
     else
         tkv_exec_run(exec, n_kv_heads, score_and_select, &r);
     rebuild(&r, exec);
@@ -336,7 +430,7 @@ static void score_all(struct tkv_session *s, uint8_t *memory, float *shared, siz
 static void round_of_all(struct tkv_session *s, uint8_t *memory, const struct tkv_exec *exec)
 {
     const uint32_t n_kv_heads = s->layers[0].config.shape.n_kv_heads;
-    const size_t n = s->layers[0].heads[0].n_cold + tkv_layer_warm(s, &s->layers[0]);
+    const size_t n = most_cold(&s->layers[0]);
     const size_t stride = tkv_align(n, 16);
     const size_t shared_bytes = n_kv_heads * stride * sizeof(float);
     float *shared = (float *)(void *)(memory + tkv_align(n_kv_heads * sizeof(struct tkv_keep), 64));
@@ -351,26 +445,25 @@ static void round_of_all(struct tkv_session *s, uint8_t *memory, const struct tk
     }
 }
 
-/* With few enough tokens nothing is dropped, and there is nothing to score. */
-static bool all_fit(const struct tkv_session *s)
-{
-    const struct tkv_layer *l = &s->layers[0];
-    const uint32_t n_warm = tkv_layer_warm(s, l);
-
-    return l->heads[0].n_cold + n_warm <= keep_count(s, l, l->tail.n - n_warm);
-}
-
 void tkv_round_run(struct tkv_session *s, struct tkv_layer *l, const struct tkv_round_memory *m,
                    const struct tkv_exec *exec)
 {
-    if (!tkv_session_couples_layers(s) && l) {
-        round_of_layer(s, l, m->base, exec);
-        return;
+    const bool all = !l || tkv_round_is_common(s, l);
+    const uint32_t first = all ? 0 : (uint32_t)(l - s->layers);
+    const uint32_t end = all ? s->config.n_layers : first + 1;
+    const bool held = tkv_session_evicts(s) && (!l || tkv_round_is_due(s, l));
+    bool work[TRIKV_MAX_LAYERS] = {false};
+
+    for (uint32_t i = first; i < end; i++) {
+        work[i] = held && tkv_round_has_work(s, &s->layers[i]);
+        tkv_layer_fold(s, &s->layers[i], m->base, exec);
     }
-    if (tkv_session_couples_layers(s) && tkv_layer_warm(s, &s->layers[0]) > 0 && !all_fit(s)) {
+    if (work[first] && tkv_session_couples_layers(s) &&
+        most_cold(&s->layers[first]) > keep_count(s, &s->layers[first])) {
         round_of_all(s, m->base, exec);
         return;
     }
-    for (uint32_t i = 0; i < s->config.n_layers; i++)
-        round_of_layer(s, &s->layers[i], m->base, exec);
+    for (uint32_t i = first; i < end; i++)
+        if (work[i])
+            round_of_layer(s, &s->layers[i], m->base, exec);
 }

@@ -139,37 +139,14 @@ static void score_cold(const struct tkv_session *s, const struct tkv_layer *l,
     }
 }
 
-static void score_warm(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head,
-                       struct work *w)
-{
-    const uint32_t group = tkv_group(&l->config.shape);
-    const uint32_t n_warm = tkv_layer_warm(s, l);
-    const size_t dim = l->config.shape.head_dim_k;
-    float key[TKV_MAX_HEAD_DIM], dots[TKV_MAX_OFFSETS];
-
-    for (uint32_t t = 0; t < n_warm; t++) {
-        s->kn->f16_to_f32(key, l->tail.k + ((size_t)kv_head * l->tail.cap + t) * dim, dim);
-        for (size_t g = 0; g < group; g++) {
-            const float *queries = w->queries + g * s->fold.n_queries * dim;
-            const size_t q_head = (size_t)kv_head * group + g;
-
-            for (size_t i = 0; i < s->fold.n_queries; i++)
-                dots[i] = s->kn->dot(queries + i * dim, key, dim);
-            w->rows[g * w->stride + l->heads[kv_head].n_cold + t] =
-                tkv_tri_score(&s->fold, dots, l->tail.scores[q_head * l->tail.cap + t]);
-        }
-    }
-}
-
 void tkv_score_head(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head,
                     float *out, void *scratch)
 {
-    const size_t n = l->heads[kv_head].n_cold + tkv_layer_warm(s, l);
+    const size_t n = l->heads[kv_head].n_cold;
     struct work w = work_layout(s, l, n, scratch);
 
     make_queries(s, l, kv_head, &w);
     score_cold(s, l, &l->heads[kv_head], &w);
-    score_warm(s, l, kv_head, &w);
     for (size_t i = 0; i < n; i++)
         out[i] = -INFINITY;
     for (uint32_t g = 0; g < tkv_group(&l->config.shape); g++) {

@@ -158,8 +158,7 @@ int tkv_session_create(struct tkv_session **session, const struct tkv_session_co
     s->kn = kn;
     s->own_bytes = sizeof(*s);
     s->config = *config;
-    if (config->method == TKV_METHOD_NONE) /* a block at a time: none is opened again */
-        s->config.beta_tokens = TKV_BLOCK_TOKENS;
+    s->config.beta_tokens = (uint32_t)tkv_align(config->beta_tokens, TKV_BLOCK_TOKENS);
     if (config->method == TKV_METHOD_TRIATTENTION) {
         s->rope = *config->rope;
         (void)tkv_tri_fold_init(&s->fold, &s->rope, &config->tri); /* checked */

@@ -2,14 +2,14 @@
  * A session: the KV cache of one sequence, in tiers.
  *
  *   pinned  the first `pinned` tokens of a layer, halves, kept for good
- *   tail    the newest tokens, halves, up to `recent` + `beta` of them: the hot `recent` ones
- *           and before them the warm ones that wait for a round (without eviction
- *           beta is one block, whatever is asked)
+ *   tail    the newest tokens, halves, up to `recent` + 64 of them: the hot `recent` ones and
+ *           before them the warm ones
  *   cold    everything else that is kept: immutable blocks of up to 64 tokens per KV head
  *
- * When a layer's tail is full and another token comes, a round is held first: the warm
- * tokens and the cold ones are scored and selected by the policy, survivors are encoded into
- * new blocks, and the old blocks are released. So the attention of a step always
+ * When a layer's tail is full and another token comes, it is folded first: its warm tokens are
+ * encoded into blocks. If the next fold would bring the layer above budget + beta, a round follows:
+ * the cold tokens are scored and selected by the policy, survivors go to new blocks, and the
+ * old blocks are released. So the attention of a step always
  * sees every token of that step, and the result does not depend on how a caller cuts its
  * tokens into requests.
  *
@@ -64,10 +64,10 @@ struct tkv_session_config {
     uint32_t n_layers;
     const struct tkv_layer_config *layers; /* copied */
     enum tkv_method method;
-    uint32_t beta_tokens; /* >= 1 */
+    uint32_t beta_tokens; /* >= 1; rounded up to a multiple of 64 */
     uint32_t recent_tokens;
     uint32_t pinned_tokens;
-    uint32_t rollback_tokens; /* < beta: so far behind a round truncate reaches across it */
+    uint32_t rollback_tokens; /* < 64: so far behind a fold or round truncate undoes it */
     enum tkv_eviction_mode eviction_mode;
     bool normalize_scores;
     struct tkv_tri_params tri;
@@ -166,7 +166,7 @@ int tkv_session_set_budget(struct tkv_session *s, uint32_t budget_tokens, struct
 /* What a layer is: valid as long as the session. */
 const struct tkv_layer_config *tkv_session_layer(const struct tkv_session *s, uint32_t layer);
 
-/* Hold a round now in every layer that has warm tokens. */
+/* In every layer fold what is warm, and come down to the budget. */
 int tkv_session_round(struct tkv_session *s, const struct tkv_exec *exec, struct tkv_report *why);
 
 /*

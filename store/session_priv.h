@@ -149,6 +149,17 @@ static inline bool tkv_session_couples_layers(const struct tkv_session *s)
            s->config.eviction_mode != TKV_PER_LAYER_PERHEAD;
 }
 
+/* How many tokens more the others have seen, if layers are coupled. What they went past without a round
+ * l goes past, too: the budget may have become less in between. */
+static inline uint64_t tkv_session_ahead(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    uint64_t most = l->n_seen;
+
+    for (uint32_t i = 0; tkv_session_couples_layers(s) && i < s->config.n_layers; i++)
+        most = s->layers[i].n_seen > most ? s->layers[i].n_seen : most;
+    return most - l->n_seen;
+}
+
 /* store/check.c: 0, or what is wrong with a config, field and layer named. */
 int tkv_session_check(const struct tkv_session_config *c, struct tkv_report *why);
 int tkv_check_budget(const struct tkv_session_config *c, uint32_t layer, uint32_t tokens,
@@ -184,23 +195,50 @@ void tkv_tail_drop(struct tkv_half_tier *t, const struct tkv_shape *shape, uint3
 struct tkv_cache tkv_layer_cache(const struct tkv_session *s, const struct tkv_layer *l);
 
 /*
- * store/round.c. Rounds are prepared before a request changes anything: arena blocks, tables and
- * working memory for the rounds that n_new more tokens (the last at last_position) can
+ * store/fold.c: the warm tokens of a layer become blocks at the ends of its heads' tables. Room in
+ * them and in the arena was prepared; memory of tkv_fold_bytes().
+ */
+size_t tkv_fold_bytes(const struct tkv_layer *l);
+void tkv_layer_fold(struct tkv_session *s, struct tkv_layer *l, void *memory,
+                    const struct tkv_exec *exec);
+
+/*
+ * store/round.c. Folds and rounds are prepared before a request changes anything: arena blocks, tables and
+ * working memory for those that n_new more tokens (the last at last_position) can
  * cause in layer l, or in all layers if l is NULL or layers are coupled. Then running them cannot
  * fail. Release gives the working memory and unused blocks back.
  */
 struct tkv_round_memory {
     void *base;
     size_t bytes;
+    bool has_rounds; /* not folds only */
 };
 int tkv_round_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new,
                       int32_t last_position, struct tkv_round_memory *m, struct tkv_report *why);
-void tkv_round_run(struct tkv_session *s, struct tkv_layer *l, const struct tkv_round_memory *m,
-                   const struct tkv_exec *exec);
 void tkv_round_release(struct tkv_session *s, struct tkv_round_memory *m);
 
-/* store/score.c: the scores of all candidates of one KV head, cold tokens then warm ones,
- * out[n_cold + n_warm]; scratch of tkv_score_bytes(n_candidates). */
+/* A fold of l, whose tail is full, and the round that is due with it, if one is; l NULL: of all
+ * layers, and a round whether it is due or not. */
+void tkv_round_run(struct tkv_session *s, struct tkv_layer *l, const struct tkv_round_memory *m,
+                   const struct tkv_exec *exec);
+
+/* Tokens that can come to l before the fold at which a round is due; UINT64_MAX if none ever is. */
+uint64_t tkv_round_distance(const struct tkv_session *s, const struct tkv_layer *l);
+bool tkv_round_is_near(const struct tkv_session *s,
+                       const struct tkv_layer *l); /* at the next fold */
+bool tkv_round_is_due(const struct tkv_session *s, const struct tkv_layer *l); /* now */
+
+/* Is a round due now that all layers hold together? */
+static inline bool tkv_round_is_common(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    return tkv_session_couples_layers(s) && tkv_round_is_due(s, l);
+}
+
+/* Would a round now, whether due or not, change anything? */
+bool tkv_round_has_work(const struct tkv_session *s, const struct tkv_layer *l);
+
+/* store/score.c: the scores of all cold tokens of one KV head, out[n_cold]; scratch of
+ * tkv_score_bytes(n_candidates). */
 size_t tkv_score_bytes(const struct tkv_session *s, const struct tkv_layer *l, size_t n_candidates);
 void tkv_score_head(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head,
                     float *out, void *scratch);
@@ -212,23 +250,22 @@ void tkv_policy_score(const struct tkv_session *s, const struct tkv_layer *l, ui
                       float *out, void *scratch);
 
 /*
- * store/rebuild.c: make the blocks of every head of l those of the kept candidates (indices as
- * in tkv_score_head, ascending), and drop the warm tokens from the tail. Blocks that stay whole
- * are shared with the old table. Arena blocks and tables were prepared.
+ * store/rebuild.c: make the blocks of every head of l those of the kept tokens (indices as
+ * in tkv_score_head, ascending). Blocks that stay whole
+ * are shared with the old table. Arena blocks and tables, of at most cap_blocks, were prepared.
  */
 struct tkv_keep {
     const uint32_t *index; /* NULL: all */
     uint32_t n;
 };
-size_t tkv_rebuild_bytes(const struct tkv_session *s, const struct tkv_layer *l,
-                         size_t n_candidates, uint32_t n_warm);
+size_t tkv_rebuild_bytes(size_t cap_blocks);
 void tkv_layer_rebuild(struct tkv_session *s, struct tkv_layer *l, const struct tkv_keep *keep,
                        void *memory, size_t head_bytes, const struct tkv_exec *exec);
 
 /*
  * store/observe.c, of methods that observe attention; of others it does nothing. A layer's mass
  * starts empty, or as a copy of another's; grow makes room for n tokens; push is told before n tokens
- * enter the tail, keep before a rebuild. False means over the cap.
+ * enter the tail, keep before a rebuild; a fold changes nothing. False means over the cap.
  */
 bool tkv_session_observes(const struct tkv_session *s);
 bool tkv_mass_create(struct tkv_session *s, struct tkv_layer *l, const struct tkv_mass *from);

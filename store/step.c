@@ -32,7 +32,7 @@ struct run {
     size_t lse_at, observe_at; /* in it, if attention is observed */
     struct tkv_round_memory rounds;
     bool has_rounds;
-    uint32_t n_after; /* tokens that come after the last round */
+    uint32_t n_after; /* tokens that come after the last fold */
 };
 
 static int check_step(const struct tkv_session *s, uint32_t layer, uint32_t n_tokens,
@@ -227,17 +227,18 @@ static uint32_t room(const struct tkv_layer *l)
 static int check_in_step(const struct run *r, struct tkv_report *why)
 {
     const struct tkv_session *s = r->s;
-    const uint32_t most = tkv_layer_full(r->l) ? s->config.beta_tokens : room(r->l);
+    const uint64_t ahead = tkv_session_ahead(s, r->l);
+    const bool due = tkv_round_is_due(s, r->l);
+    uint64_t most = due ? s->config.beta_tokens : tkv_round_distance(s, r->l);
 
+    most = most > ahead ? most : ahead;
     if (r->step->n_tokens > most)
         return tkv_fail(why, TRIKV_E_STATE,
                         "layer %u: %u tokens at once would need a round of all layers midway; "
-                        "with eviction_mode %s append at most %u now",
+                        "with eviction_mode %s append at most %llu now",
                         r->step->layer, r->step->n_tokens,
-                        tkv_eviction_mode_names[s->config.eviction_mode], most);
-    if (!tkv_layer_full(r->l))
-        return 0;
-    for (uint32_t i = 0; i < s->config.n_layers; i++)
+                        tkv_eviction_mode_names[s->config.eviction_mode], (unsigned long long)most);
+    for (uint32_t i = 0; due && i < s->config.n_layers; i++)
         if (s->layers[i].n_seen != r->l->n_seen)
             return tkv_fail(why, TRIKV_E_STATE,
                             "a round of all layers is due, but layer %u has seen %llu tokens and "
@@ -254,10 +255,10 @@ static bool keeps_checkpoint(const struct tkv_session *s, uint32_t n_after)
     return n_after <= s->config.rollback_tokens && s->config.rollback_tokens > 0;
 }
 
-/* Layers [*first, *first + n) hold their rounds together. */
+/* Layers [*first, *first + n) are folded now, and hold their rounds together if one is due. */
 static uint32_t round_layers(const struct run *r, uint32_t *first)
 {
-    const bool all = tkv_session_couples_layers(r->s);
+    const bool all = tkv_round_is_common(r->s, r->l);
 
     *first = all ? 0 : (uint32_t)(r->l - r->s->layers);
     return all ? r->s->config.n_layers : 1;
@@ -269,7 +270,7 @@ static int prepare_checkpoints(struct run *r, struct tkv_report *why)
     const uint32_t n = round_layers(r, &first);
     int e = 0;
 
-    r->n_after = (r->step->n_tokens - room(r->l) - 1) % r->s->config.beta_tokens + 1;
+    r->n_after = (r->step->n_tokens - room(r->l) - 1) % TKV_BLOCK_TOKENS + 1;
     for (uint32_t i = first; !e && keeps_checkpoint(r->s, r->n_after) && i < first + n; i++)
         e = tkv_checkpoint_prepare(r->s, &r->s->layers[i], why);
     return e;
@@ -344,10 +345,10 @@ static void push_part(const struct run *r, uint32_t first, uint32_t n)
     tkv_layer_push(r->s, r->l, &t, n * k_row < MIN_PARALLEL_WORK ? NULL : r->exec);
 }
 
-/* A layer is about to hold a round; with `due` because the next token needs the room. */
-static void before_round(struct tkv_session *s, struct tkv_layer *l, bool due, bool keeps)
+/* A layer is about to be folded; with `due` because the next token needs the room. */
+static void before_fold(struct tkv_session *s, struct tkv_layer *l, bool due, bool keeps)
 {
-    if (tkv_layer_warm(s, l) == 0)
+    if (!tkv_round_has_work(s, l))
         return;
     if (keeps)
         tkv_checkpoint_take(s, l);
@@ -356,26 +357,26 @@ static void before_round(struct tkv_session *s, struct tkv_layer *l, bool due, b
     l->floor = (struct tkv_floor){l->n_seen + (due ? 1 : 0), l->last_position};
 }
 
-static void run_round(const struct run *r, uint32_t n_left)
+static void run_fold(const struct run *r, uint32_t n_left)
 {
     uint32_t first;
     const uint32_t n = round_layers(r, &first);
     const bool keeps = n_left == r->n_after && keeps_checkpoint(r->s, r->n_after);
 
     for (uint32_t i = first; i < first + n; i++)
-        before_round(r->s, &r->s->layers[i], true, keeps);
+        before_fold(r->s, &r->s->layers[i], true, keeps);
     tkv_round_run(r->s, r->l, &r->rounds, r->exec);
 }
 
-/* Token after token as if each came alone: a round whenever there is no room, then as many as fit,
- * and their attention before the next round. */
+/* Token after token as if each came alone: a fold whenever there is no room, then as many as fit,
+ * and their attention before the next one. */
 static void run_all(const struct run *r)
 {
     for (uint32_t done = 0; done < r->step->n_tokens;) {
         uint32_t n = r->step->n_tokens - done;
 
         if (room(r->l) == 0)
-            run_round(r, n);
+            run_fold(r, n);
         if (n > room(r->l))
             n = room(r->l);
         push_part(r, done, n);
@@ -455,7 +456,7 @@ int tkv_session_round(struct tkv_session *s, const struct tkv_exec *exec, struct
     for (uint32_t i = 0; !e && keeps_checkpoint(s, 0) && i < s->config.n_layers; i++)
         e = tkv_checkpoint_prepare(s, &s->layers[i], why);
     for (uint32_t i = 0; !e && i < s->config.n_layers; i++)
-        before_round(s, &s->layers[i], false, keeps_checkpoint(s, 0));
+        before_fold(s, &s->layers[i], false, keeps_checkpoint(s, 0));
     if (!e)
         tkv_round_run(s, NULL, &m, exec);
     tkv_round_release(s, &m);

@@ -48,7 +48,7 @@ void tkv_halves_init(const struct tkv_session *s, struct tkv_layer *l)
     const struct tkv_session_config *c = &s->config;
 
     l->pinned = make_tier(&l->config.shape, c->pinned_tokens, 0, false);
-    l->tail = make_tier(&l->config.shape, c->recent_tokens + c->beta_tokens, c->rollback_tokens,
+    l->tail = make_tier(&l->config.shape, c->recent_tokens + TKV_BLOCK_TOKENS, c->rollback_tokens,
                         tkv_session_evicts(s));
 }
 

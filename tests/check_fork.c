@@ -33,12 +33,15 @@ static const struct {
     const char *name;
     const char *codec;
     uint32_t budget; /* 0: no eviction */
+    uint32_t beta;
     enum tkv_eviction_mode mode;
 } kinds[] = {
-    {"none", "tq4", 0, TKV_PER_LAYER_PERHEAD},
-    {"none f16", "f16", 0, TKV_PER_LAYER_PERHEAD},
-    {"triattention", "tq3", 150, TKV_PER_LAYER_PERHEAD},
-    {"union", "tq4", 150, TKV_UNION},
+    {"none", "tq4", 0, 64, TKV_PER_LAYER_PERHEAD},
+    {"none f16", "f16", 0, 64, TKV_PER_LAYER_PERHEAD},
+    {"triattention", "tq3", 150, 64, TKV_PER_LAYER_PERHEAD},
+    {"union", "tq4", 150, 64, TKV_UNION},
+    {"triattention, folds between rounds", "tq4", 150, 130, TKV_PER_LAYER_PERHEAD},
+    {"union, folds between rounds", "tq3", 150, 192, TKV_UNION},
 };
 enum { N_KINDS = sizeof(kinds) / sizeof(kinds[0]) };
 
@@ -47,6 +50,7 @@ static void open_kind(struct aid *a, size_t kind, uint32_t rollback)
     aid_init(a, kinds[kind].codec);
     if (kinds[kind].budget > 0)
         aid_triattention(a, kinds[kind].budget, 3);
+    a->config.beta_tokens = kinds[kind].beta;
     a->config.eviction_mode = kinds[kind].mode;
     a->config.rollback_tokens = rollback;
     assert_int_equal(aid_open(a), 0);
@@ -148,11 +152,11 @@ static void what_is_forgotten_was_never_there(void **state)
         for (uint32_t at = 0; at + 40 < N_TOKENS;) {
             const uint32_t n = 1 + (uint32_t)rng_next(&rng) % 9;
             const uint32_t wrong = 1 + (uint32_t)rng_next(&rng) % ROLLBACK;
-            const uint32_t n_rounds = tkv_session_n_rounds(guesses);
+            const uint64_t generation = tkv_session_generation(guesses);
 
             feed_well(&a, guesses, &t, (struct chunk){N_TOKENS - 20, wrong});
-            /* A round that is undone; only one can be. */
-            if (wrong < ROLLBACK && n_rounds == tkv_session_n_rounds(guesses)) {
+            /* A round that is undone, or a fold; only one can be. */
+            if (wrong < ROLLBACK && generation == tkv_session_generation(guesses)) {
                 feed_well(&a, guesses, &t, (struct chunk){0, 0});
                 feed_well(&a, guesses, &t, (struct chunk){N_TOKENS - 20, ROLLBACK - wrong});
                 assert_int_equal(tkv_session_truncate(guesses, ROLLBACK - wrong, &a.why), 0);
@@ -237,13 +241,14 @@ static void layers_behind_stay(void **state)
     open_kind(&a, 2, ROLLBACK);
     t = aid_tokens(&a, N_TOKENS, 11);
     assert_int_equal(feed(&a, a.session, &t, (struct chunk){0, 100}), 0);
-    assert_int_equal(aid_step(&a, 0, &t, 100, 3), 0); /* layer 0 holds a round */
+    assert_int_equal(aid_step(&a, 0, &t, 100, 3), 0); /* layer 0 is folded */
+    assert_int_equal(a.session->layers[0].heads[0].n_cold, 64);
     assert_int_equal(tkv_session_truncate(a.session, 1, &a.why), 0);
     assert_int_equal(tkv_session_n_seen(a.session, 0), 102);
     assert_int_equal(tkv_session_n_seen(a.session, 1), 100);
     assert_int_equal(tkv_session_truncate(a.session, 2, &a.why), 0);
     assert_int_equal(tkv_session_n_seen(a.session, 0), 100);
-    assert_int_equal(tkv_session_n_rounds(a.session), 0);
+    assert_int_equal(a.session->layers[0].heads[0].n_cold, 0);
     free(t.k);
     aid_close(&a);
 }

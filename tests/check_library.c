@@ -100,7 +100,7 @@ static void stats_add_up(void **state)
     assert_true(stats.resident_bytes >= stats.arena_bytes && stats.arena_bytes > 0);
     assert_true(stats.slack_bytes < stats.arena_bytes);
     assert_int_equal(stats.n_evicted, 0);
-    assert_true(stats.n_rounds > 0);
+    assert_int_equal(stats.n_rounds, 0); /* nothing was to be chosen */
     trikv_disconnect(&c);
 }
 

@@ -16,7 +16,7 @@
 #include "store/session_priv.h"
 #include "tests/session_aid.h"
 
-enum { N = 420, PINNED = 4, RECENT = 32, BETA = 64, TAIL = RECENT + BETA, BUDGET = 150, DIM = 64 };
+enum { N = 560, PINNED = 4, RECENT = 32, TAIL = RECENT + 64, BUDGET = 150, DIM = 64 };
 
 /* One KV head: the tokens it has beside the pinned ones, cold first, and what they were given. */
 struct model {
@@ -110,11 +110,17 @@ static void score_all(const struct aid *a, const struct aid_tokens *t, struct mo
     }
 }
 
+/* Will the next fold bring a round? */
+static bool is_near(const struct aid *a, const struct model *m)
+{
+    return m->n - m->n_tail + 64 + PINNED + TAIL > BUDGET + a->config.beta_tokens;
+}
+
 /* The worst candidates go, one after the other. */
 static void hold_round(const struct aid *a, const struct aid_tokens *t, struct model *m,
                        uint32_t head)
 {
-    uint32_t n = m->n - RECENT;
+    const uint32_t n = m->n - RECENT;
     uint32_t kept = 0;
     bool gone[N] = {false};
 
@@ -134,7 +140,6 @@ static void hold_round(const struct aid *a, const struct aid_tokens *t, struct m
         m->mass[kept++] = a->config.method == TKV_METHOD_SNAPKV ? 0 : m->mass[i];
     }
     m->n = kept;
-    m->n_tail = RECENT;
 }
 
 static void run_model(const struct aid *a, const struct aid_tokens *t, struct model *m,
@@ -142,34 +147,38 @@ static void run_model(const struct aid *a, const struct aid_tokens *t, struct mo
 {
     memset(m, 0, sizeof(*m));
     for (int32_t now = PINNED; now < N; now++) {
-        if (m->n_tail == TAIL)
-            hold_round(a, t, m, head);
+        if (m->n_tail == TAIL) {
+            if (is_near(a, m))
+                hold_round(a, t, m, head);
+            m->n_tail = RECENT;
+        }
         m->position[m->n] = now;
         m->mass[m->n++] = 0;
         m->n_tail++;
         if (a->config.method == TKV_METHOD_H2O ||
-            (a->config.method == TKV_METHOD_SNAPKV && m->n_tail > TAIL - 32))
+            (a->config.method == TKV_METHOD_SNAPKV && m->n_tail > TAIL - 32 && is_near(a, m)))
             look(a, t, m, head, now);
     }
 }
 
-static void open_method(struct aid *a, enum tkv_method method)
+static void open_method(struct aid *a, enum tkv_method method, uint32_t beta)
 {
     aid_init(a, "f16");
     a->config.method = method;
+    a->config.beta_tokens = beta;
     for (uint32_t i = 0; i < AID_MAX_LAYERS; i++)
         a->layers[i].budget_tokens = BUDGET;
     assert_int_equal(aid_open(a), 0);
 }
 
-static void check_method(enum tkv_method method, uint32_t chunk)
+static void check_rounds(enum tkv_method method, uint32_t beta, uint32_t chunk)
 {
     int32_t kept[N];
     struct model m;
     struct aid_tokens t;
     struct aid a;
 
-    open_method(&a, method);
+    open_method(&a, method, beta);
     t = aid_tokens(&a, N, 31);
     for (uint32_t at = 0; at < N; at += chunk)
         assert_int_equal(aid_step(&a, 1, &t, at, N - at < chunk ? N - at : chunk), 0);
@@ -181,6 +190,13 @@ static void check_method(enum tkv_method method, uint32_t chunk)
     }
     free(t.k);
     aid_close(&a);
+}
+
+/* A round with every fold, and with every third. */
+static void check_method(enum tkv_method method, uint32_t chunk)
+{
+    check_rounds(method, 64, chunk);
+    check_rounds(method, 192, chunk);
 }
 
 static void streaming_keeps_a_window(void **state)
@@ -223,7 +239,7 @@ static void forks_remember_what_was_looked_at(void **state)
     struct aid a;
 
     (void)state;
-    open_method(&a, TKV_METHOD_H2O);
+    open_method(&a, TKV_METHOD_H2O, 128);
     t = aid_tokens(&a, N, 31);
     assert_int_equal(aid_step(&a, 0, &t, 0, 250), 0);
     sessions[0] = a.session;

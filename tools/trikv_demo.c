@@ -19,7 +19,7 @@
 
 enum {
     RECENT_TOKENS = 32,
-    BETA_TOKENS = 32,
+    BETA_TOKENS = 64,
     PINNED_TOKENS = 4,
     N_FACTS = 8,
     CHUNK_TOKENS = 128,

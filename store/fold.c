@@ -1,0 +1,124 @@
+/*
+ * A fold: the warm tokens of a layer become blocks at the end of its heads' tables. The tail is folded
+ * whenever it is full, so encoding is spread evenly over appends, and a round (round.c) has to do with
+ * codes only. Room in the tables and the arena was prepared (tkv_round_prepare).
+ *
+ * A block has the mean of its own tokens if no token is ever dropped. Where tokens are dropped,
+ * survivors of many blocks meet in one, which needs the same mean in all: there it is zero, because a
+ * mean of the first tokens turns away from later keys with their RoPE phases, which was measured to
+ * be worse than none (tests/check_kv_quality.c).
+ */
+#include <assert.h>
+
+#include "core/half.h"
+#include "core/kernels.h"
+#include "store/session_priv.h"
+
+struct fold {
+    const struct tkv_session *s;
+    struct tkv_layer *l;
+    uint8_t *memory; /* of each head, [64][dim] floats */
+    size_t head_bytes;
+};
+
+static size_t head_bytes(const struct tkv_layer *l)
+{
+    const struct tkv_shape *shape = &l->config.shape;
+    const size_t dim =
+        shape->head_dim_k > shape->head_dim_v ? shape->head_dim_k : shape->head_dim_v;
+
+    return tkv_align(dim * TKV_BLOCK_TOKENS * sizeof(float), 64);
+}
+
+size_t tkv_fold_bytes(const struct tkv_layer *l)
+{
+    return l->config.shape.n_kv_heads * head_bytes(l);
+}
+
+/* Encode n tokens from `first` of the tail on into a fresh block. */
+static void encode(const struct fold *f, size_t kv_head, uint32_t first, uint32_t n, uint8_t *block)
+{
+    const struct tkv_layer *l = f->l;
+    const struct tkv_kernels *kn = f->s->kn;
+    const size_t dk = l->config.shape.head_dim_k, dv = l->config.shape.head_dim_v;
+    const size_t at = kv_head * l->tail.cap + first;
+    float *x = (float *)(void *)(f->memory + kv_head * f->head_bytes);
+    uint8_t mean[TKV_MAX_MEAN_BYTES] = {0};
+
+    kn->f16_to_f32(x, l->tail.k + at * dk, n * dk);
+    if (!tkv_session_evicts(f->s))
+        tkv_code_mean(l->layout.k, kn, TKV_KEYS, x, n, mean);
+    tkv_encode_keys(l->layout.k, kn, mean, x, n, block);
+    kn->f16_to_f32(x, l->tail.v + at * dv, n * dv);
+    if (!tkv_session_evicts(f->s))
+        tkv_code_mean(l->layout.v, kn, TKV_VALUES, x, n, mean);
+    tkv_encode_values(l->layout.v, kn, mean, x, n, tkv_block_values(&l->layout, block));
+    for (uint32_t g = 0; g < l->layout.n_score_heads; g++) {
+        const size_t q_head = kv_head * l->layout.n_score_heads + g;
+
+        kn->f32_to_f16(tkv_block_scores(&l->layout, block, g),
+                       l->tail.scores + q_head * l->tail.cap + first, n);
+    }
+}
+
+static void fold_head(void *arg, size_t kv_head)
+{
+    const struct fold *f = arg;
+    const struct tkv_head *head = &f->l->heads[kv_head];
+    const uint32_t n_warm = tkv_layer_warm(f->s, f->l);
+    uint32_t b = head->n_blocks;
+
+    for (uint32_t first = 0; first < n_warm; first += head->blocks[b++].n_tokens) {
+        const struct tkv_block *block = &head->blocks[b];
+        uint8_t *bytes = tkv_arena_at(f->s->arena, block->id);
+        uint16_t *distance = tkv_block_positions(&f->l->layout, bytes);
+
+        for (uint32_t i = 0; i < block->n_tokens; i++)
+            distance[i] = (uint16_t)(f->l->tail.positions[first + i] - block->first_position);
+        encode(f, kv_head, first, block->n_tokens, bytes);
+    }
+}
+
+/* Entries behind the table's end for n tokens of the tail, in as few blocks as their positions allow;
+ * returns how many. */
+static uint32_t add_entries(struct tkv_session *s, const struct tkv_layer *l, struct tkv_head *head,
+                            uint32_t n)
+{
+    struct tkv_block *block = head->blocks + head->n_blocks;
+    uint32_t n_added = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        const int32_t position = l->tail.positions[i];
+
+        if (n_added == 0 || block->n_tokens == TKV_BLOCK_TOKENS ||
+            position - block->first_position > TKV_BLOCK_SPAN) {
+            assert(head->n_blocks + n_added < head->cap_blocks);
+            block = head->blocks + head->n_blocks + n_added++;
+            *block = (struct tkv_block){.id = tkv_arena_alloc(s->arena, l->layout.bytes),
+                                        .first_position = position};
+        }
+        block->n_tokens++;
+    }
+    return n_added;
+}
+
+void tkv_layer_fold(struct tkv_session *s, struct tkv_layer *l, void *memory,
+                    const struct tkv_exec *exec)
+{
+    const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
+    const uint32_t n_warm = tkv_layer_warm(s, l);
+    struct fold f = {.s = s, .l = l, .memory = memory, .head_bytes = head_bytes(l)};
+    uint32_t n_added = 0;
+
+    if (n_warm == 0)
+        return;
+    for (uint32_t h = 0; h < n_kv_heads; h++)
+        n_added = add_entries(s, l, &l->heads[h], n_warm); /* positions are those of all heads */
+    tkv_exec_run(exec, n_kv_heads, fold_head, &f);
+    for (uint32_t h = 0; h < n_kv_heads; h++) {
+        l->heads[h].n_blocks += n_added;
+        l->heads[h].n_cold += n_warm;
+    }
+    tkv_tail_drop(&l->tail, &l->config.shape, n_warm);
+    s->generation++;
+}
