@@ -168,6 +168,15 @@ int tkv_scene_round(struct tkv_scene *s, struct tkv_reason *why)
     return 0;
 }
 
+int tkv_scene_budget(struct tkv_scene *s, uint32_t budget_tokens, struct tkv_reason *why)
+{
+    struct tkv_report report = {0};
+
+    if (tkv_session_set_budget(s->session, budget_tokens, &report))
+        return tkv_reason_set(why, "budget: %s", report.text);
+    return 0;
+}
+
 size_t tkv_scene_code_bytes(const struct tkv_scene *s, uint32_t layer)
 {
     struct tkv_layer_stats l;

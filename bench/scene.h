@@ -49,6 +49,9 @@ int tkv_scene_append(struct tkv_scene *s, uint32_t layer, uint32_t n, struct tkv
 int tkv_scene_attend(struct tkv_scene *s, uint32_t layer, const float *q, float *out,
                      struct tkv_reason *why);
 
+/* Another budget from the next round on. */
+int tkv_scene_budget(struct tkv_scene *s, uint32_t budget_tokens, struct tkv_reason *why);
+
 /* A round in every layer. */
 int tkv_scene_round(struct tkv_scene *s, struct tkv_reason *why);
 
