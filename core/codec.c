@@ -243,7 +243,7 @@ static void sketch(const struct tkv_coder *c, const struct tkv_kernels *kn, floa
     for (uint32_t j = 0; j < c->dim; j++)
         y[j] -= decoded[j];
     out->residual = saturated(ldexpf(sqrtf(kn->norm2(y, c->dim)), exponent));
-    tkv_rotate(&c->sketch, kn, y);
+    tkv_rotate(&c->sketch, kn, y, y);
     kn->quantise(out->signs, y, c->dim, zero, 1, 1);
 }
 
@@ -310,7 +310,7 @@ static float residual_of(const struct tkv_coder *c, const struct tkv_kernels *kn
 
     memcpy(y, x, c->dim * sizeof(*y));
     norm = measure(kn, y, c->dim, exponent);
-    tkv_rotate(&c->rotation, kn, y);
+    tkv_rotate(&c->rotation, kn, y, y);
     if (!mean)
         return norm;
     if (*exponent)

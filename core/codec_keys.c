@@ -110,14 +110,13 @@ void tkv_key_tile(const struct tkv_coder *c, const struct tkv_kernels *kn, const
 void tkv_code_query(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *q,
                     float *out)
 {
-    memcpy(out, q, c->dim * sizeof(*out));
-    if (!c->codec->rotated)
+    if (!c->codec->rotated) {
+        memcpy(out, q, c->dim * sizeof(*out));
         return;
-    tkv_rotate(&c->rotation, kn, out);
-    if (!c->codec->qjl)
-        return;
-    memcpy(out + c->dim, out, c->dim * sizeof(*out));
-    tkv_rotate(&c->sketch, kn, out + c->dim);
+    }
+    tkv_rotate(&c->rotation, kn, out, q);
+    if (c->codec->qjl)
+        tkv_rotate(&c->sketch, kn, out + c->dim, out);
 }
 
 /* Adds the residual's estimate, gamma * sketch_scale * S^T sign. */

@@ -57,9 +57,9 @@ struct tkv_codes_at {
 };
 
 struct tkv_kernels {
-    /* In-place Walsh-Hadamard transform of x[n], unnormalised; n is a power of
-     * two, 1 <= n <= 1024. Exact. */
-    void (*fwht)(float *x, size_t n);
+    /* y[n] = the Walsh-Hadamard transform, unnormalised, of x[i] * factor[i], or of x if factor is
+     * NULL; n is a power of two, 1 <= n <= 1024; y may be x. Exact. */
+    void (*fwht)(float *y, const float *x, const float *factor, size_t n);
 
     /* Sum of x[i]^2 in one fixed order: 16 running sums, then halves folded onto
      * halves. Exact. */

@@ -10,18 +10,20 @@
 #include "core/pack.h"
 
 /*
- * Stage h = 1, 2, 4, ... replaces each pair (a, b) = (x[j], x[j + h]) by
+ * Stage h = 1, 2, 4, ... replaces each pair (a, b) = (y[j], y[j + h]) by
  * (a + b, a - b). Only the order of the stages decides the bits.
  */
-void tkv_fwht_c(float *x, size_t n)
+void tkv_fwht_c(float *y, const float *x, const float *factor, size_t n)
 {
+    for (size_t i = 0; i < n; i++)
+        y[i] = factor ? x[i] * factor[i] : x[i];
     for (size_t h = 1; h < n; h *= 2) {
         for (size_t i = 0; i < n; i += 2 * h) {
             for (size_t j = i; j < i + h; j++) {
-                const float a = x[j], b = x[j + h];
+                const float a = y[j], b = y[j + h];
 
-                x[j] = a + b;
-                x[j + h] = a - b;
+                y[j] = a + b;
+                y[j + h] = a - b;
             }
         }
     }

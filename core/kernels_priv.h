@@ -17,7 +17,7 @@
                              const float *unit, size_t n_rows)
 
 #define TKV_DECLARE_KERNELS(isa)                                                                 \
-    void tkv_fwht_##isa(float *x, size_t n);                                                     \
+    void tkv_fwht_##isa(float *y, const float *x, const float *factor, size_t n);                \
     float tkv_norm2_##isa(const float *x, size_t n);                                             \
     float tkv_dot_##isa(const float *a, const float *b, size_t n);                               \
     void tkv_f16_to_f32_##isa(float *dst, const uint16_t *src, size_t n);                        \

@@ -97,19 +97,18 @@ INLINE float max_lane(vec v)
     return v[0];
 }
 
-/* 0x80000000 in lanes with bit h set: those that hold the b of a butterfly. */
-INLINE vec_u32 second_of_pair(unsigned h)
+/* -1 in lanes with bit h set, those that hold the b of a butterfly, else 1. */
+INLINE vec sides(unsigned h)
 {
-    vec_u32 sign = {0};
+    vec side = {0};
 
     for (unsigned i = 0; i < LANES; i++)
-        sign[i] = i & h ? 0x80000000u : 0;
-    return sign;
+        side[i] = i & h ? -1.0f : 1.0f;
+    return side;
 }
 
-/* One stage inside a vector: partner + (+-self), the same sums as a + b and a - b. */
-#define STAGE_IN(v, h) \
-    (__builtin_shufflevector(v, v, PARTNERS(h)) + (vec)((vec_u32)(v) ^ second_of_pair(h)))
+/* One stage inside a vector: self * (+-1) + partner, rounded once: the same as a + b and a - b. */
+#define STAGE_IN(v, h) fma_vec(v, sides(h), __builtin_shufflevector(v, v, PARTNERS(h)))
 
 INLINE vec stages_in(vec v)
 {
@@ -124,6 +123,35 @@ INLINE vec stages_in(vec v)
     return v;
 }
 
+/* The stages inside n_vecs vectors, then those between them. */
+INLINE void first_stages(float *y, const float *x, const float *factor, const size_t n_vecs)
+{
+    vec v[8];
+
+    UNROLL
+    for (size_t i = 0; i < n_vecs; i++) {
+        v[i] = load(x + i * LANES);
+        if (factor)
+            v[i] *= load(factor + i * LANES);
+        v[i] = stages_in(v[i]);
+    }
+    UNROLL
+    for (size_t h = 1; h < n_vecs; h *= 2) {
+        UNROLL
+        for (size_t i = 0; i < n_vecs; i++) {
+            const vec a = v[i & ~h], b = v[i | h];
+
+            if (i & h)
+                continue;
+            v[i] = a + b;
+            v[i | h] = a - b;
+        }
+    }
+    UNROLL
+    for (size_t i = 0; i < n_vecs; i++)
+        store(y + i * LANES, v[i]);
+}
+
 /* Stages h and 2h of the four vectors that are h apart. */
 INLINE void two_stages(float *x, size_t h)
 {
@@ -136,26 +164,44 @@ INLINE void two_stages(float *x, size_t h)
     store(x + 3 * h, ab_ - cd_);
 }
 
-void KERNEL(fwht)(float *x, size_t n)
+/* Stages from h on. */
+INLINE void other_stages(float *y, size_t n, size_t h)
 {
-    size_t h = LANES;
-
-    if (n < LANES) {
-        tkv_fwht_c(x, n);
-        return;
-    }
-    for (size_t i = 0; i < n; i += LANES)
-        store(x + i, stages_in(load(x + i)));
     for (; 4 * h <= n; h *= 4)
         for (size_t i = 0; i < n; i += 4 * h)
             for (size_t j = i; j < i + h; j += LANES)
-                two_stages(x + j, h);
+                two_stages(y + j, h);
     for (size_t j = 0; h < n && j < h; j += LANES) {
-        const vec a = load(x + j), b = load(x + h + j);
+        const vec a = load(y + j), b = load(y + h + j);
 
-        store(x + j, a + b);
-        store(x + h + j, a - b);
+        store(y + j, a + b);
+        store(y + h + j, a - b);
     }
+}
+
+INLINE void fwht_all(float *y, const float *x, const float *factor, size_t n)
+{
+    if (n < 4 * LANES) {
+        for (size_t i = 0; i < n; i += LANES)
+            first_stages(y + i, x + i, factor ? factor + i : NULL, 1);
+        other_stages(y, n, LANES);
+    } else if (n == 4 * LANES) {
+        first_stages(y, x, factor, 4);
+    } else {
+        for (size_t i = 0; i < n; i += 8 * LANES)
+            first_stages(y + i, x + i, factor ? factor + i : NULL, 8);
+        other_stages(y, n, 8 * LANES);
+    }
+}
+
+void KERNEL(fwht)(float *y, const float *x, const float *factor, size_t n)
+{
+    if (n < LANES)
+        tkv_fwht_c(y, x, factor, n);
+    else if (factor)
+        fwht_all(y, x, factor, n);
+    else
+        fwht_all(y, x, NULL, n);
 }
 
 /* The end of 16 running sums, as tkv_fold16 has it. */

@@ -22,14 +22,14 @@ static uint64_t draw(uint64_t *state)
 }
 
 /* Coordinate j takes bit j % 64 of draw j / 64. */
-static void fill_signs(float *signs, uint32_t dim, uint64_t seed)
+static void fill_signs(float *signs, uint32_t dim, uint64_t seed, float scale)
 {
     uint64_t bits = 0;
 
     for (uint32_t j = 0; j < dim; j++) {
         if (j % 64 == 0)
             bits = draw(&seed);
-        signs[j] = bits >> j % 64 & 1 ? -1.0f : 1.0f;
+        signs[j] = bits >> j % 64 & 1 ? -scale : scale;
     }
 }
 
@@ -59,7 +59,7 @@ void tkv_rotation_init(struct tkv_rotation *r, uint32_t dim, uint64_t seed)
     r->pow2 = dim & -dim;
     r->odd = dim / r->pow2;
     r->scale = (float)(1 / sqrt((double)dim));
-    fill_signs(r->signs, dim, seed);
+    fill_signs(r->signs, dim, seed, r->scale);
     for (uint32_t k = 0; k < r->odd; k++)
         r->hartley[k] = (float)cas(k, r->odd);
 }
@@ -89,20 +89,19 @@ static void mix_columns(const struct tkv_rotation *r, float *x)
     memcpy(x, y, r->dim * sizeof(*x));
 }
 
-static void transform(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *x)
+static void transform(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *y,
+                      const float *x, const float *factor)
 {
-    for (uint32_t a = 0; a < r->odd; a++)
-        kn->fwht(x + a * r->pow2, r->pow2);
+    for (uint32_t at = 0; at < r->dim; at += r->pow2)
+        kn->fwht(y + at, x + at, factor ? factor + at : NULL, r->pow2);
     if (r->odd > 1)
-        mix_columns(r, x);
+        mix_columns(r, y);
 }
 
 typedef float floats4 __attribute__((vector_size(16)));
 
-/* Exact: signs only flip. */
 static void apply_signs(const struct tkv_rotation *r, float *x)
 {
-    const float scale = r->scale;
     uint32_t j = 0;
 
     for (; j + 4 <= r->dim; j += 4) {
@@ -110,21 +109,21 @@ static void apply_signs(const struct tkv_rotation *r, float *x)
 
         memcpy(&v, x + j, sizeof(v));
         memcpy(&sign, r->signs + j, sizeof(sign));
-        v *= scale * sign;
+        v *= sign;
         memcpy(x + j, &v, sizeof(v));
     }
     for (; j < r->dim; j++)
-        x[j] *= scale * r->signs[j];
+        x[j] *= r->signs[j];
 }
 
-void tkv_rotate(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *x)
+void tkv_rotate(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *y,
+                const float *x)
 {
-    apply_signs(r, x);
-    transform(r, kn, x);
+    transform(r, kn, y, x, r->signs);
 }
 
 void tkv_unrotate(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *x)
 {
-    transform(r, kn, x);
+    transform(r, kn, x, x, NULL);
     apply_signs(r, x);
 }

@@ -20,15 +20,16 @@ struct tkv_rotation {
     uint32_t pow2;
     uint32_t odd;
     float scale;                         /* 1 / sqrt(dim) */
-    float signs[TKV_MAX_HEAD_DIM];       /* +1 or -1 */
+    float signs[TKV_MAX_HEAD_DIM];       /* +scale or -scale */
     float hartley[TKV_MAX_HEAD_DIM / 2]; /* cas(2 pi k / odd), k < odd */
 };
 
 /* dim is even, TKV_MIN_HEAD_DIM..TKV_MAX_HEAD_DIM. Same seed, same rotation, on every machine. */
 void tkv_rotation_init(struct tkv_rotation *r, uint32_t dim, uint64_t seed);
 
-/* x[dim] in place. Same bits on every CPU. */
-void tkv_rotate(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *x);
+/* y[dim] = x[dim] rotated; y may be x. Same bits on every CPU. */
+void tkv_rotate(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *y,
+                const float *x);
 
 /* The inverse (transpose), in place. */
 void tkv_unrotate(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *x);

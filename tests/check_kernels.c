@@ -80,10 +80,10 @@ static void test_variants(void **state)
 
 static struct tkv_kernels reference;
 
-static void wrong_fwht(float *x, size_t n)
+static void wrong_fwht(float *y, const float *x, const float *factor, size_t n)
 {
-    reference.fwht(x, n);
-    x[n - 1] = nextafterf(x[n - 1], INFINITY);
+    reference.fwht(y, x, factor, n);
+    y[n - 1] = nextafterf(y[n - 1], INFINITY);
 }
 
 /* The right sum in another order. */

@@ -45,8 +45,8 @@ static void test_orthogonal_in_every_dimension(void **state)
         }
         memcpy(y, x, sizeof(x));
         before = norm_of(x, dim);
-        tkv_rotate(&r, &kn, y);
-        tkv_rotate(&r, &kn, z);
+        tkv_rotate(&r, &kn, y, y);
+        tkv_rotate(&r, &kn, z, z);
         for (uint32_t j = 0; j < dim; j++)
             after += (double)y[j] * (double)z[j];
         assert_true(fabs(norm_of(y, dim) / before - 1) < 2e-6);
@@ -75,7 +75,7 @@ static void test_mixes_all_channels(void **state)
             float x[TKV_MAX_HEAD_DIM] = {0};
 
             x[c] = 1;
-            tkv_rotate(&r, &kn, x);
+            tkv_rotate(&r, &kn, x, x);
             for (uint32_t j = 0; j < dim; j++)
                 assert_true(fabsf(x[j]) > 1e-3f / sqrtf((float)dim) &&
                             fabsf(x[j]) < 1.4143f / sqrtf((float)dim));
@@ -92,7 +92,7 @@ static uint64_t hash_rotation(const struct tkv_kernels *kn, uint32_t dim)
 
     tkv_rotation_init(&r, dim, TKV_ROTATION_SEED);
     codec_aid_fill(&rng, x, dim);
-    tkv_rotate(&r, kn, x);
+    tkv_rotate(&r, kn, x, x);
     hash = codec_aid_hash(x, dim * sizeof(*x), CODEC_AID_HASH);
     tkv_unrotate(&r, kn, x);
     return codec_aid_hash(x, dim * sizeof(*x), hash);

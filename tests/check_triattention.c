@@ -180,8 +180,8 @@ static void test_rotation_invariance(void **state)
 
         memcpy(turned, w, sizeof turned);
         memcpy(key, s.keys[t], sizeof key);
-        tkv_rotate(&rotation, &s.kn, turned);
-        tkv_rotate(&rotation, &s.kn, key);
+        tkv_rotate(&rotation, &s.kn, turned, turned);
+        tkv_rotate(&rotation, &s.kn, key, key);
         assert_float_equal(s.kn.dot(turned, key, s.rope.head_dim), plain, 1e-4);
     }
 }

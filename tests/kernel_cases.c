@@ -18,18 +18,23 @@ static size_t size_of(unsigned i)
     return i < SMALL ? i : head_dims[i - SMALL];
 }
 
+/* In place, and from elsewhere with factors. */
 static void check_fwht(struct kernel_run *run)
 {
     for (unsigned turn = 0; turn < 2 * N_FILLS; turn++) {
         for (size_t n = 1; n <= 1024; n *= 2) {
             const size_t bytes = n * sizeof(float);
-            float *a = kernel_floats(run, n, turn), *b = kernel_copy(a, bytes, turn);
+            float *x = kernel_floats(run, n, turn), *factor = kernel_floats(run, n, turn / 4);
+            float *a = kernel_copy(x, bytes, turn), *b = kernel_copy(x, bytes, turn);
 
-            run->ref.fwht(a, n);
-            run->now.fwht(b, n);
+            run->ref.fwht(a, a, NULL, n);
+            run->now.fwht(b, b, NULL, n);
             kernel_expect(run, kernel_same(a, b, bytes), "fwht n=%zu", n);
-            kernel_release(a, bytes, run, "fwht");
-            kernel_release(b, bytes, run, "fwht");
+            run->ref.fwht(a, x, factor, n);
+            run->now.fwht(b, x, factor, n);
+            guard_free(x, bytes);
+            guard_free(factor, bytes);
+            kernel_compare(run, a, b, n, "fwht with factors");
         }
     }
 }
