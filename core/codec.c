@@ -196,27 +196,30 @@ static uint16_t saturated(float x)
     return tkv_f32_to_f16(clamp(x));
 }
 
-void tkv_saturate(const struct tkv_kernels *kn, uint16_t *dst, const float *src, size_t dim)
+void tkv_saturate(const struct tkv_kernels *kn, void *dst, const float *src, size_t n)
 {
     float x[TKV_MAX_HEAD_DIM];
+    uint16_t halves[TKV_MAX_HEAD_DIM];
 
-    for (size_t j = 0; j < dim; j++)
+    for (size_t j = 0; j < n; j++)
         x[j] = clamp(src[j]);
-    kn->f32_to_f16(dst, x, dim);
+    kn->f32_to_f16(halves, x, n);
+    memcpy(dst, halves, n * sizeof(*halves));
+}
+
+static bool measurable(float norm2)
+{
+    return norm2 > 1e-30f && norm2 < 1e30f;
 }
 
 /*
- * Length of y[dim]. Where its square would leave the range of a float, y is brought
- * to around 1 by an exact power of two first; *exponent says which. 0 for a zero vector.
+ * Length of y[dim], whose square leaves the range of a float: y is brought to around 1 by an
+ * exact power of two first; *exponent says which. 0 for a zero vector.
  */
-static float measure(const struct tkv_kernels *kn, float *y, uint32_t dim, int *exponent)
+static float measure_extreme(const struct tkv_kernels *kn, float *y, uint32_t dim, int *exponent)
 {
-    float norm2 = kn->norm2(y, dim);
     float largest = 0;
 
-    *exponent = 0;
-    if (norm2 > 1e-30f && norm2 < 1e30f)
-        return sqrtf(norm2);
     for (uint32_t j = 0; j < dim; j++)
         largest = fmaxf(largest, fabsf(y[j]));
     if (largest == 0)
@@ -236,13 +239,13 @@ static void sketch(const struct tkv_coder *c, const struct tkv_kernels *kn, floa
 {
     static const float zero[16] = {0};
     const struct tkv_section *s = &c->section[0];
-    const float scale = ldexpf(tkv_f16_to_f32(out->scale), -exponent);
+    const float scale = ldexpf(tkv_f16_to_f32(saturated(out->scale)), -exponent);
     float decoded[TKV_MAX_HEAD_DIM];
 
     kn->lookup(decoded, out->codes, c->dim, s->lut, scale);
     for (uint32_t j = 0; j < c->dim; j++)
         y[j] -= decoded[j];
-    out->residual = saturated(ldexpf(sqrtf(kn->norm2(y, c->dim)), exponent));
+    out->residual = ldexpf(sqrtf(kn->norm2(y, c->dim)), exponent);
     tkv_rotate(&c->sketch, kn, y, y);
     kn->quantise(out->signs, y, c->dim, zero, 1, 1);
 }
@@ -301,44 +304,86 @@ static void code_plain(const struct tkv_coder *c, const struct tkv_kernels *kn, 
         kn->quantise(codes + s->first, y + s->first, s->n, s->edge, s->w, unit > 0 ? 1 / unit : 0);
 }
 
-/* y = R x - mean, brought near 1 if need be; returns its length. */
+typedef float floats4 __attribute__((vector_size(16)));
+
+/* y[dim] -= m[dim] */
+static void subtract(float *y, const float *m, uint32_t dim)
+{
+    uint32_t j = 0;
+
+    for (; j + 4 <= dim; j += 4) {
+        floats4 a, b;
+
+        memcpy(&a, y + j, sizeof(a));
+        memcpy(&b, m + j, sizeof(b));
+        a -= b;
+        memcpy(y + j, &a, sizeof(a));
+    }
+    for (; j < dim; j++)
+        y[j] -= m[j];
+}
+
+/* y = R x - mean, brought near 1 by a power of two if need be; returns its length. */
 static float residual_of(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
                          const float *mean, float *y, int *exponent)
 {
+    float norm2 = kn->norm2(x, c->dim), norm = 0;
     int further = 0;
-    float norm;
 
-    memcpy(y, x, c->dim * sizeof(*y));
-    norm = measure(kn, y, c->dim, exponent);
-    tkv_rotate(&c->rotation, kn, y, y);
+    *exponent = 0;
+    if (measurable(norm2)) {
+        norm = sqrtf(norm2);
+        tkv_rotate(&c->rotation, kn, y, x);
+    } else {
+        memcpy(y, x, c->dim * sizeof(*y));
+        norm = measure_extreme(kn, y, c->dim, exponent);
+        tkv_rotate(&c->rotation, kn, y, y);
+    }
     if (!mean)
         return norm;
     if (*exponent)
         for (uint32_t j = 0; j < c->dim; j++)
             y[j] -= ldexpf(mean[j], -*exponent);
     else
-        for (uint32_t j = 0; j < c->dim; j++)
-            y[j] -= mean[j];
-    norm = measure(kn, y, c->dim, &further);
+        subtract(y, mean, c->dim);
+    norm2 = kn->norm2(y, c->dim);
+    if (measurable(norm2))
+        return sqrtf(norm2);
+    norm = measure_extreme(kn, y, c->dim, &further);
     *exponent += further;
     return norm;
 }
 
-void tkv_code_vector(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
-                     const float *mean, enum tkv_scale_rule rule, struct tkv_coded *out)
+static void code_vector(const struct tkv_coder *c, const struct tkv_kernels *kn, float *y,
+                        float norm, int exponent, enum tkv_scale_rule rule, struct tkv_coded *out)
 {
-    float y[TKV_MAX_HEAD_DIM];
-    int exponent;
-    const float norm = residual_of(c, kn, x, mean, y, &exponent);
     float scale = norm * c->rotation.scale;
 
     if (c->codec->best && norm > 0)
         scale = search(c->section, c->n_sections, kn, y, c->dim, norm, rule, out->codes);
     else
         code_plain(c, kn, y, scale, out->codes);
-    out->scale = saturated(ldexpf(scale, exponent));
+    out->scale = exponent ? ldexpf(scale, exponent) : scale;
+    out->residual = 0;
     if (c->codec->qjl)
         sketch(c, kn, y, exponent, out);
+}
+
+/* All are rotated before any is coded: a processor then works on one while another waits for its
+ * length. */
+void tkv_code_vectors(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
+                      size_t n, const float *mean, enum tkv_scale_rule rule, struct tkv_coded *out)
+{
+    float y[TKV_CODED_TOKENS][TKV_MAX_HEAD_DIM], norm[TKV_CODED_TOKENS];
+    int exponent[TKV_CODED_TOKENS];
+
+    n = n < TKV_CODED_TOKENS ? n : TKV_CODED_TOKENS;
+    for (size_t t = 0; t < n; t++)
+        norm[t] = residual_of(c, kn, x + t * c->dim, mean, y[t], &exponent[t]);
+    for (size_t t = 0; t < n; t++)
+        code_vector(c, kn, y[t], norm[t], exponent[t], rule, &out[t]);
+    if (n < TKV_CODED_TOKENS)
+        memset(out + n, 0, (TKV_CODED_TOKENS - n) * sizeof(*out));
 }
 
 /* Fields of b bits over n codes: those from bit `low` of a code on. */

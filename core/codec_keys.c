@@ -7,19 +7,16 @@ static size_t section_at(const struct tkv_coder *c, const struct tkv_section *s,
     return t / TKV_PAIR_TOKENS * c->k_pair_bytes + s->k_offset;
 }
 
-/* Lane t of a block that is still zero there. */
-static void put_token(const struct tkv_coder *c, uint8_t *block, size_t t,
+/* Lanes t .. t + 3 of a block that is still zero there. */
+static void put_codes(const struct tkv_coder *c, uint8_t *block, size_t t,
                       const struct tkv_coded *v)
 {
     for (uint32_t i = 0; i < tkv_k_sections(c); i++) {
         const struct tkv_section *s = &c->section[i];
 
-        tkv_key_put(block + section_at(c, s, t), s->n, s->w, t % TKV_PAIR_TOKENS,
-                    i < c->n_sections ? v->codes + s->first : v->signs);
+        tkv_key_put4(block + section_at(c, s, t), s->n, s->w, t % TKV_PAIR_TOKENS,
+                     i < c->n_sections ? v->codes + s->first : v->signs, sizeof(*v));
     }
-    tkv_store_half(block + tkv_k_scales_at(c), t, v->scale);
-    if (c->codec->qjl)
-        tkv_store_half(block + tkv_k_residuals_at(c), t, v->residual);
 }
 
 static void get_token(const struct tkv_coder *c, const uint8_t *block, size_t t,
@@ -31,9 +28,9 @@ static void get_token(const struct tkv_coder *c, const uint8_t *block, size_t t,
         tkv_key_get(i < c->n_sections ? v->codes + s->first : v->signs, block + section_at(c, s, t),
                     s->n, s->w, t % TKV_PAIR_TOKENS);
     }
-    v->scale = tkv_load_half(block + tkv_k_scales_at(c), t);
+    v->scale = tkv_f16_to_f32(tkv_load_half(block + tkv_k_scales_at(c), t));
     if (c->codec->qjl)
-        v->residual = tkv_load_half(block + tkv_k_residuals_at(c), t);
+        v->residual = tkv_f16_to_f32(tkv_load_half(block + tkv_k_residuals_at(c), t));
 }
 
 void tkv_put_key_mean(const struct tkv_coder *c, void *block, const void *mean)
@@ -57,9 +54,10 @@ static void encode_halves(const struct tkv_coder *c, const struct tkv_kernels *k
 void tkv_encode_keys(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *mean,
                      const float *x, size_t n, void *block)
 {
+    struct tkv_coded v[TKV_CODED_TOKENS];
+    float scale[TKV_BLOCK_TOKENS] = {0}, residual[TKV_BLOCK_TOKENS] = {0};
     float rotated[TKV_MAX_HEAD_DIM];
     const float *m;
-    struct tkv_coded v;
 
     memset(block, 0, c->k_block_bytes);
     if (!c->codec->rotated) {
@@ -67,10 +65,17 @@ void tkv_encode_keys(const struct tkv_coder *c, const struct tkv_kernels *kn, co
         return;
     }
     m = tkv_load_mean(c, kn, TKV_KEYS, mean, rotated);
-    for (size_t t = 0; t < n; t++) {
-        tkv_code_vector(c, kn, x + t * c->dim, m, TKV_SCALE_LENGTH, &v);
-        put_token(c, block, t, &v);
+    for (size_t t = 0; t < n; t += TKV_CODED_TOKENS) {
+        tkv_code_vectors(c, kn, x + t * c->dim, n - t, m, TKV_SCALE_LENGTH, v);
+        put_codes(c, block, t, v);
+        for (size_t i = 0; i < TKV_CODED_TOKENS; i++) {
+            scale[t + i] = v[i].scale;
+            residual[t + i] = v[i].residual;
+        }
     }
+    tkv_saturate(kn, (uint8_t *)block + tkv_k_scales_at(c), scale, TKV_BLOCK_TOKENS);
+    if (c->codec->qjl)
+        tkv_saturate(kn, (uint8_t *)block + tkv_k_residuals_at(c), residual, TKV_BLOCK_TOKENS);
     tkv_put_key_mean(c, block, mean);
 }
 
@@ -125,8 +130,7 @@ static void add_sketch(const struct tkv_coder *c, const struct tkv_kernels *kn,
 {
     float r[TKV_MAX_HEAD_DIM];
 
-    kn->lookup(r, v->signs, c->dim, c->section[c->n_sections].lut,
-               tkv_f16_to_f32(v->residual) * c->sketch_scale);
+    kn->lookup(r, v->signs, c->dim, c->section[c->n_sections].lut, v->residual * c->sketch_scale);
     tkv_unrotate(&c->sketch, kn, r);
     for (uint32_t j = 0; j < c->dim; j++)
         x[j] += r[j];
@@ -147,7 +151,7 @@ void tkv_decode_key(const struct tkv_coder *c, const struct tkv_kernels *kn, con
     for (uint32_t i = 0; i < c->n_sections; i++) {
         const struct tkv_section *s = &c->section[i];
 
-        kn->lookup(x + s->first, v.codes + s->first, s->n, s->lut, tkv_f16_to_f32(v.scale));
+        kn->lookup(x + s->first, v.codes + s->first, s->n, s->lut, v.scale);
     }
     if (c->codec->qjl)
         add_sketch(c, kn, &v, x);

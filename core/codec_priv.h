@@ -12,25 +12,29 @@
 /* A vector coded but not yet packed. */
 struct tkv_coded {
     uint8_t codes[TKV_MAX_HEAD_DIM];
-    uint16_t scale;                  /* half */
-    uint16_t residual;               /* half; qjl: the length of what the codes leave */
     uint8_t signs[TKV_MAX_HEAD_DIM]; /* qjl: 1 where the sketched residual is >= 0 */
+    float scale;
+    float residual; /* qjl: the length of what the codes leave */
 };
+
+/* Vectors coded together: as many as values have in a word. */
+enum { TKV_CODED_TOKENS = 4 };
 
 /* Which scale the best codecs store. */
 enum tkv_scale_rule { TKV_SCALE_LENGTH, TKV_SCALE_LEAST_SQUARES };
 
-/* *out = the codes of x[dim], for a rotated codec. mean[dim] is in the rotated domain, or NULL. */
-void tkv_code_vector(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
-                     const float *mean, enum tkv_scale_rule rule, struct tkv_coded *out);
+/* out[TKV_CODED_TOKENS] = the codes of the first of x[n][dim], for a rotated codec; those
+ * beyond n become 0. mean[dim] is in the rotated domain, or NULL. */
+void tkv_code_vectors(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
+                      size_t n, const float *mean, enum tkv_scale_rule rule, struct tkv_coded *out);
 
 /* m[dim] = a coded mean in the rotated domain; returns m, or NULL if it is zero or the
  * codec has none. */
 const float *tkv_load_mean(const struct tkv_coder *c, const struct tkv_kernels *kn,
                            enum tkv_side side, const void *mean, float *m);
 
-/* dst[dim] = src as halves, finite ones saturated at 65504: what f16 stores. */
-void tkv_saturate(const struct tkv_kernels *kn, uint16_t *dst, const float *src, size_t dim);
+/* dst[n] = src as halves, finite ones saturated at 65504, at any address; n <= TKV_MAX_HEAD_DIM. */
+void tkv_saturate(const struct tkv_kernels *kn, void *dst, const float *src, size_t n);
 
 /* Halves in a block, which may lie at any address. */
 static inline uint16_t tkv_load_half(const uint8_t *halves, size_t i)

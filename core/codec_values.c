@@ -1,16 +1,15 @@
 /* Value blocks: coordinates across the lanes, four tokens in a word. */
 #include "core/codec_priv.h"
 
-/* Place t of a block that is still zero there. */
-static void put_token(const struct tkv_coder *c, uint8_t *block, size_t t,
+/* Places t .. t + 3 of a block that is still zero there. */
+static void put_codes(const struct tkv_coder *c, uint8_t *block, size_t t,
                       const struct tkv_coded *v)
 {
     for (uint32_t i = 0; i < c->n_sections; i++) {
         const struct tkv_section *s = &c->section[i];
 
-        tkv_value_put(block + s->v_offset, s->n, s->w, t, v->codes + s->first);
+        tkv_value_put4(block + s->v_offset, s->n, s->w, t, v->codes + s->first, sizeof(*v));
     }
-    tkv_store_half(block, t, v->scale);
 }
 
 static void get_token(const struct tkv_coder *c, const uint8_t *block, size_t t,
@@ -21,7 +20,7 @@ static void get_token(const struct tkv_coder *c, const uint8_t *block, size_t t,
 
         tkv_value_get(v->codes + s->first, block + s->v_offset, s->n, s->w, t);
     }
-    v->scale = tkv_load_half(block, t);
+    v->scale = tkv_f16_to_f32(tkv_load_half(block, t));
 }
 
 void tkv_put_value_mean(const struct tkv_coder *c, void *block, const void *mean)
@@ -33,23 +32,24 @@ void tkv_put_value_mean(const struct tkv_coder *c, void *block, const void *mean
 void tkv_encode_values(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *mean,
                        const float *x, size_t n, void *block)
 {
+    struct tkv_coded v[TKV_CODED_TOKENS];
+    float scale[TKV_BLOCK_TOKENS] = {0};
     float rotated[TKV_MAX_HEAD_DIM];
-    uint16_t row[TKV_MAX_HEAD_DIM];
     const float *m;
-    struct tkv_coded v;
 
     memset(block, 0, c->v_block_bytes);
-    for (size_t t = 0; !c->codec->rotated && t < n; t++) {
-        tkv_saturate(kn, row, x + t * c->dim, c->dim);
-        memcpy((uint8_t *)block + t * c->dim * sizeof(*row), row, c->dim * sizeof(*row));
-    }
+    for (size_t t = 0; !c->codec->rotated && t < n; t++)
+        tkv_saturate(kn, (uint8_t *)block + t * c->dim * 2, x + t * c->dim, c->dim);
     if (!c->codec->rotated)
         return;
     m = tkv_load_mean(c, kn, TKV_VALUES, mean, rotated);
-    for (size_t t = 0; t < n; t++) {
-        tkv_code_vector(c, kn, x + t * c->dim, m, TKV_SCALE_LEAST_SQUARES, &v);
-        put_token(c, block, t, &v);
+    for (size_t t = 0; t < n; t += TKV_CODED_TOKENS) {
+        tkv_code_vectors(c, kn, x + t * c->dim, n - t, m, TKV_SCALE_LEAST_SQUARES, v);
+        put_codes(c, block, t, v);
+        for (size_t i = 0; i < TKV_CODED_TOKENS; i++)
+            scale[t + i] = v[i].scale;
     }
+    tkv_saturate(kn, block, scale, TKV_BLOCK_TOKENS);
     tkv_put_value_mean(c, block, mean);
 }
 
@@ -95,7 +95,7 @@ void tkv_decode_value(const struct tkv_coder *c, const struct tkv_kernels *kn, c
     for (uint32_t i = 0; i < c->n_sections; i++) {
         const struct tkv_section *s = &c->section[i];
 
-        kn->lookup(x + s->first, v.codes + s->first, s->n, s->lut, tkv_f16_to_f32(v.scale));
+        kn->lookup(x + s->first, v.codes + s->first, s->n, s->lut, v.scale);
     }
     if (tkv_load_mean(c, kn, TKV_VALUES, from + tkv_v_mean_at(), mean))
         for (uint32_t j = 0; j < c->dim; j++)

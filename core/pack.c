@@ -35,23 +35,42 @@ static void add_to_word(uint8_t *p, uint32_t bits)
     memcpy(p, &bits, sizeof(bits));
 }
 
-/* Four codes at a time: byte b of a word is code b, as it is in a field. */
+static uint64_t load_eight(const uint8_t *p)
+{
+    uint64_t x;
+
+    memcpy(&x, p, sizeof(x));
+    return x;
+}
+
+/* Bits low .. low + b - 1 of the codes of a unit, in fields of b bits. Byte i of eight codes is that
+ * of code i, and the second four have to come one field higher. */
+INLINE uint32_t fields_of(const uint8_t *codes, const unsigned w, const unsigned b,
+                          const unsigned low)
+{
+    const uint64_t mask = ((1u << b) - 1) * UINT64_C(0x0101010101010101);
+    const uint64_t first = load_eight(codes) >> low & mask;
+    uint32_t word = (uint32_t)(first | first >> (32 - b));
+
+    if (tkv_unit_fields(w) == 4) {
+        const uint64_t second = load_eight(codes + 8) >> low & mask;
+
+        word |= (uint32_t)(second | second >> (32 - b)) << 2 * b;
+    }
+    return word;
+}
+
+/* Into a lane that nobody has put yet; the row of bits is the other side's too. */
 INLINE void put_unit(uint8_t *lane, const unsigned w, unsigned side, const uint8_t *codes)
 {
-    const unsigned b = low_bits(w);
-    const uint32_t mask = ((1u << b) - 1) * 0x01010101u;
-    uint32_t row = 0, bits = 0;
+    if (w >= 2) {
+        const uint32_t row = fields_of(codes, w, low_bits(w), 0);
 
-    for (unsigned f = 0; f < tkv_unit_fields(w); f++) {
-        const uint32_t four = load_word(codes + 4 * (size_t)f);
-
-        row |= (four & mask) << (b * f);
-        bits |= (four >> b & 0x01010101u) << (4 * side + f);
+        memcpy(lane + side * ROW_BYTES, &row, sizeof(row));
     }
-    if (b)
-        add_to_word(lane + side * ROW_BYTES, row);
     if (w % 2)
-        add_to_word(lane + bits_row(w) * ROW_BYTES, bits);
+        add_to_word(lane + bits_row(w) * ROW_BYTES, fields_of(codes, w, 1, low_bits(w))
+                                                        << 4 * side);
 }
 
 static void get_unit(uint8_t *codes, unsigned w, unsigned side, const uint8_t *lane)
@@ -92,6 +111,24 @@ void tkv_key_put(uint8_t *section, size_t n, unsigned w, size_t t, const uint8_t
     case 2: put_units(section, n, 2, t, codes); break;
     case 3: put_units(section, n, 3, t, codes); break;
     default: put_units(section, n, 4, t, codes); break;
+    }
+}
+
+INLINE void put_units4(uint8_t *section, size_t n, const unsigned w, size_t t, const uint8_t *codes,
+                       size_t stride)
+{
+    for (size_t i = 0; i < 4; i++)
+        put_units(section, n, w, t + i, codes + i * stride);
+}
+
+void tkv_key_put4(uint8_t *section, size_t n, unsigned w, size_t t, const uint8_t *codes,
+                  size_t stride)
+{
+    switch (w) {
+    case 1: put_units4(section, n, 1, t, codes, stride); break;
+    case 2: put_units4(section, n, 2, t, codes, stride); break;
+    case 3: put_units4(section, n, 3, t, codes, stride); break;
+    default: put_units4(section, n, 4, t, codes, stride); break;
     }
 }
 
@@ -172,6 +209,99 @@ void tkv_value_put(uint8_t *section, size_t n, unsigned w, size_t t, const uint8
     case 2: put_values(section, n, 2, t, codes); break;
     case 3: put_values(section, n, 3, t, codes); break;
     default: put_values(section, n, 4, t, codes); break;
+    }
+}
+
+typedef uint8_t bytes16 __attribute__((vector_size(16)));
+typedef uint16_t pairs8 __attribute__((vector_size(16)));
+
+/* Bytes b0 of a, b, c, d, then their bytes b1, ... */
+INLINE void store_interleaved(uint8_t *to, const bytes16 *row)
+{
+    for (int half = 0; half < 2; half++) {
+        const bytes16 ab = half ? __builtin_shufflevector(row[0], row[1], 8, 24, 9, 25, 10, 26, 11,
+                                                          27, 12, 28, 13, 29, 14, 30, 15, 31)
+                                : __builtin_shufflevector(row[0], row[1], 0, 16, 1, 17, 2, 18, 3,
+                                                          19, 4, 20, 5, 21, 6, 22, 7, 23);
+        const bytes16 cd = half ? __builtin_shufflevector(row[2], row[3], 8, 24, 9, 25, 10, 26, 11,
+                                                          27, 12, 28, 13, 29, 14, 30, 15, 31)
+                                : __builtin_shufflevector(row[2], row[3], 0, 16, 1, 17, 2, 18, 3,
+                                                          19, 4, 20, 5, 21, 6, 22, 7, 23);
+        const pairs8 low =
+            __builtin_shufflevector((pairs8)ab, (pairs8)cd, 0, 8, 1, 9, 2, 10, 3, 11);
+        const pairs8 high =
+            __builtin_shufflevector((pairs8)ab, (pairs8)cd, 4, 12, 5, 13, 6, 14, 7, 15);
+
+        memcpy(to + 32 * half, &low, sizeof(low));
+        memcpy(to + 32 * half + 16, &high, sizeof(high));
+    }
+}
+
+typedef uint64_t longs2 __attribute__((vector_size(16)));
+
+/* As fields_of, of the 16 lanes of a whole unit of values: code f * 16 + l is field f of lane l. */
+INLINE bytes16 value_fields(const uint8_t *codes, const unsigned w, const unsigned b,
+                            const unsigned low)
+{
+    const longs2 mask = ((1u << b) - 1) * UINT64_C(0x0101010101010101) - (longs2){0};
+    longs2 row = {0};
+
+    for (unsigned f = 0; f < tkv_unit_fields(w); f++) {
+        longs2 code;
+
+        memcpy(&code, codes + 16 * (size_t)f, sizeof(code));
+        row |= (code >> low & mask) << b * f;
+    }
+    return (bytes16)row;
+}
+
+INLINE void put_value_unit4(uint8_t *row, uint8_t *bits, const unsigned w, unsigned side,
+                            const uint8_t *codes, size_t stride)
+{
+    bytes16 rows[4];
+    uint64_t old[8];
+    uint8_t new[64];
+
+    for (size_t i = 0; w >= 2 && i < 4; i++)
+        rows[i] = value_fields(codes + i * stride, w, low_bits(w), 0);
+    if (w >= 2)
+        store_interleaved(row, rows);
+    if (w % 2 == 0)
+        return;
+    for (size_t i = 0; i < 4; i++)
+        rows[i] =
+            (bytes16)((longs2)value_fields(codes + i * stride, w, 1, low_bits(w)) << 4 * side);
+    store_interleaved(new, rows);
+    memcpy(old, bits, sizeof(old));
+    for (size_t i = 0; i < 8; i++)
+        old[i] |= load_eight(new + 8 * i);
+    memcpy(bits, old, sizeof(old));
+}
+
+INLINE void put_values4(uint8_t *section, size_t n, const unsigned w, size_t t,
+                        const uint8_t *codes, size_t stride)
+{
+    const size_t dim = TKV_UNIT_LANES * tkv_unit_fields(w);
+    size_t i = 0;
+
+    for (; i + dim <= n; i += dim) {
+        const struct place p = place_of(t, n - i, w);
+
+        put_value_unit4(section + p.row, section + p.bits, w, p.side, codes + i, stride);
+        section += tkv_value_unit_bytes(TKV_UNIT_LANES, w);
+    }
+    for (size_t j = 0; i < n && j < 4; j++)
+        put_values(section, n - i, w, t + j, codes + i + j * stride);
+}
+
+void tkv_value_put4(uint8_t *section, size_t n, unsigned w, size_t t, const uint8_t *codes,
+                    size_t stride)
+{
+    switch (w) {
+    case 1: put_values4(section, n, 1, t, codes, stride); break;
+    case 2: put_values4(section, n, 2, t, codes, stride); break;
+    case 3: put_values4(section, n, 3, t, codes, stride); break;
+    default: put_values4(section, n, 4, t, codes, stride); break;
     }
 }
 

@@ -96,4 +96,11 @@ void tkv_key_get(uint8_t *codes, const uint8_t *section, size_t n, unsigned w, s
 void tkv_value_put(uint8_t *section, size_t n, unsigned w, size_t t, const uint8_t *codes);
 void tkv_value_get(uint8_t *codes, const uint8_t *section, size_t n, unsigned w, size_t t);
 
+/* put for tokens t .. t + 3, t a multiple of 4, whose codes are `stride` bytes apart and 0 where
+ * there is no token. */
+void tkv_key_put4(uint8_t *section, size_t n, unsigned w, size_t t, const uint8_t *codes,
+                  size_t stride);
+void tkv_value_put4(uint8_t *section, size_t n, unsigned w, size_t t, const uint8_t *codes,
+                    size_t stride);
+
 #endif /* TKV_CORE_PACK_H */
