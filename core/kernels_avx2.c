@@ -67,6 +67,11 @@ static inline vec lookup_vec(const struct table *t, __m256i index)
                             _mm256_permutevar8x32_ps(t->high, index), choose);
 }
 
+static inline __m256i count_below(__m256i n, vec a, vec b)
+{
+    return _mm256_sub_epi32(n, _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_LE_OS)));
+}
+
 static inline vec larger(vec a, vec b)
 {
     return _mm256_max_ps(a, b);

@@ -57,6 +57,11 @@ static inline vec lookup_vec(const struct table *t, __m512i index)
     return _mm512_permutexvar_ps(index, t->entry);
 }
 
+static inline __m512i count_below(__m512i n, vec a, vec b)
+{
+    return _mm512_mask_add_epi32(n, _mm512_cmp_ps_mask(a, b, _CMP_LE_OS), n, _mm512_set1_epi32(1));
+}
+
 static inline vec larger(vec a, vec b)
 {
     return _mm512_max_ps(a, b);

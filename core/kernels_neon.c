@@ -48,6 +48,11 @@ static inline vec lookup_vec(const struct table *t, uint32x4_t index)
     return vreinterpretq_f32_u8(vqtbl4q_u8(t->bytes, vreinterpretq_u8_u32(bytes)));
 }
 
+static inline uint32x4_t count_below(uint32x4_t n, vec a, vec b)
+{
+    return vsubq_u32(n, vcleq_f32(a, b));
+}
+
 static inline vec larger(vec a, vec b)
 {
     return vmaxq_f32(a, b);

@@ -6,6 +6,7 @@
  *   vec, fma_vec(a, b, c), load_part(p, n), store_part(p, v, n)
  *   vec_int, widen(bytes)
  *   struct table, load_table(lut, factor), lookup_vec(table, indices below 16)
+ *   count_below(n, a, b)   n + 1 where a <= b, else n
  *
  * and what core/kernels_codes.h and core/kernels_picks.h want. It defines the half conversions itself. "Part" functions
  * touch the first n < LANES floats only; the lanes beyond are 0.
@@ -253,7 +254,7 @@ INLINE vec_u32 cells_of(vec t, const struct table *edge, const unsigned w)
 
     UNROLL
     for (unsigned level = 0; level < w; level++)
-        node = node + node - (vec_u32)(lookup_vec(edge, (vec_int)node) <= t);
+        node = (vec_u32)count_below((vec_int)(node + node), lookup_vec(edge, (vec_int)node), t);
     return node - (1u << w);
 }
 
@@ -271,9 +272,12 @@ INLINE void quantise_all(uint8_t *codes, const float *x, size_t n, const float *
                          const unsigned w, float scale)
 {
     const struct table tree = load_table(edge, 1);
+    size_t i = 0;
 
-    for (size_t i = 0; i < n; i += LANES)
-        store_codes(codes + i, cells_of(load_n(x + i, n - i) * scale, &tree, w), n - i);
+    for (; i + LANES <= n; i += LANES)
+        store_codes(codes + i, cells_of(load(x + i) * scale, &tree, w), LANES);
+    if (i < n)
+        store_codes(codes + i, cells_of(load_part(x + i, n - i) * scale, &tree, w), n - i);
 }
 
 void KERNEL(quantise)(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
