@@ -82,6 +82,25 @@ static void fill_tree(float *tree, unsigned node, const float *edge, unsigned lo
     fill_tree(tree, 2 * node + 1, edge, middle + 1, high);
 }
 
+/* Pre-scales tried, in the order of how often they win. */
+static const float prescales[TKV_N_TRIALS] = {1.0f,  0.93f, 1.07f, 0.86f,
+                                              1.15f, 0.79f, 1.24f, 1.34f};
+/* Magnitudes are tried in these parts of the unit, and have a level for every two. */
+#define TRIAL_UNITS 32.0f
+
+static void fill_trials(struct tkv_section *s)
+{
+    for (unsigned f = 0; f < TKV_N_TRIALS; f++)
+        for (unsigned i = 0; i < 64; i++) {
+            const float t = (2 * (float)i + 0.5f) / TRIAL_UNITS / prescales[f];
+            unsigned node = 1;
+
+            for (unsigned level = 0; level < s->w; level++)
+                node = 2 * node + (s->edge[node] <= t);
+            s->trial[f][i] = (uint8_t)s->level[node - (1u << s->w)];
+        }
+}
+
 static void fill_tables(struct tkv_section *s, uint32_t dim)
 {
     const unsigned n = 1u << s->w, half = n / 2;
@@ -106,6 +125,7 @@ static void fill_tables(struct tkv_section *s, uint32_t dim)
     for (unsigned i = 0; i + 1 < n; i++)
         edge[i] = (s->lut[i] + s->lut[i + 1]) / 2;
     fill_tree(s->edge, 1, edge, 0, n - 1);
+    fill_trials(s);
 }
 
 /* The next section of n coordinates of w bits. */
@@ -265,34 +285,44 @@ static void fit_codes(const struct tkv_section *s, uint32_t n_sections,
     }
 }
 
-/* Pre-scales tried, in the order of how often they win. */
-static const float prescales[] = {1.0f, 0.93f, 1.07f, 0.86f, 1.15f, 0.79f, 1.24f};
-enum { N_PRESCALES = sizeof(prescales) / sizeof(prescales[0]) };
+typedef float trials __attribute__((vector_size(4 * TKV_N_TRIALS)));
+typedef int32_t trial_ints __attribute__((vector_size(4 * TKV_N_TRIALS)));
 
-/*
- * The codes with the largest <y, v>^2 / <v, v>: they leave |y|^2 less that. The scale is
- * <y, v> / <v, v> or norm / |v|. All trials are done before any is judged: a processor that
- * guesses wrong which is best would lose the work on the next.
- */
+/* The pre-scale whose codes have the largest <y, v>^2 / <v, v>: they leave |y|^2 less that. It is
+ * found on rounded magnitudes. */
+static size_t best_prescale(const struct tkv_section *s, uint32_t n_sections,
+                            const struct tkv_kernels *kn, const float *y, float unit)
+{
+    trials product = {0}, square = {0}, gain;
+    size_t best = 0;
+
+    for (uint32_t i = 0; i < n_sections; i++, s++) {
+        trial_ints sums[2];
+
+        kn->try_scales((int32_t(*)[TKV_N_TRIALS])sums, y + s->first, s->n, TRIAL_UNITS / unit,
+                       s->trial);
+        product += s->alpha * __builtin_convertvector(sums[0], trials);
+        square += s->alpha * s->alpha * __builtin_convertvector(sums[1], trials);
+    }
+    gain = product * product / square;
+    for (size_t i = 1; i < TKV_N_TRIALS; i++)
+        best = gain[i] > gain[best] ? i : best;
+    return best;
+}
+
+/* Codes with the best of the pre-scales; the scale is <y, v> / <v, v> or norm / |v|. */
 static float search(const struct tkv_section *s, uint32_t n_sections, const struct tkv_kernels *kn,
                     const float *y, uint32_t dim, float norm, enum tkv_scale_rule rule,
                     uint8_t *codes)
 {
     const float unit = norm / sqrtf((float)dim);
-    uint8_t trial[N_PRESCALES][TKV_MAX_HEAD_DIM];
-    float fit[N_PRESCALES][2], gain[N_PRESCALES];
-    size_t best = 0;
+    const size_t best = best_prescale(s, n_sections, kn, y, unit);
+    float fit[2];
 
-    for (size_t i = 0; i < N_PRESCALES; i++)
-        fit_codes(s, n_sections, kn, y, unit * prescales[i], trial[i], fit[i]);
-    for (size_t i = 0; i < N_PRESCALES; i++) {
-        gain[i] = fit[i][0] * fit[i][0] / fit[i][1];
-        best = gain[i] > gain[best] ? i : best;
-    }
-    memcpy(codes, trial[best], dim);
+    fit_codes(s, n_sections, kn, y, unit * prescales[best], codes, fit);
     if (rule == TKV_SCALE_LENGTH)
-        return norm / sqrtf(fit[best][1]);
-    return fit[best][0] / fit[best][1];
+        return norm / sqrtf(fit[1]);
+    return fit[0] / fit[1];
 }
 
 static void code_plain(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *y,

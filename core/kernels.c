@@ -15,6 +15,7 @@ void tkv_kernels_init(struct tkv_kernels *k, unsigned cpu)
     if ((cpu & TKV_CPU_AVX512) && (cpu & TKV_CPU_VNNI)) {
         k->code_dots = tkv_code_dots_vnni;
         k->code_sums = tkv_code_sums_vnni;
+        k->try_scales = tkv_try_scales_vnni;
     }
 #elif defined(__aarch64__)
     if (cpu & TKV_CPU_NEON)
@@ -22,6 +23,7 @@ void tkv_kernels_init(struct tkv_kernels *k, unsigned cpu)
     if ((cpu & TKV_CPU_NEON) && (cpu & TKV_CPU_DOTPROD)) {
         k->code_dots = tkv_code_dots_dotprod;
         k->code_sums = tkv_code_sums_dotprod;
+        k->try_scales = tkv_try_scales_dotprod;
     }
 #else
     (void)cpu;

@@ -56,6 +56,8 @@ struct tkv_codes_at {
     unsigned w;
 };
 
+enum { TKV_N_TRIALS = 8 };
+
 struct tkv_kernels {
     /* y[n] = the Walsh-Hadamard transform, unnormalised, of x[i] * factor[i], or of x if factor is
      * NULL; n is a power of two, 1 <= n <= 1024; y may be x. Exact. */
@@ -84,6 +86,15 @@ struct tkv_kernels {
      * fit[1] = sum of level^2, in the order of norm2. Exact. */
     void (*fit)(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
                 float scale, const float *level, float *fit);
+
+    /*
+     * How TKV_N_TRIALS ways to code x[n], n <= TKV_MAX_HEAD_DIM, would fit: with m = |x[i]| * scale
+     * rounded to a whole number (halves up) and 127 at most, sums[0][t] = sum of
+     * m * level[t][m / 2] and sums[1][t] = sum of level[t][m / 2]^2, levels 0..63.
+     * |x[i]| * scale < 2^30. Exact.
+     */
+    void (*try_scales)(int32_t (*sums)[TKV_N_TRIALS], const float *x, size_t n, float scale,
+                       const uint8_t (*level)[64]);
 
     /* dst[i] = lut[codes[i]] * scale for n one-byte codes below 16 and lut[16]. Exact. */
     void (*lookup)(float *dst, const uint8_t *codes, size_t n, const float *lut, float scale);

@@ -91,6 +91,30 @@ void tkv_fit_c(uint8_t *codes, const float *x, size_t n, const float *edge, unsi
     fit[1] = tkv_fold16(square);
 }
 
+void tkv_try_scales_c(int32_t (*sums)[TKV_N_TRIALS], const float *x, size_t n, float scale,
+                      const uint8_t (*level)[64])
+{
+    uint8_t m[TKV_MAX_HEAD_DIM];
+
+    for (size_t i = 0; i < n; i++) {
+        const float size = fabsf(x[i]) * scale + 0.5f;
+
+        m[i] = size < 127 ? (uint8_t)size : 127;
+    }
+    for (size_t t = 0; t < TKV_N_TRIALS; t++) {
+        int32_t product = 0, square = 0;
+
+        for (size_t i = 0; i < n; i++) {
+            const int32_t v = level[t][m[i] / 2];
+
+            product += m[i] * v;
+            square += v * v;
+        }
+        sums[0][t] = product;
+        sums[1][t] = square;
+    }
+}
+
 void tkv_lookup_c(float *dst, const uint8_t *codes, size_t n, const float *lut, float scale)
 {
     for (size_t i = 0; i < n; i++)

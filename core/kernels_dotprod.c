@@ -14,4 +14,6 @@ static inline int32x4_t dot4(int32x4_t sum, uint32x4_t a, uint32x4_t b)
 }
 
 #include "core/kernels_codes.h"
+
+#include "core/kernels_trials.h"
 #endif

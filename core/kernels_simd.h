@@ -8,7 +8,7 @@
  *   struct table, load_table(lut, factor), lookup_vec(table, indices below 16)
  *   count_below(n, a, b)   n + 1 where a <= b, else n
  *
- * and what core/kernels_codes.h and core/kernels_picks.h want. It defines the half conversions itself. "Part" functions
+ * and what core/kernels_codes.h, core/kernels_picks.h and core/kernels_trials.h want. It defines the half conversions itself. "Part" functions
  * touch the first n < LANES floats only; the lanes beyond are 0.
  */
 #ifndef TKV_CORE_KERNELS_SIMD_H
@@ -489,5 +489,6 @@ float KERNEL(weigh)(uint8_t *high, uint8_t *low, const float *x, size_t stride, 
 #include "core/kernels_picks.h"
 #include "core/kernels_scores.h"
 #include "core/kernels_tiles.h"
+#include "core/kernels_trials.h"
 
 #endif /* TKV_CORE_KERNELS_SIMD_H */

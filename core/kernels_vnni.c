@@ -51,5 +51,21 @@ static inline sums dot4(sums sum, words a, words b)
     return (sums)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
 }
 
+struct indices {
+    words all;
+};
+
+static inline struct indices split_indices(words index)
+{
+    return (struct indices){index};
+}
+
+static inline words lookup_64(const uint8_t *table, const struct indices *at)
+{
+    return (words)_mm512_permutexvar_epi8((__m512i)at->all, _mm512_loadu_si512(table));
+}
+
 #include "core/kernels_codes.h"
+
+#include "core/kernels_trials.h"
 #endif

@@ -47,4 +47,18 @@ static inline uint32x4_t lookup_levels(const struct levels *t, uint32x4_t bytes)
     return vreinterpretq_u32_s8(vqtbl1q_s8(t->entry, vreinterpretq_u8_u32(bytes)));
 }
 
+struct indices {
+    uint8x16_t all;
+};
+
+static inline struct indices split_indices(uint32x4_t index)
+{
+    return (struct indices){vreinterpretq_u8_u32(index)};
+}
+
+static inline uint32x4_t lookup_64(const uint8_t *table, const struct indices *at)
+{
+    return vreinterpretq_u32_u8(vqtbl4q_u8(vld1q_u8_x4(table), at->all));
+}
+
 #endif /* TKV_CORE_NEON_CODES_H */

@@ -48,7 +48,7 @@ static unsigned check_changed(const struct tkv_kernels *before, const struct tkv
     return n;
 }
 
-/* What an instruction set brings: a variant of every kernel, or the two of a dot product
+/* What an instruction set brings: a variant of every kernel, or the three of a dot product
  * instruction. A lesser number is a silent fallback. */
 static void test_variants(void **state)
 {
@@ -62,7 +62,7 @@ static void test_variants(void **state)
     tkv_kernels_init(&before, 0);
     for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
         const bool partial = flags[i] == TKV_CPU_VNNI || flags[i] == TKV_CPU_DOTPROD;
-        const unsigned expected = partial ? 2 : N_KERNEL_CASES;
+        const unsigned expected = partial ? 3 : N_KERNEL_CASES;
         char isa[32];
 
         if (!(cpu & flags[i]) || (partial && !(cpu & (TKV_CPU_AVX512 | TKV_CPU_NEON))))
@@ -138,6 +138,15 @@ static void wrong_fit(uint8_t *codes, const float *x, size_t n, const float *edg
     fit[0] = 0;
     for (size_t i = 0; i < n; i++)
         fit[0] += x[i] * level[codes[i]];
+}
+
+/* Counts the zeros that fill the last vector. */
+static void wrong_try_scales(int32_t (*sums)[TKV_N_TRIALS], const float *x, size_t n, float scale,
+                             const uint8_t (*level)[64])
+{
+    reference.try_scales(sums, x, n, scale, level);
+    for (size_t t = 0; t < TKV_N_TRIALS; t++)
+        sums[1][t] += (int32_t)(-n % 64) * level[t][0] * level[t][0];
 }
 
 /* Writes one element too many. */
@@ -303,6 +312,7 @@ static void test_wrong_kernels_are_noticed(void **state)
         .quantise = wrong_quantise,
         .lookup = wrong_lookup,
         .fit = wrong_fit,
+        .try_scales = wrong_try_scales,
         .key_tile = wrong_key_tile,
         .value_rows = wrong_value_rows,
         .code_dots = wrong_code_dots,

@@ -180,6 +180,32 @@ static void check_fit(struct kernel_run *run)
     }
 }
 
+/* Levels of every kind, most of the magnitudes within reach, some exactly between two. */
+static void check_try_scales(struct kernel_run *run)
+{
+    for (unsigned i = 0; i < 2 * N_SIZES; i++) {
+        const size_t n = size_of(i / 2);
+        float *x = kernel_floats(run, n, i);
+        uint8_t *level = kernel_bytes(run, 64 * TKV_N_TRIALS, i, 63);
+        int32_t sums[2][2][TKV_N_TRIALS];
+        float largest = 1e-20f;
+
+        for (size_t j = 0; j < n; j++) {
+            largest = fmaxf(largest, fabsf(x[j]));
+            if (j % 7 == 3)
+                x[j] = (float)(j % 256) * 0.5f * largest;
+        }
+        for (float scale = 1e9f / 512 / largest; scale * largest > 0.01f; scale /= 3.7f) {
+            run->ref.try_scales(sums[0], x, n, scale, (const uint8_t(*)[64])level);
+            run->now.try_scales(sums[1], x, n, scale, (const uint8_t(*)[64])level);
+            kernel_expect(run, kernel_same(sums[0], sums[1], sizeof(sums[0])), "try_scales n=%zu",
+                          n);
+        }
+        guard_free(x, n * sizeof(*x));
+        guard_free(level, 64 * TKV_N_TRIALS);
+    }
+}
+
 static void check_lookup(struct kernel_run *run)
 {
     for (unsigned i = 0; i < N_SIZES; i++) {
@@ -309,7 +335,7 @@ const struct kernel_case kernel_cases[N_KERNEL_CASES] = {
     CASE(quantise),  CASE(fit),         CASE(lookup),      CASE(key_tile),    CASE(value_rows),
     CASE(logits),    CASE(accumulate),  CASE(exp_sum),     CASE(code_dots),   CASE(scale_dots),
     CASE(weigh),     CASE(code_sums),   CASE(moments),     CASE(fold_scores), CASE(count_from),
-    CASE(pick_keys), CASE(pick_values), CASE(pick_halves),
+    CASE(pick_keys), CASE(pick_values), CASE(pick_halves), CASE(try_scales),
 };
 
 _Static_assert(sizeof(struct tkv_kernels) == N_KERNEL_CASES * sizeof(void (*)(void)),
