@@ -289,12 +289,15 @@ typedef float trials __attribute__((vector_size(4 * TKV_N_TRIALS)));
 typedef int32_t trial_ints __attribute__((vector_size(4 * TKV_N_TRIALS)));
 
 /* The pre-scale whose codes have the largest <y, v>^2 / <v, v>: they leave |y|^2 less that. It is
- * found on rounded magnitudes. */
+ * found on rounded magnitudes, and compared as integers whose last bits say which: a processor
+ * that guessed at a branch here would guess wrong. */
 static size_t best_prescale(const struct tkv_section *s, uint32_t n_sections,
                             const struct tkv_kernels *kn, const float *y, float unit)
 {
+    static const trial_ints last_first = {7, 6, 5, 4, 3, 2, 1, 0};
     trials product = {0}, square = {0}, gain;
-    size_t best = 0;
+    trial_ints order;
+    int32_t most = 0;
 
     for (uint32_t i = 0; i < n_sections; i++, s++) {
         trial_ints sums[2];
@@ -305,17 +308,17 @@ static size_t best_prescale(const struct tkv_section *s, uint32_t n_sections,
         square += s->alpha * s->alpha * __builtin_convertvector(sums[1], trials);
     }
     gain = product * product / square;
-    for (size_t i = 1; i < TKV_N_TRIALS; i++)
-        best = gain[i] > gain[best] ? i : best;
-    return best;
+    order = ((trial_ints)gain & -TKV_N_TRIALS) + last_first;
+    for (size_t i = 0; i < TKV_N_TRIALS; i++)
+        most = order[i] > most ? order[i] : most;
+    return TKV_N_TRIALS - 1 - (size_t)(most % TKV_N_TRIALS);
 }
 
 /* Codes with the best of the pre-scales; the scale is <y, v> / <v, v> or norm / |v|. */
 static float search(const struct tkv_section *s, uint32_t n_sections, const struct tkv_kernels *kn,
-                    const float *y, uint32_t dim, float norm, enum tkv_scale_rule rule,
+                    const float *y, float norm, float unit, enum tkv_scale_rule rule,
                     uint8_t *codes)
 {
-    const float unit = norm / sqrtf((float)dim);
     const size_t best = best_prescale(s, n_sections, kn, y, unit);
     float fit[2];
 
@@ -390,7 +393,7 @@ static void code_vector(const struct tkv_coder *c, const struct tkv_kernels *kn,
     float scale = norm * c->rotation.scale;
 
     if (c->codec->best && norm > 0)
-        scale = search(c->section, c->n_sections, kn, y, c->dim, norm, rule, out->codes);
+        scale = search(c->section, c->n_sections, kn, y, norm, scale, rule, out->codes);
     else
         code_plain(c, kn, y, scale, out->codes);
     out->scale = exponent ? ldexpf(scale, exponent) : scale;
@@ -463,6 +466,44 @@ static void get_plane(uint8_t *codes, const uint8_t *plane, size_t n, unsigned b
     }
 }
 
+static floats4 load4(const float *x)
+{
+    floats4 v;
+
+    memcpy(&v, x, sizeof(v));
+    return v;
+}
+
+/* sum[dim] += factor * each of x[4][dim], in order. */
+static void add_four_rows(float *sum, const float *x, uint32_t dim, float factor)
+{
+    uint32_t j = 0;
+
+    for (; j + 4 <= dim; j += 4) {
+        const float *at = x + j;
+        floats4 s = load4(sum + j) + load4(at) * factor;
+
+        s = s + load4(at + dim) * factor;
+        s = s + load4(at + 2 * (size_t)dim) * factor;
+        s = s + load4(at + 3 * (size_t)dim) * factor;
+        memcpy(sum + j, &s, sizeof(s));
+    }
+    for (; j < dim; j++)
+        for (size_t t = 0; t < 4; t++)
+            sum[j] += x[t * dim + j] * factor;
+}
+
+static void add_rows(float *sum, const float *x, size_t n, uint32_t dim, float factor)
+{
+    size_t t = 0;
+
+    for (; t + 4 <= n; t += 4)
+        add_four_rows(sum, x + t * dim, dim, factor);
+    for (; t < n; t++)
+        for (uint32_t j = 0; j < dim; j++)
+            sum[j] += x[t * dim + j] * factor;
+}
+
 void tkv_code_mean(const struct tkv_coder *c, const struct tkv_kernels *kn, enum tkv_side side,
                    const float *x, size_t n, void *mean)
 {
@@ -475,12 +516,10 @@ void tkv_code_mean(const struct tkv_coder *c, const struct tkv_kernels *kn, enum
 
     if (c->mean_bytes[side] == 0)
         return;
-    for (size_t t = 0; t < n; t++)
-        for (uint32_t j = 0; j < c->dim; j++)
-            sum[j] += x[t * c->dim + j] / (float)n;
+    add_rows(sum, x, n, c->dim, 1 / (float)n);
     norm = residual_of(c, kn, sum, NULL, y, &exponent);
     if (norm > 0)
-        scale = search(s, 1, kn, y, c->dim, norm, TKV_SCALE_LEAST_SQUARES, codes);
+        scale = search(s, 1, kn, y, norm, norm * c->rotation.scale, TKV_SCALE_LEAST_SQUARES, codes);
     memset(to, 0, c->mean_bytes[side]);
     tkv_store_half(to, 0, saturated(ldexpf(scale, exponent)));
     if (s->w == 4) {

@@ -220,15 +220,21 @@ INLINE float fold_sums(const vec *sum)
 float KERNEL(norm2)(const float *x, size_t n)
 {
     vec sum[16 / LANES] = {{0}};
+    size_t i = 0;
 
-    for (size_t i = 0; i < n; i += 16) {
+    for (; i + 16 <= n; i += 16)
         UNROLL
-        for (size_t v = 0; v < 16 / LANES; v++) {
-            const size_t at = i + v * LANES;
-            const vec a = at < n ? load_n(x + at, n - at) : (vec){0};
+    for (size_t v = 0; v < 16 / LANES; v++) {
+        const vec a = load(x + i + v * LANES);
 
-            sum[v] += a * a;
-        }
+        sum[v] += a * a;
+    }
+    UNROLL
+    for (size_t v = 0; v < 16 / LANES; v++) {
+        const size_t at = i + v * LANES;
+        const vec a = at < n ? load_n(x + at, n - at) : (vec){0};
+
+        sum[v] += a * a;
     }
     return fold_sums(sum);
 }
@@ -291,15 +297,22 @@ void KERNEL(quantise)(uint8_t *codes, const float *x, size_t n, const float *edg
     }
 }
 
-/* Lanes from n on: their x is 0, but their level is not. */
-INLINE vec keep_head(vec v, size_t n)
+/* The codes of up to LANES floats, and their part of the sums. */
+INLINE void fit_vec(uint8_t *codes, vec x, size_t left, const struct table *tree,
+                    const struct table *levels, const unsigned w, float scale, vec *product,
+                    vec *square)
 {
+    const vec_u32 code = cells_of(x * scale, tree, w);
+    vec y = lookup_vec(levels, (vec_int)code);
     float s[LANES];
 
-    if (n >= LANES)
-        return v;
-    store(s, v);
-    return load_part(s, n);
+    store_codes(codes, code, left);
+    if (left < LANES) { /* beyond them x is 0, but its level is not */
+        store(s, y);
+        y = load_part(s, left);
+    }
+    *product += x * y;
+    *square += y * y;
 }
 
 INLINE void fit_all(uint8_t *codes, const float *x, size_t n, const float *edge, const unsigned w,
@@ -307,19 +320,20 @@ INLINE void fit_all(uint8_t *codes, const float *x, size_t n, const float *edge,
 {
     const struct table tree = load_table(edge, 1), levels = load_table(level, 1);
     vec product[16 / LANES] = {{0}}, square[16 / LANES] = {{0}};
+    size_t i = 0;
 
-    for (size_t i = 0; i < n; i += 16) {
+    for (; i + 16 <= n; i += 16)
         UNROLL
-        for (size_t v = 0; v < 16 / LANES; v++) {
-            const size_t at = i + v * LANES, left = at < n ? n - at : 0;
-            const vec a = left ? load_n(x + at, left) : (vec){0};
-            const vec_u32 code = cells_of(a * scale, &tree, w);
-            const vec y = keep_head(lookup_vec(&levels, (vec_int)code), left);
+    for (size_t v = 0; v < 16 / LANES; v++)
+        fit_vec(codes + i + v * LANES, load(x + i + v * LANES), LANES, &tree, &levels, w, scale,
+                &product[v], &square[v]);
+    UNROLL
+    for (size_t v = 0; v < 16 / LANES; v++) {
+        const size_t at = i + v * LANES;
 
-            store_codes(codes + at, code, left);
-            product[v] += a * y;
-            square[v] += y * y;
-        }
+        if (at < n)
+            fit_vec(codes + at, load_n(x + at, n - at), n - at, &tree, &levels, w, scale,
+                    &product[v], &square[v]);
     }
     fit[0] = fold_sums(product);
     fit[1] = fold_sums(square);

@@ -105,7 +105,7 @@ void KERNEL(try_scales)(int32_t (*totals)[TKV_N_TRIALS], const float *x, size_t 
     for (size_t t = 0; t < TKV_N_TRIALS; t++)
         try_scale(&sum[t], &sum[TKV_N_TRIALS + t], m, at, n_vecs, level[t]);
     add_up(totals[0], sum);
-    for (size_t t = 0; t < TKV_N_TRIALS; t++)
+    for (size_t t = 0; n_zeros && t < TKV_N_TRIALS; t++)
         totals[1][t] -= (int32_t)n_zeros * level[t][0] * level[t][0];
 }
 
