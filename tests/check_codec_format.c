@@ -74,38 +74,38 @@ static void test_same_bytes_everywhere(void **state)
          }},
         {"tq2",
          {
-             UINT64_C(0xc2e0974af950a9ff),
-             UINT64_C(0xe18f7b0134f0bf8b),
-             UINT64_C(0x4e084bb712933c46),
-             UINT64_C(0x8458c707a7b1b867),
+             UINT64_C(0x8fefc89de509937b),
+             UINT64_C(0x640328d96a60b1cd),
+             UINT64_C(0xcd63d75758e5ea1b),
+             UINT64_C(0xbe69b4b06c99778d),
          }},
         {"tq2.5",
          {
-             UINT64_C(0x94bbe6b20f727ad2),
-             UINT64_C(0x54bdeea2a67aa621),
-             UINT64_C(0x1547ac732cb8c7ae),
-             UINT64_C(0x1c82c9f7670ddec6),
+             UINT64_C(0x5d95aecbd6d86844),
+             UINT64_C(0x29aaba020c3f7575),
+             UINT64_C(0x8cd272a5795658a6),
+             UINT64_C(0x12b8517b177d21a4),
          }},
         {"tq3",
          {
-             UINT64_C(0x239743434130d8fd),
-             UINT64_C(0xcf10454520a5daca),
-             UINT64_C(0x0a4852ea1813efc7),
-             UINT64_C(0x4c2aa8137fe94fd4),
+             UINT64_C(0xbbe4d1179db1e458),
+             UINT64_C(0x56668982ec1dbce0),
+             UINT64_C(0x9c625d3b3875aab5),
+             UINT64_C(0x51ba92b42a8556e4),
          }},
         {"tq3.5",
          {
-             UINT64_C(0x08b4a3f057fcc764),
-             UINT64_C(0x2cf517a8b9581cd6),
-             UINT64_C(0xeedaad3b4e0e4e07),
-             UINT64_C(0x209e4a8c6d3b4dec),
+             UINT64_C(0x3fdac8121aa586b2),
+             UINT64_C(0x7a1bfaf8102eedf7),
+             UINT64_C(0xecba6af753f74809),
+             UINT64_C(0xa95616313803f77d),
          }},
         {"tq4",
          {
-             UINT64_C(0x3850e330133a37d7),
-             UINT64_C(0x5c9fe42bd0a692c6),
-             UINT64_C(0x1f69ccf68509d2ea),
-             UINT64_C(0x871e3ecbf4737052),
+             UINT64_C(0xf2073c7d0e122bf0),
+             UINT64_C(0x350d110437716f9f),
+             UINT64_C(0xc5a6048b472d1125),
+             UINT64_C(0x803e101137e8a97a),
          }},
         {"tq2-paper",
          {
@@ -164,11 +164,16 @@ static void test_same_bytes_everywhere(void **state)
              UINT64_C(0x7c27a2080cc234b7),
          }},
     };
-    static const unsigned sets[] = {0, TKV_CPU_AVX2, TKV_CPU_AVX512, TKV_CPU_NEON};
+    static const unsigned sets[] = {0,
+                                    TKV_CPU_AVX2,
+                                    TKV_CPU_AVX512,
+                                    TKV_CPU_AVX512 | TKV_CPU_VNNI,
+                                    TKV_CPU_NEON,
+                                    TKV_CPU_NEON | TKV_CPU_DOTPROD};
     const unsigned cpu = tkv_cpu_flags(NULL);
 
     (void)state;
-    for (size_t s = 0; s < 4; s++) {
+    for (size_t s = 0; s < sizeof(sets) / sizeof(sets[0]); s++) {
         struct tkv_kernels kn;
 
         if ((cpu & sets[s]) != sets[s])
