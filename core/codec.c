@@ -402,16 +402,11 @@ static void code_vector(const struct tkv_coder *c, const struct tkv_kernels *kn,
         sketch(c, kn, y, exponent, out);
 }
 
-/* The vectors to come, since reading them takes as long as coding those at hand. */
+/* Vectors to come, since reading them takes as long as coding those at hand. */
 static void prefetch(const float *x, size_t n)
 {
     for (size_t i = 0; i < n; i += 16)
         __builtin_prefetch(x + i);
-}
-
-static size_t group_of(size_t n)
-{
-    return n < TKV_CODED_TOKENS ? n : TKV_CODED_TOKENS;
 }
 
 /* All are rotated before any is coded: a processor then works on one while another waits for its
@@ -419,13 +414,14 @@ static size_t group_of(size_t n)
 void tkv_code_vectors(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
                       size_t n, const float *mean, enum tkv_scale_rule rule, struct tkv_coded *out)
 {
-    const size_t now = group_of(n);
+    const size_t now = n < TKV_CODED_TOKENS ? n : TKV_CODED_TOKENS;
     float y[TKV_CODED_TOKENS][TKV_MAX_HEAD_DIM], norm[TKV_CODED_TOKENS];
     int exponent[TKV_CODED_TOKENS];
 
+    if (n >= 3 * TKV_CODED_TOKENS)
+        prefetch(x + 2 * now * c->dim, now * c->dim);
     for (size_t t = 0; t < now; t++)
         norm[t] = residual_of(c, kn, x + t * c->dim, mean, y[t], &exponent[t]);
-    prefetch(x + now * c->dim, group_of(n - now) * c->dim);
     for (size_t t = 0; t < now; t++)
         code_vector(c, kn, y[t], norm[t], exponent[t], rule, &out[t]);
     memset(out + now, 0, (TKV_CODED_TOKENS - now) * sizeof(*out));

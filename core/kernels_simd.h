@@ -253,14 +253,33 @@ float KERNEL(dot)(const float *a, const float *b, size_t n)
     return add_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-/* Down the search tree: the cells of t among 2^w. */
-INLINE vec_u32 cells_of(vec t, const struct table *edge, const unsigned w)
-{
-    vec_u32 node = (vec_u32){0} + 1;
+/* A search tree, and its first three edges for all lanes. */
+struct tree {
+    struct table edge;
+    vec root, lower, upper;
+};
 
+INLINE struct tree load_tree(const float *edge)
+{
+    return (struct tree){load_table(edge, 1), all(edge[1]), all(edge[2]), all(edge[3])};
+}
+
+INLINE vec_u32 count(vec_u32 n, vec edge, vec t)
+{
+    return (vec_u32)count_below((vec_int)n, edge, t);
+}
+
+/* Down the search tree: the cells of t among 2^w. The first two levels in one, since a step waits
+ * for the one before. */
+INLINE vec_u32 cells_of(vec t, const struct tree *tree, const unsigned w)
+{
+    vec_u32 node = count((vec_u32){0} + (w == 1 ? 2 : 4), tree->root, t);
+
+    if (w >= 2)
+        node = count(count(node, tree->lower, t), tree->upper, t);
     UNROLL
-    for (unsigned level = 0; level < w; level++)
-        node = (vec_u32)count_below((vec_int)(node + node), lookup_vec(edge, (vec_int)node), t);
+    for (unsigned level = 2; level < w; level++)
+        node = count(node + node, lookup_vec(&tree->edge, (vec_int)node), t);
     return node - (1u << w);
 }
 
@@ -277,7 +296,7 @@ INLINE void store_codes(uint8_t *codes, vec_u32 code, size_t left)
 INLINE void quantise_all(uint8_t *codes, const float *x, size_t n, const float *edge,
                          const unsigned w, float scale)
 {
-    const struct table tree = load_table(edge, 1);
+    const struct tree tree = load_tree(edge);
     size_t i = 0;
 
     for (; i + LANES <= n; i += LANES)
@@ -298,7 +317,7 @@ void KERNEL(quantise)(uint8_t *codes, const float *x, size_t n, const float *edg
 }
 
 /* The codes of up to LANES floats, and their part of the sums. */
-INLINE void fit_vec(uint8_t *codes, vec x, size_t left, const struct table *tree,
+INLINE void fit_vec(uint8_t *codes, vec x, size_t left, const struct tree *tree,
                     const struct table *levels, const unsigned w, float scale, vec *product,
                     vec *square)
 {
@@ -318,7 +337,8 @@ INLINE void fit_vec(uint8_t *codes, vec x, size_t left, const struct table *tree
 INLINE void fit_all(uint8_t *codes, const float *x, size_t n, const float *edge, const unsigned w,
                     float scale, const float *level, float *fit)
 {
-    const struct table tree = load_table(edge, 1), levels = load_table(level, 1);
+    const struct tree tree = load_tree(edge);
+    const struct table levels = load_table(level, 1);
     vec product[16 / LANES] = {{0}}, square[16 / LANES] = {{0}};
     size_t i = 0;
 
