@@ -200,6 +200,29 @@ struct trikv_step {
     float *lse;    /* or NULL */
 };
 
+/*
+ * Tokens that a layer keeps, to be decoded, `first` counted in order of position.
+ *   positions [n_tokens]   k [n_tokens][n_heads][head_dim_k]   v [n_tokens][n_heads][head_dim_v]
+ * Each may be NULL. n_heads is 1, or n_kv_heads for kv_head -1: of a session that evicts nothing.
+ */
+struct trikv_read {
+    size_t size;
+    uint32_t layer;
+    int32_t kv_head;
+    uint64_t first;
+    uint32_t n_tokens;      /* 0: only learn how many there are */
+    enum trikv_dtype dtype; /* of k and v: TRIKV_F32 or TRIKV_F16 */
+    int32_t *positions;
+    void *k;
+    void *v;
+};
+
+struct trikv_read_result {
+    uint64_t n_seen; /* tokens appended to the layer */
+    uint64_t n_kept; /* by this head */
+    int exact;       /* these are the halves that were appended, to the bit */
+};
+
 /* Queries of one layer, to be observed: q [n_tokens][n_q_heads][head_dim_k]. */
 struct trikv_queries {
     size_t size;
@@ -311,6 +334,10 @@ TRIKV_API int trikv_truncate(struct trikv_session *session, uint64_t n_tokens);
 TRIKV_API int trikv_append(struct trikv_session *session, const struct trikv_step *step);
 TRIKV_API int trikv_attend(struct trikv_session *session, const struct trikv_step *step);
 TRIKV_API int trikv_append_attend(struct trikv_session *session, const struct trikv_step *step);
+
+/* Get tokens back. TRIKV_E_POSITION if they are not all there. result may be NULL. */
+TRIKV_API int trikv_read(struct trikv_session *session, const struct trikv_read *read,
+                         struct trikv_read_result *result);
 
 /* Compress now: encode all but the recent tokens, and come down to the budget. */
 TRIKV_API int trikv_round(struct trikv_session *session);

@@ -64,4 +64,24 @@ void tkv_cache_attend(const struct tkv_cache *c, const struct tkv_queries *q, vo
 /* The first value of q that is not a finite number of at most 65504, or how many there are. */
 size_t tkv_cache_check_queries(const struct tkv_cache *c, const struct tkv_queries *q);
 
+/* Tokens first .. first + n_tokens - 1 of those that a KV head keeps, in order of position. */
+struct tkv_cache_read {
+    uint32_t kv_head;
+    uint64_t first;
+    uint32_t n_tokens;
+    enum tkv_dtype dtype; /* TKV_F32 or TKV_F16 */
+    int32_t *positions;   /* [n_tokens] */
+    void *k;              /* a token every k_stride elements */
+    void *v;
+    size_t k_stride, v_stride;
+};
+
+uint64_t tkv_cache_n_kept(const struct tkv_cache *c, uint32_t kv_head);
+
+/* Decode them; they must be there. */
+void tkv_cache_read(const struct tkv_cache *c, const struct tkv_cache_read *r);
+
+/* True if these are the halves that were appended, to the bit. */
+bool tkv_cache_is_exact(const struct tkv_cache *c, const struct tkv_cache_read *r);
+
 #endif /* TKV_CORE_CACHE_H */

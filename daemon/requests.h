@@ -88,4 +88,7 @@ bool tkv_call_take_step(struct tkv_call *call, const ProtobufCMessage *message, 
 void tkv_handle_observe(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_calibrate(struct tkv_call *call, const ProtobufCMessage *message);
 
+/* requests_read.c */
+void tkv_handle_read(struct tkv_call *call, const ProtobufCMessage *message);
+
 #endif /* TKV_DAEMON_REQUESTS_H */

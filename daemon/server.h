@@ -42,11 +42,12 @@ struct tkv_call {
     int (*work)(struct tkv_session *s, const struct tkv_step *step, const struct tkv_exec *exec,
                 struct tkv_report *why);
     struct tkv_step step;
-    uint64_t out_bytes; /* of O, its padding and LSE */
+    uint64_t out_bytes; /* of O, its padding and LSE; of what READ answers */
     bool out_in_staging;
     struct tkv_open *open;
     bool before_rope;  /* OBSERVE */
     size_t yaml_bytes; /* CALIBRATE */
+    struct tkv_read read;
     uint32_t n_rounds_before;
     uint64_t submitted_ns; /* to the pool; then when a worker began and ended */
     uint64_t started_ns;

@@ -145,6 +145,33 @@ int tkv_session_append_attend(struct tkv_session *s, const struct tkv_step *step
                               const struct tkv_exec *exec, struct tkv_report *why);
 
 /*
+ * Tokens that a layer keeps, decoded: positions [n_tokens], k [n_tokens][n_heads][head_dim_k], v
+ * likewise. Of one KV head, or of all of them (n_heads), which only a session that evicts nothing
+ * can say: otherwise heads may keep different tokens.
+ */
+struct tkv_read {
+    uint32_t layer;
+    uint32_t kv_head, n_heads;
+    uint64_t first; /* of those kept, in order of position */
+    uint32_t n_tokens;
+    enum tkv_dtype dtype; /* TKV_F32 or TKV_F16 */
+    int32_t *positions;
+    void *k;
+    void *v;
+};
+
+/* Check what is asked for and learn the sizes; read, once the pointers are set, cannot fail. */
+struct tkv_read_bytes {
+    size_t positions, k, v;
+};
+int tkv_session_read_check(const struct tkv_session *s, const struct tkv_read *r,
+                           struct tkv_read_bytes *bytes, struct tkv_report *why);
+void tkv_session_read(const struct tkv_session *s, const struct tkv_read *r);
+uint64_t tkv_session_head_kept(const struct tkv_session *s, uint32_t layer, uint32_t kv_head);
+/* True if these are the halves that were appended, to the bit. */
+bool tkv_session_read_is_exact(const struct tkv_session *s, const struct tkv_read *r);
+
+/*
  * Forget the newest n_tokens, counted from the layer that has seen most, in every layer that has seen
  * them. What follows is as if they had never been appended, to the bit; a round that they caused is
  * undone. If that is too long ago (config.rollback_tokens) nothing changes and the report says how

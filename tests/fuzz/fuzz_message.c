@@ -24,10 +24,10 @@ static void check_frame(const uint8_t *data, size_t n)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
     static const ProtobufCMessageDescriptor *const types[] = {
-        &trikv__hello_request__descriptor,     &trikv__open_request__descriptor,
-        &trikv__session_request__descriptor,   &trikv__tokens_request__descriptor,
-        &trikv__staging_request__descriptor,   &trikv__session_list_reply__descriptor,
-        &trikv__profile_list_reply__descriptor};
+        &trikv__hello_request__descriptor,      &trikv__open_request__descriptor,
+        &trikv__session_request__descriptor,    &trikv__tokens_request__descriptor,
+        &trikv__staging_request__descriptor,    &trikv__session_list_reply__descriptor,
+        &trikv__profile_list_reply__descriptor, &trikv__read_request__descriptor};
     struct tkv_message_arena arena;
     struct tkv_report why = {0};
 
@@ -35,7 +35,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
         return 0;
     check_frame(data, n);
     tkv_message_arena_init(&arena, arena_memory, sizeof(arena_memory));
-    if (tkv_message_unpack(&arena, types[data[0] % 7], data + 1, n - 1, &why))
+    if (tkv_message_unpack(&arena, types[data[0] % 8], data + 1, n - 1, &why))
         fuzz_reached();
     else if (why.error == 0 || why.text[0] == '\0')
         abort();

@@ -125,6 +125,27 @@ class SessionTest(ServiceTest):
         with self.assertRaises(ValueError):
             h.block(0)
 
+    def test_read(self) -> None:
+        s = self.open("f16")
+        s.append(0, self.k, self.v)
+        t = s.read(0, 50, dtype="float16")
+        np.testing.assert_array_equal(t.k, self.k[50:].astype(np.float16))
+        np.testing.assert_array_equal(t.v, self.v[50:].astype(np.float16))
+        np.testing.assert_array_equal(t.positions, np.arange(50, N))
+        self.assertTrue(t.exact and t.n_kept == N)
+        lossy = self.open("tq4")
+        lossy.append(0, self.k, self.v)
+        lossy.round()
+        t = lossy.read(0, kv_head=1)
+        self.assertFalse(t.exact)
+        self.assertTrue(lossy.read(0, N - 8).exact)
+        error = np.square(t.k[:, 0] - self.k[:, 1]).mean()
+        self.assertTrue(1e-4 < error < 0.02, error)
+        with self.assertRaisesRegex(RequestError, "keeps 200 tokens"):
+            lossy.read(0, 199, 2)
+        with self.assertRaisesRegex(TypeError, "float64"):
+            lossy.read(0, dtype="float64")
+
     def test_calibration(self) -> None:
         s = self.client.open(LAYER, 2, rope=trikv.Rope(10000.0, D), method="none")
         for layer in range(2):

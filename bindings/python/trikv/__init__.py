@@ -18,12 +18,12 @@ from .errors import (
 )
 from .handle import Handle
 from .session import Session
-from .types import Calibration, Geometry, Info, Layer, Rope, Stats
+from .types import Calibration, Geometry, Info, Layer, Rope, Stats, Tokens
 
 __all__ = [
     "Calibration", "Client", "ConnectionLostError", "ErrorCode", "Geometry", "Handle", "Info",
-    "Layer", "LimitError", "RequestError", "Rope", "Session", "StateError", "Stats", "TrikvError",
-    "library_version",
+    "Layer", "LimitError", "RequestError", "Rope", "Session", "StateError", "Stats", "Tokens",
+    "TrikvError", "library_version",
 ]
 
 

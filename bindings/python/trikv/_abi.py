@@ -125,6 +125,28 @@ class Step(Structure):
     ]
 
 
+class Read(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("layer", c_uint32),
+        ("kv_head", c_int32),
+        ("first", c_uint64),
+        ("n_tokens", c_uint32),
+        ("dtype", c_int),
+        ("positions", c_void_p),
+        ("k", c_void_p),
+        ("v", c_void_p),
+    ]
+
+
+class ReadResult(Structure):
+    _fields_ = [
+        ("n_seen", c_uint64),
+        ("n_kept", c_uint64),
+        ("exact", c_int),
+    ]
+
+
 class Queries(Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -192,6 +214,8 @@ STRUCTS: dict[str, type[Structure]] = {
     "fork_options": ForkOptions,
     "geometry": Geometry,
     "step": Step,
+    "read": Read,
+    "read_result": ReadResult,
     "queries": Queries,
     "calibration_options": CalibrationOptions,
     "calibration": Calibration,
@@ -224,6 +248,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "append": _step,
     "attend": _step,
     "append_attend": _step,
+    "read": (c_int, [_Session, POINTER(Read), POINTER(ReadResult)]),
     "round": (c_int, [_Session]),
     "stats": (c_int, [_Session, POINTER(Stats)]),
     "observe": (c_int, [_Session, POINTER(Queries)]),

@@ -14,7 +14,7 @@ from . import _abi
 from .arrays import dense, dtype_code, output, pointer, positions_of
 from .errors import ErrorCode, StateError
 from .handle import Handle
-from .types import Calibration, Geometry, Stats, encoded, read_struct
+from .types import Calibration, Geometry, Stats, Tokens, encoded, read_struct
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -89,6 +89,33 @@ class Session:
             result = step.outputs(g, out, lse)
             self._call("append_attend", step.ready(positions))
         return result
+
+    def read(self, layer: int, first: int = 0, n_tokens: int | None = None, *,
+             kv_head: int | None = None, dtype: str = "float32") -> Tokens:
+        """Tokens back, decoded, as float32 or float16: n_tokens from the first on in order of
+        position, None: all that follow. kv_head None: all heads, if nothing is evicted."""
+        g = self.geometry(layer)
+        if dtype not in ("float32", "float16"):
+            raise TypeError(f"dtype is {dtype}, want float32 or float16")
+        n = self._n_kept(layer, kv_head) - first if n_tokens is None else n_tokens
+        n_heads = g.n_kv_heads if kv_head is None else 1
+        positions = np.empty(max(n, 0), np.int32)
+        k = np.empty((len(positions), n_heads, g.head_dim_k), dtype)
+        v = np.empty((len(positions), n_heads, g.head_dim_v), dtype)
+        r = _abi.Read(size=ctypes.sizeof(_abi.Read), layer=layer,
+                      kv_head=-1 if kv_head is None else kv_head, first=first,
+                      n_tokens=len(positions), dtype=dtype_code(k, "k", dtype),
+                      positions=pointer(positions), k=pointer(k), v=pointer(v))
+        result = _abi.ReadResult()
+        self._call("read", ctypes.byref(r), ctypes.byref(result))
+        return Tokens(positions, k, v, bool(result.exact), result.n_kept)
+
+    def _n_kept(self, layer: int, kv_head: int | None) -> int:
+        r = _abi.Read(size=ctypes.sizeof(_abi.Read), layer=layer,
+                      kv_head=-1 if kv_head is None else kv_head)
+        result = _abi.ReadResult()
+        self._call("read", ctypes.byref(r), ctypes.byref(result))
+        return int(result.n_kept)
 
     def round(self) -> None:
         """Hold a round of compression now."""

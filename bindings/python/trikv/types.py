@@ -119,6 +119,18 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """What Session.read got back: positions [n], k [n][heads][dim], v likewise; exact if they are
+    to the bit what was appended, as halves; n_kept is all that the head keeps."""
+
+    positions: NDArray[np.int32]
+    k: NDArray[Any]
+    v: NDArray[Any]
+    exact: bool
+    n_kept: int
+
+
+@dataclass(frozen=True)
 class Calibration:
     """A profile made of what was observed: text for NAME.yaml in the directory of profiles."""
 
