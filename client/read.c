@@ -41,9 +41,10 @@ static int list_outputs(struct trikv_session *s, const struct trikv_read *from,
     return 0;
 }
 
-static int run_read(struct trikv_session *s, const struct trikv_read *from, struct tkv_request *r,
-                    struct trikv_read_result *result)
+static int run_read(struct trikv_session *s, const struct trikv_read *from,
+                    const struct tkv_request *outputs, struct trikv_read_result *result)
 {
+    struct tkv_request r = *outputs;
     Trikv__ReadRequest m = TRIKV__READ_REQUEST__INIT;
     int e;
 
@@ -55,16 +56,16 @@ static int run_read(struct trikv_session *s, const struct trikv_read *from, stru
     m.n_tokens = from->n_tokens;
     m.has_dtype = 1;
     m.dtype = (uint32_t)from->dtype;
-    r->type = TRIKV_READ;
-    r->message = &m.base;
-    r->reply_type = &trikv__read_reply__descriptor;
-    e = tkv_request_run(s->client, r);
+    r.type = TRIKV_READ;
+    r.message = &m.base;
+    r.reply_type = &trikv__read_reply__descriptor;
+    e = tkv_request_run(s->client, &r);
     if (!e && result) {
-        const Trikv__ReadReply *reply = (const Trikv__ReadReply *)r->reply;
+        const Trikv__ReadReply *reply = (const Trikv__ReadReply *)r.reply;
 
         *result = (struct trikv_read_result){reply->n_seen, reply->n_kept, reply->exact};
     }
-    tkv_request_deinit(r);
+    tkv_request_deinit(&r);
     return e;
 }
 

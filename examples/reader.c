@@ -83,7 +83,7 @@ static int read_session(struct trikv_client *c, uint64_t id)
 
             printf("reader: of %llu tokens those that point way %zu have mean %.1f, want %.1f\n",
                    (unsigned long long)stats.n_seen, way, (double)mean, (double)want);
-            if (fabsf(mean - want) > 10) /* codes of 4 bits, and the other keys weigh a little */
+            if (fabsf(mean - want) > want / 20 + 5) /* codes of 4 bits */
                 return 1;
         }
     }

@@ -253,8 +253,8 @@ static void the_client_gets_its_tokens(void **state)
     r.n_tokens = SERVICE_TOKENS - 10;
     r.first = 10;
     r.positions = positions;
-    r.k = k = malloc(SERVICE_TOKENS * 64 * sizeof(*k));
-    r.v = v = malloc(SERVICE_TOKENS * 48 * sizeof(*v));
+    r.k = k = calloc(SERVICE_TOKENS * 64, sizeof(*k));
+    r.v = v = calloc(SERVICE_TOKENS * 48, sizeof(*v));
     assert_int_equal(trikv_read(s, &r, &result), 0);
     assert_int_equal(result.exact, 1);
     assert_memory_equal(positions, d.positions + 10, r.n_tokens * sizeof(*positions));
