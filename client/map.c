@@ -132,6 +132,27 @@ int trikv_unmap(struct trikv_map **map)
     return e;
 }
 
+uint32_t trikv_map_n_layers(const struct trikv_map *map)
+{
+    return map->n_layers;
+}
+
+int trikv_map_geometry(const struct trikv_map *map, uint32_t layer, struct trikv_geometry *geometry)
+{
+    const struct tkv_shape *shape;
+
+    *geometry = (struct trikv_geometry){0};
+    if (layer >= map->n_layers)
+        return tkv_fail(&map->client->report, TRIKV_E_ARGUMENT, "layer is %u, the map has %u",
+                        layer, map->n_layers);
+    shape = &map->caches[layer].shape;
+    *geometry = (struct trikv_geometry){.n_q_heads = shape->n_q_heads,
+                                        .n_kv_heads = shape->n_kv_heads,
+                                        .head_dim_k = shape->head_dim_k,
+                                        .head_dim_v = shape->head_dim_v};
+    return 0;
+}
+
 uint64_t trikv_map_n_seen(const struct trikv_map *map, uint32_t layer)
 {
     return layer < map->n_layers ? map->n_seen[layer] : 0;

@@ -371,6 +371,10 @@ TRIKV_API int trikv_map(struct trikv_client *client, uint64_t session, struct tr
 /* NULL is allowed; leaves NULL whatever comes back. */
 TRIKV_API int trikv_unmap(struct trikv_map **map);
 
+TRIKV_API uint32_t trikv_map_n_layers(const struct trikv_map *map);
+TRIKV_API int trikv_map_geometry(const struct trikv_map *map, uint32_t layer,
+                                 struct trikv_geometry *geometry);
+
 /* Tokens that the session had seen in this layer when it was mapped; 0 if there is no such layer. */
 TRIKV_API uint64_t trikv_map_n_seen(const struct trikv_map *map, uint32_t layer);
 

@@ -125,6 +125,29 @@ class SessionTest(ServiceTest):
         with self.assertRaises(ValueError):
             h.block(0)
 
+    def test_map(self) -> None:
+        s = self.open("tq4")
+        s.append(0, self.k[:150], self.v[:150])
+        with trikv.Client(self.service.socket) as other, other.map(s.id) as m:
+            want = s.attend(0, self.q[146:150])
+            self.assertEqual((m.n_layers, m.n_seen(0), m.n_seen(1)), (2, 150, 0))
+            self.assertEqual(m.geometry(1), trikv.Geometry(H, G, D, D))
+            lse = np.empty((4, H), np.float32)
+            np.testing.assert_array_equal(m.attend(0, self.q[146:150], lse=lse), want)
+            s.append(0, self.k[150:], self.v[150:])
+            s.round()
+            np.testing.assert_array_equal(m.attend(0, self.q[146:150]), want)
+            self.assertIn("150 tokens", repr(m))
+            with self.assertRaisesRegex(RequestError, "layer is 2"):
+                m.attend(2, self.q)
+        self.assertTrue(m.closed)
+        with self.assertRaises(ConnectionLostError):
+            m.attend(0, self.q)
+        mine = s.map()
+        mine.close()
+        with self.assertRaisesRegex(StateError, "map was closed"):
+            mine.attend(0, self.q)
+
     def test_read(self) -> None:
         s = self.open("f16")
         s.append(0, self.k, self.v)

@@ -17,12 +17,13 @@ from .errors import (
     ConnectionLostError, ErrorCode, LimitError, RequestError, StateError, TrikvError,
 )
 from .handle import Handle
+from .map import Map
 from .session import Session
 from .types import Calibration, Geometry, Info, Layer, Rope, Stats, Tokens
 
 __all__ = [
     "Calibration", "Client", "ConnectionLostError", "ErrorCode", "Geometry", "Handle", "Info",
-    "Layer", "LimitError", "RequestError", "Rope", "Session", "StateError", "Stats", "Tokens",
+    "Layer", "LimitError", "Map", "RequestError", "Rope", "Session", "StateError", "Stats", "Tokens",
     "TrikvError", "library_version",
 ]
 

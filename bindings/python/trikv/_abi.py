@@ -225,6 +225,7 @@ STRUCTS: dict[str, type[Structure]] = {
 
 _Client = c_void_p
 _Session = c_void_p
+_Map = c_void_p
 _step = (c_int, [_Session, POINTER(Step)])
 
 # trikv_NAME -> (result, arguments)
@@ -256,6 +257,12 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "calibration_release": (None, [POINTER(Calibration)]),
     "handle": (c_int, [_Session, POINTER(Handle)]),
     "handle_release": (None, [POINTER(Handle)]),
+    "map": (c_int, [_Client, c_uint64, POINTER(_Map)]),
+    "unmap": (c_int, [POINTER(_Map)]),
+    "map_n_layers": (c_uint32, [_Map]),
+    "map_geometry": (c_int, [_Map, c_uint32, POINTER(Geometry)]),
+    "map_n_seen": (c_uint64, [_Map, c_uint32]),
+    "attend_local": (c_int, [_Map, POINTER(Step)]),
 }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Sequence
 
 from . import _abi
 from .errors import ConnectionLostError, ErrorCode, make_error
+from .map import Map
 from .session import Session
 from .types import Info, Layer, Rope, encoded, read_struct
 
@@ -31,7 +32,7 @@ class Client:
         self._lib = _abi.library()
         self._lock = threading.RLock()
         self._pointer = ctypes.c_void_p()
-        self._sessions: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._held: weakref.WeakSet[Any] = weakref.WeakSet()
         options = _abi.Options(size=ctypes.sizeof(_abi.Options), socket=encoded(socket),
                                timeout_ms=timeout_ms, staging_bytes=staging_bytes,
                                name=encoded(name))
@@ -102,17 +103,25 @@ class Client:
         self.call("fork_id", self.pointer(), session, ctypes.byref(o), ctypes.byref(pointer))
         return self.adopt(pointer)
 
+    def map(self, session: int) -> Map:
+        """Map a session by its id: one of another process of the same user, too."""
+        pointer = ctypes.c_void_p()
+        self.call("map", self.pointer(), session, ctypes.byref(pointer))
+        made = Map(self, pointer)
+        self._held.add(made)
+        return made
+
     def adopt(self, pointer: ctypes.c_void_p) -> Session:
         """The Session of a struct trikv_session that was just made on this client."""
         session = Session(self, pointer)
-        self._sessions.add(session)
+        self._held.add(session)
         return session
 
     def close(self) -> None:
         """Close the connection and with it every session; again: nothing."""
         with self._lock:
-            for session in list(self._sessions):
-                session.forget()
+            for held in list(self._held):
+                held.forget()
             self._lib.disconnect(ctypes.byref(self._pointer))
 
     @property
@@ -138,7 +147,8 @@ class Client:
     def __repr__(self) -> str:
         if self.closed:
             return "<trikv.Client closed>"
-        return f"<trikv.Client of trikvd {self.info.version}, {len(self._sessions)} sessions>"
+        n = sum(isinstance(held, Session) for held in self._held)
+        return f"<trikv.Client of trikvd {self.info.version}, {n} sessions>"
 
 
 def _or_default(value: int | bool | None) -> int:

@@ -34,6 +34,7 @@ class ErrorCode(IntEnum):
     CONNECT = 80
     DISCONNECTED = 81
     DEADLINE = 82
+    STALE = 83
 
 
 class TrikvError(Exception):
@@ -71,7 +72,8 @@ _CLASSES: dict[type[TrikvError], tuple[ErrorCode, ...]] = {
     LimitError: (ErrorCode.TOO_LARGE, ErrorCode.MEMORY_CAP, ErrorCode.TOO_MANY,
                  ErrorCode.NO_MEMORY),
     ConnectionLostError: (ErrorCode.PROTOCOL, ErrorCode.VERSION, ErrorCode.CHECKSUM,
-                          ErrorCode.CONNECT, ErrorCode.DISCONNECTED, ErrorCode.DEADLINE),
+                          ErrorCode.CONNECT, ErrorCode.DISCONNECTED, ErrorCode.DEADLINE,
+                          ErrorCode.STALE),
 }
 _CLASS_OF = {int(code): cls for cls, codes in _CLASSES.items() for code in codes}
 

@@ -8,20 +8,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from . import _abi
-from .arrays import dense, dtype_code, output, pointer, positions_of
+from .arrays import dense, dtype_code, pointer, positions_of
 from .errors import ErrorCode, StateError
 from .handle import Handle
+from .map import Map
+from .step import Floats, Step
 from .types import Calibration, Geometry, Stats, Tokens, encoded, read_struct
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .client import Client
-
-Floats = NDArray[np.float32]
 
 
 class Session:
@@ -60,7 +60,7 @@ class Session:
                positions: ArrayLike | None = None, dtype: str | None = None) -> None:
         """Add tokens to a layer; without positions they follow the newest one."""
         g = self.geometry(layer)
-        with _Step(layer, dtype) as step:
+        with Step(layer, dtype) as step:
             step.take("k", k, (None, g.n_kv_heads, g.head_dim_k))
             step.take("v", v, (None, g.n_kv_heads, g.head_dim_v))
             self._call("append", step.ready(positions))
@@ -71,7 +71,7 @@ class Session:
         """Attention of queries over what the layer holds: out [n][n_q_heads][head_dim_v]. The
         logarithms of the sums go to lse [n][n_q_heads] if it is given."""
         g = self.geometry(layer)
-        with _Step(layer, dtype) as step:
+        with Step(layer, dtype) as step:
             step.take("q", q, (None, g.n_q_heads, g.head_dim_k))
             result = step.outputs(g, out, lse)
             self._call("attend", step.ready(positions))
@@ -82,7 +82,7 @@ class Session:
                       out: Floats | None = None, lse: Floats | None = None) -> Floats:
         """Both in one round trip: every new token attends to all up to and including itself."""
         g = self.geometry(layer)
-        with _Step(layer, dtype) as step:
+        with Step(layer, dtype) as step:
             step.take("k", k, (None, g.n_kv_heads, g.head_dim_k))
             step.take("v", v, (None, g.n_kv_heads, g.head_dim_v))
             step.take("q", q, (None, g.n_q_heads, g.head_dim_k))
@@ -142,6 +142,10 @@ class Session:
         c = _abi.Handle()
         self._call("handle", ctypes.byref(c))
         return Handle(c)
+
+    def map(self) -> Map:
+        """The session as it is now, to be attended to in this process; close it."""
+        return self._client.map(self.id)
 
     # ---- calibration ----
 
@@ -219,49 +223,3 @@ class Session:
             if not self._pointer:
                 raise StateError(ErrorCode.NO_SESSION, f"session {self.id} was closed")
             self._client.call(name, self._pointer, *arguments)
-
-
-class _Step:
-    """A struct trikv_step and the arrays that it points to."""
-
-    def __init__(self, layer: int, dtype: str | None) -> None:
-        self._c = _abi.Step(size=ctypes.sizeof(_abi.Step), layer=layer)
-        self._dtype = dtype
-        self._kept: list[Any] = []
-        self._code: int | None = None
-        self._n: int | None = None
-
-    def __enter__(self) -> _Step:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._kept.clear()
-
-    def take(self, name: str, array: ArrayLike, shape: tuple[int | None, ...]) -> None:
-        a = dense(array, name, (self._n, *shape[1:]))
-        code = dtype_code(a, name, self._dtype)
-        if self._code not in (None, code):
-            raise TypeError(f"{name} is {a.dtype}, the other tensors of this step are not")
-        self._code = code
-        self._n = len(a)
-        self._keep(name, a)
-
-    def outputs(self, g: Geometry, out: Floats | None, lse: Floats | None) -> Floats:
-        n = self._n or 0
-        result = output(out, "out", (n, g.n_q_heads, g.head_dim_v))
-        self._keep("out", result)
-        if lse is not None:
-            self._keep("lse", output(lse, "lse", (n, g.n_q_heads)))
-        return result
-
-    def ready(self, positions: ArrayLike | None) -> Any:
-        self._c.n_tokens = self._n or 0
-        self._c.dtype = self._code or 0
-        at = positions_of(positions, self._c.n_tokens)
-        if at is not None:
-            self._keep("positions", at)
-        return ctypes.byref(self._c)
-
-    def _keep(self, name: str, array: NDArray[Any]) -> None:
-        self._kept.append(array)
-        setattr(self._c, name, pointer(array))

@@ -1,0 +1,61 @@
+"""A step: the C struct, and the arrays that it points to."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _abi
+from .arrays import dense, dtype_code, output, pointer, positions_of
+from .types import Geometry
+
+Floats = NDArray[np.float32]
+
+
+class Step:
+    """A struct trikv_step and the arrays that it points to."""
+
+    def __init__(self, layer: int, dtype: str | None) -> None:
+        self._c = _abi.Step(size=ctypes.sizeof(_abi.Step), layer=layer)
+        self._dtype = dtype
+        self._kept: list[Any] = []
+        self._code: int | None = None
+        self._n: int | None = None
+
+    def __enter__(self) -> Step:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kept.clear()
+
+    def take(self, name: str, array: ArrayLike, shape: tuple[int | None, ...]) -> None:
+        a = dense(array, name, (self._n, *shape[1:]))
+        code = dtype_code(a, name, self._dtype)
+        if self._code not in (None, code):
+            raise TypeError(f"{name} is {a.dtype}, the other tensors of this step are not")
+        self._code = code
+        self._n = len(a)
+        self._keep(name, a)
+
+    def outputs(self, g: Geometry, out: Floats | None, lse: Floats | None) -> Floats:
+        n = self._n or 0
+        result = output(out, "out", (n, g.n_q_heads, g.head_dim_v))
+        self._keep("out", result)
+        if lse is not None:
+            self._keep("lse", output(lse, "lse", (n, g.n_q_heads)))
+        return result
+
+    def ready(self, positions: ArrayLike | None) -> Any:
+        self._c.n_tokens = self._n or 0
+        self._c.dtype = self._code or 0
+        at = positions_of(positions, self._c.n_tokens)
+        if at is not None:
+            self._keep("positions", at)
+        return ctypes.byref(self._c)
+
+    def _keep(self, name: str, array: NDArray[Any]) -> None:
+        self._kept.append(array)
+        setattr(self._c, name, pointer(array))
