@@ -66,7 +66,7 @@ TOOL_MAINS := $(wildcard tools/trikv_*.c tools/trikvctl.c)
 TOOLS  := $(filter-out $(TOOL_MAINS),$(wildcard tools/*.c))
 CHECKS := $(wildcard tests/check_*.c)
 AIDS   := $(filter-out $(CHECKS),$(wildcard tests/*.c))
-SOURCES = $(wildcard */*.[ch] tests/fuzz/*.[ch])
+SOURCES = $(wildcard */*.[ch] tests/fuzz/*.[ch] bindings/cpp/*.hpp tests/cpp/*.cc)
 
 objs  = $(patsubst %.c,$B/obj/%.o,$1)
 GEN  := $B/gen/proto/trikv.pb-c
@@ -256,7 +256,7 @@ install: all man ## install into DESTDIR/PREFIX; an existing configuration is le
 	install -m 644 $B/lib/libtrikv.a $D$(LIBDIR)
 	install -m 755 $B/lib/libtrikv.so.0 $D$(LIBDIR)
 	ln -sf libtrikv.so.0 $D$(LIBDIR)/libtrikv.so
-	install -m 644 client/trikv.h $D$(PREFIX)/include
+	install -m 644 client/trikv.h bindings/cpp/trikv.hpp $D$(PREFIX)/include
 	$(fill_in) client/trikv.pc.in >$D$(LIBDIR)/pkgconfig/libtrikv.pc
 	for p in $(man_pages); do \
 		install -m 644 $$p $D$(PREFIX)/share/man/man$${p##*.} || exit 1; done
@@ -275,7 +275,7 @@ install: all man ## install into DESTDIR/PREFIX; an existing configuration is le
 		conf/trikvd.yaml >$D$(SYSCONFDIR)/trikv/trikvd.yaml
 
 uninstall: ## remove what install put there, except the configuration
-	rm -f $(patsubst $B/bin/%,$D$(PREFIX)/bin/%,$(programs)) $D$(PREFIX)/include/trikv.h \
+	rm -f $(patsubst $B/bin/%,$D$(PREFIX)/bin/%,$(programs)) $D$(PREFIX)/include/trikv.h $D$(PREFIX)/include/trikv.hpp \
 		$D$(LIBDIR)/libtrikv.a $D$(LIBDIR)/libtrikv.so.0 $D$(LIBDIR)/libtrikv.so \
 		$(foreach p,$(man_pages),$D$(PREFIX)/share/man/man$(subst .,,$(suffix $p))/$(notdir $p)) \
 		$(addprefix $D$(PREFIX)/share/bash-completion/completions/,trikvctl $(completed)) \

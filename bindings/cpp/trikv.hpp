@@ -1,0 +1,226 @@
+/*
+ * libtrikv for C++17: what is opened is closed, and errors are exceptions with the daemon's text.
+ * Header only, nothing but what trikv.h has; its structs, options and steps are used as they are.
+ *
+ *     trikv::client client;
+ *     trikv_session_options o = TRIKV_SESSION_OPTIONS_INIT;
+ *     ...
+ *     trikv::session session = client.open(o);
+ *     session.append_attend(step);
+ *
+ * A client must outlive its sessions and maps, and belongs with them to one thread at a time.
+ */
+#ifndef TRIKV_HPP
+#define TRIKV_HPP
+
+#include <trikv.h>
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+namespace trikv
+{
+
+class error : public std::runtime_error
+{
+  public:
+    error(int code, const std::string &text)
+        : std::runtime_error(std::string(trikv_error_text(code)) + ": " + text), code_(code)
+    {
+    }
+    int code() const noexcept
+    {
+        return code_;
+    }
+
+  private:
+    int code_;
+};
+
+namespace detail
+{
+
+inline void check(trikv_client *client, int code)
+{
+    if (code)
+        throw error(code, trikv_last_error(client));
+}
+
+/* An option struct with its size filled in, everything else zero. */
+template <typename T> T sized()
+{
+    T t{};
+    t.size = sizeof(T);
+    return t;
+}
+
+struct end_client {
+    void operator()(trikv_client *c) const noexcept
+    {
+        trikv_disconnect(&c);
+    }
+};
+struct end_session {
+    void operator()(trikv_session *s) const noexcept
+    {
+        trikv_close(&s);
+    }
+};
+struct end_map {
+    void operator()(struct trikv_map *m) const noexcept
+    {
+        trikv_unmap(&m);
+    }
+};
+
+} // namespace detail
+
+/* A session as it was when it was mapped. */
+class map
+{
+  public:
+    map(trikv_client *client, struct trikv_map *m) noexcept : client_(client), map_(m)
+    {
+    }
+    std::uint64_t n_seen(std::uint32_t layer) const noexcept
+    {
+        return trikv_map_n_seen(map_.get(), layer);
+    }
+    void attend(const trikv_step &step)
+    {
+        detail::check(client_, trikv_attend_local(map_.get(), &step));
+    }
+    struct trikv_map *get() const noexcept
+    {
+        return map_.get();
+    }
+
+  private:
+    trikv_client *client_;
+    std::unique_ptr<struct trikv_map, detail::end_map> map_;
+};
+
+class session
+{
+  public:
+    session(trikv_client *client, trikv_session *s) noexcept : client_(client), session_(s)
+    {
+    }
+    std::uint64_t id() const noexcept
+    {
+        return trikv_session_id(get());
+    }
+    trikv_geometry geometry(std::uint32_t layer) const
+    {
+        trikv_geometry g{};
+        detail::check(client_, trikv_session_geometry(get(), layer, &g));
+        return g;
+    }
+    void append(const trikv_step &step)
+    {
+        detail::check(client_, trikv_append(get(), &step));
+    }
+    void attend(const trikv_step &step)
+    {
+        detail::check(client_, trikv_attend(get(), &step));
+    }
+    void append_attend(const trikv_step &step)
+    {
+        detail::check(client_, trikv_append_attend(get(), &step));
+    }
+    trikv_read_result read(const struct trikv_read &what)
+    {
+        trikv_read_result result{};
+        detail::check(client_, ::trikv_read(get(), &what, &result));
+        return result;
+    }
+    void round()
+    {
+        detail::check(client_, trikv_round(get()));
+    }
+    void truncate(std::uint64_t n_tokens)
+    {
+        detail::check(client_, trikv_truncate(get(), n_tokens));
+    }
+    session fork(const trikv_fork_options &options = detail::sized<trikv_fork_options>())
+    {
+        trikv_session *child = nullptr;
+        detail::check(client_, trikv_fork(get(), &options, &child));
+        return {client_, child};
+    }
+    struct trikv_stats stats()
+    {
+        struct trikv_stats s {
+        };
+        detail::check(client_, ::trikv_stats(get(), &s));
+        return s;
+    }
+    void observe(const trikv_queries &queries)
+    {
+        detail::check(client_, trikv_observe(get(), &queries));
+    }
+    std::string calibrate(const trikv_calibration_options &options)
+    {
+        struct trikv_calibration c {
+        };
+        detail::check(client_, trikv_calibrate(get(), &options, &c));
+        const std::unique_ptr<struct trikv_calibration, decltype(&trikv_calibration_release)> owner(
+            &c, trikv_calibration_release);
+        return std::string(c.yaml, c.yaml_bytes);
+    }
+    trikv_session *get() const noexcept
+    {
+        return session_.get();
+    }
+
+  private:
+    trikv_client *client_;
+    std::unique_ptr<trikv_session, detail::end_session> session_;
+};
+
+class client
+{
+  public:
+    explicit client(const trikv_options &options = detail::sized<trikv_options>())
+    {
+        trikv_client *c = nullptr;
+        const int code = trikv_connect(&c, &options);
+        client_.reset(c);
+        detail::check(c, code);
+    }
+    const struct trikv_info &info() const noexcept
+    {
+        return *trikv_info(get());
+    }
+    session open(const trikv_session_options &options)
+    {
+        trikv_session *s = nullptr;
+        detail::check(get(), trikv_open(get(), &options, &s));
+        return {get(), s};
+    }
+    session fork(std::uint64_t parent,
+                 const trikv_fork_options &options = detail::sized<trikv_fork_options>())
+    {
+        trikv_session *s = nullptr;
+        detail::check(get(), trikv_fork_id(get(), parent, &options, &s));
+        return {get(), s};
+    }
+    trikv::map map(std::uint64_t session_id)
+    {
+        struct trikv_map *m = nullptr;
+        detail::check(get(), trikv_map(get(), session_id, &m));
+        return {get(), m};
+    }
+    trikv_client *get() const noexcept
+    {
+        return client_.get();
+    }
+
+  private:
+    std::unique_ptr<trikv_client, detail::end_client> client_;
+};
+
+} // namespace trikv
+
+#endif /* TRIKV_HPP */
