@@ -51,24 +51,33 @@ static double band_scaling(const struct tkv_rope *rope, uint32_t f)
 }
 
 /*
- * One virtual query: for each band the mean query c turned by the angle of
- * `position`, times (re, im), times the scaling:
+ * What one virtual query is turned by: for each band the angle of `position`, times (re, im):
  *
- *     v_f = s c_f (re_f + i im_f) exp(i position inv_freq_f)
+ *     (re_f + i im_f) exp(i position inv_freq_f)
  *
  * A missing re/im means 1. The phase is exact as long as position * inv_freq fits
  * the 53 bits of a double (a position below 2^29), and cos and sin reduce it in
  * full precision; in float it would be off by radians at long contexts.
  */
-static void turn_mean_query(const struct tkv_rope *rope, const struct tkv_tri_stats *stats,
-                            double position, const double *re, const double *im, float *w)
+static void make_turn(const struct tkv_rope *rope, double position, const double *re,
+                      const double *im, double *turn)
 {
     for (uint32_t f = 0; f < rope->n_bands; f++) {
         const double phase = position * (double)rope->inv_freq[f];
         const double turn_re = cos(phase);
         const double turn_im = sin(phase);
-        const double fold_re = re ? re[f] * turn_re - im[f] * turn_im : turn_re;
-        const double fold_im = re ? re[f] * turn_im + im[f] * turn_re : turn_im;
+
+        turn[f] = re ? re[f] * turn_re - im[f] * turn_im : turn_re;
+        turn[rope->n_bands + f] = re ? re[f] * turn_im + im[f] * turn_re : turn_im;
+    }
+}
+
+/* The mean query c of each band, turned and scaled: v_f = s c_f turn_f. */
+static void turn_mean_query(const struct tkv_rope *rope, const struct tkv_tri_stats *stats,
+                            const double *turn, float *w)
+{
+    for (uint32_t f = 0; f < rope->n_bands; f++) {
+        const double re = turn[f], im = turn[rope->n_bands + f];
         const double c_re = (double)stats->mean_re[f];
         const double c_im = (double)stats->mean_im[f];
         const double s = band_scaling(rope, f);
@@ -76,25 +85,47 @@ static void turn_mean_query(const struct tkv_rope *rope, const struct tkv_tri_st
         uint32_t at_im;
 
         tkv_rope_band(rope, f, &at_re, &at_im);
-        w[at_re] = (float)(s * (c_re * fold_re - c_im * fold_im));
-        w[at_im] = (float)(s * (c_re * fold_im + c_im * fold_re));
+        w[at_re] = (float)(s * (c_re * re - c_im * im));
+        w[at_im] = (float)(s * (c_re * im + c_im * re));
     }
+}
+
+/* Of virtual query i. */
+static void make_turn_of(const struct tkv_tri_fold *fold, const struct tkv_rope *rope,
+                         int64_t n_seen, uint32_t i, double *turn)
+{
+    const double position = (double)n_seen;
+
+    if (fold->params.aggregation == TKV_AGGREGATE_MEAN)
+        make_turn(rope, position, fold->mean_re, fold->mean_im, turn);
+    else
+        make_turn(rope, position + fold->offset[i], NULL, NULL, turn);
+}
+
+void tkv_tri_turns(const struct tkv_tri_fold *fold, const struct tkv_rope *rope, int64_t n_seen,
+                   double *turns)
+{
+    for (uint32_t i = 0; i < fold->n_queries; i++)
+        make_turn_of(fold, rope, n_seen, i, turns + (size_t)i * 2 * rope->n_bands);
+}
+
+void tkv_tri_turn_queries(const struct tkv_tri_fold *fold, const struct tkv_rope *rope,
+                          const struct tkv_tri_stats *stats, const double *turns, float *w)
+{
+    for (uint32_t i = 0; i < fold->n_queries; i++)
+        turn_mean_query(rope, stats, turns + (size_t)i * 2 * rope->n_bands,
+                        w + (size_t)i * rope->head_dim);
 }
 
 void tkv_tri_queries(const struct tkv_tri_fold *fold, const struct tkv_rope *rope,
                      const struct tkv_tri_stats *stats, int64_t n_seen, float *w)
 {
-    const double position = (double)n_seen;
+    double turn[2 * TKV_MAX_BANDS];
 
-    if (fold->n_queries == 0)
-        return;
-    if (fold->params.aggregation == TKV_AGGREGATE_MEAN) {
-        turn_mean_query(rope, stats, position, fold->mean_re, fold->mean_im, w);
-        return;
+    for (uint32_t i = 0; i < fold->n_queries; i++) {
+        make_turn_of(fold, rope, n_seen, i, turn);
+        turn_mean_query(rope, stats, turn, w + (size_t)i * rope->head_dim);
     }
-    for (uint32_t i = 0; i < fold->n_queries; i++)
-        turn_mean_query(rope, stats, position + fold->offset[i], NULL, NULL,
-                        w + (size_t)i * rope->head_dim);
 }
 
 /*

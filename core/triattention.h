@@ -62,6 +62,13 @@ const char *tkv_tri_fold_init(struct tkv_tri_fold *fold, const struct tkv_rope *
 void tkv_tri_queries(const struct tkv_tri_fold *fold, const struct tkv_rope *rope,
                      const struct tkv_tri_stats *stats, int64_t n_seen, float *w);
 
+/* The same in two steps: what mean queries are turned by, turns[n_queries][2][n_bands], is common to
+ * all heads. */
+void tkv_tri_turns(const struct tkv_tri_fold *fold, const struct tkv_rope *rope, int64_t n_seen,
+                   double *turns);
+void tkv_tri_turn_queries(const struct tkv_tri_fold *fold, const struct tkv_rope *rope,
+                          const struct tkv_tri_stats *stats, const double *turns, float *w);
+
 /* u[n_bands]: weights of the band norms of cached (scaled) keys. */
 void tkv_tri_norm_weights(const struct tkv_tri_fold *fold, const struct tkv_rope *rope,
                           const struct tkv_tri_stats *stats, float *u);

@@ -313,6 +313,21 @@ struct tkv_block_id tkv_arena_take(struct tkv_arena *a, size_t block_bytes)
     return id;
 }
 
+void tkv_arena_take_each(struct tkv_arena *a, size_t block_bytes, void *ids, size_t stride_bytes,
+                         size_t n)
+{
+    uint32_t class;
+
+    lock(a);
+    class = tkv_slab_class_of(a->core, block_bytes, false);
+    for (size_t i = 0; i < n; i++) {
+        const struct tkv_block_id id = take_reserved(a, class);
+
+        memcpy((uint8_t *)ids + i * stride_bytes, &id, sizeof(id));
+    }
+    unlock(a);
+}
+
 struct tkv_block_id tkv_arena_alloc(struct tkv_arena *a, size_t block_bytes)
 {
     const struct tkv_block_id id = tkv_arena_take(a, block_bytes);
@@ -481,19 +496,46 @@ struct tkv_block_id tkv_arena_move(struct tkv_arena *a, struct tkv_block_id id)
     return to;
 }
 
-void tkv_arena_trim(struct tkv_arena *a)
+static bool unreserve(struct tkv_arena *a, uint32_t class, size_t n)
 {
-    struct tkv_arena_core *c = a->core;
+    if (class >= a->cap_reserved || a->reserved[class] <= n)
+        return false;
+    a->core->classes[class].n_reserved -= a->reserved[class] - n;
+    a->reserved[class] = n;
+    return true;
+}
+
+bool tkv_arena_unreserve(struct tkv_arena *a, size_t block_bytes, size_t n)
+{
+    bool more;
 
     lock(a);
-    for (uint32_t i = 0; i < c->n_classes && i < a->cap_reserved; i++) {
-        c->classes[i].n_reserved -= a->reserved[i];
-        a->reserved[i] = 0;
-    }
+    more = unreserve(a, tkv_slab_class_of(a->core, block_bytes, false), n);
+    unlock(a);
+    return more;
+}
+
+static void sweep(struct tkv_arena_core *c)
+{
     for (uint32_t i = 0; i < c->n_slabs; i++) {
         c->slabs[i].drains = false;
         tkv_slab_trim(c, &c->slabs[i]);
     }
+}
+
+void tkv_arena_sweep(struct tkv_arena *a)
+{
+    lock(a);
+    sweep(a->core);
+    unlock(a);
+}
+
+void tkv_arena_trim(struct tkv_arena *a)
+{
+    lock(a);
+    for (uint32_t i = 0; i < a->core->n_classes; i++)
+        (void)unreserve(a, i, 0);
+    sweep(a->core);
     unlock(a);
 }
 

@@ -45,6 +45,10 @@ struct tkv_block_id tkv_arena_alloc(struct tkv_arena *a, size_t block_bytes);
 /* The same with whatever bytes were there before, for who writes all of them. */
 struct tkv_block_id tkv_arena_take(struct tkv_arena *a, size_t block_bytes);
 
+/* n of them, their ids written stride_bytes apart. Threads that work on one session may do it at once. */
+void tkv_arena_take_each(struct tkv_arena *a, size_t block_bytes, void *ids, size_t stride_bytes,
+                         size_t n);
+
 /* A buffer with one reference: a block that never moves, its content undefined. */
 int tkv_arena_buffer(struct tkv_arena *a, size_t bytes, struct tkv_block_id *id,
                      struct tkv_report *why);
@@ -64,12 +68,18 @@ void *tkv_arena_at(const struct tkv_arena *a, struct tkv_block_id id);
 /*
  * Gather blocks that lie thinly spread: drain marks as many slabs as the others have room for and
  * returns how many; then whoever refers to blocks gives each id to move, which copies a
- * block out of a marked slab (if nobody else refers to it) and returns where it is now; then trim.
+ * block out of a marked slab (if nobody else refers to it) and returns where it is now; then sweep.
  */
 uint32_t tkv_arena_drain(struct tkv_arena *a);
 struct tkv_block_id tkv_arena_move(struct tkv_arena *a, struct tkv_block_id id);
 
-/* Give this user's reservations back, and empty slabs to the system and the budget. */
+/* Give this user's reservations of a size back but for n; true if there were more. */
+bool tkv_arena_unreserve(struct tkv_arena *a, size_t block_bytes, size_t n);
+
+/* Give slabs that are empty and that nobody's reservations need to the system and the budget. */
+void tkv_arena_sweep(struct tkv_arena *a);
+
+/* Both, of all sizes. */
 void tkv_arena_trim(struct tkv_arena *a);
 
 int tkv_arena_read_fd(const struct tkv_arena *a);           /* read-only; the arena keeps it */

@@ -73,18 +73,18 @@ void tkv_mass_push(struct tkv_layer *l, uint32_t n)
         memset(l->mass[h].x + l->heads[h].n_cold + l->tail.n, 0, n * sizeof(float));
 }
 
-void tkv_mass_keep(const struct tkv_session *s, struct tkv_layer *l, const struct tkv_keep *keep)
+void tkv_mass_keep(const struct tkv_session *s, struct tkv_layer *l, uint32_t kv_head,
+                   const struct tkv_keep *keep)
 {
-    for (uint32_t i = 0; l->mass && i < l->config.shape.n_kv_heads; i++) {
-        float *x = l->mass[i].x;
-        const uint32_t n = keep[i].n;
+    float *x = l->mass ? l->mass[kv_head].x : NULL;
 
-        for (uint32_t j = 0; keep[i].index && j < n; j++)
-            x[j] = x[keep[i].index[j]];
-        memmove(x + n, x + l->heads[i].n_cold, l->tail.n * sizeof(*x));
-        if (s->config.method == TKV_METHOD_SNAPKV) /* the next round has its own window */
-            memset(x, 0, (n + l->tail.n) * sizeof(*x));
-    }
+    if (!x)
+        return;
+    for (uint32_t j = 0; keep->index && j < keep->n; j++)
+        x[j] = x[keep->index[j]];
+    memmove(x + keep->n, x + l->heads[kv_head].n_cold, l->tail.n * sizeof(*x));
+    if (s->config.method == TKV_METHOD_SNAPKV) /* the next round has its own window */
+        memset(x, 0, (keep->n + l->tail.n) * sizeof(*x));
 }
 
 /* ---- looking ------------------------------------------------------------------------------------ */

@@ -76,15 +76,26 @@ size_t tkv_policy_bytes(const struct tkv_session *s, const struct tkv_layer *l, 
     }
 }
 
+size_t tkv_policy_common_bytes(const struct tkv_session *s)
+{
+    return s->config.method == TKV_METHOD_TRIATTENTION ? tkv_score_common_bytes(s) : 0;
+}
+
+void tkv_policy_common(const struct tkv_session *s, const struct tkv_layer *l, void *common)
+{
+    if (s->config.method == TKV_METHOD_TRIATTENTION)
+        tkv_score_common(s, l, common);
+}
+
 void tkv_policy_score(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head,
-                      float *out, void *scratch)
+                      const void *common, float *out, void *scratch)
 {
     const struct tkv_head *head = &l->heads[kv_head];
     const size_t n = head->n_cold;
 
     switch (s->config.method) {
     case TKV_METHOD_NONE: /* nothing is dropped, nothing is scored */ break;
-    case TKV_METHOD_TRIATTENTION: tkv_score_head(s, l, kv_head, out, scratch); break;
+    case TKV_METHOD_TRIATTENTION: tkv_score_head(s, l, kv_head, common, out, scratch); break;
     case TKV_METHOD_STREAMING: tkv_score_recency(out, n); break;
     case TKV_METHOD_H2O: memcpy(out, l->mass[kv_head].x, n * sizeof(float)); break;
     case TKV_METHOD_SNAPKV: tkv_pool_scores(out, l->mass[kv_head].x, n, SNAPKV_POOL); break;

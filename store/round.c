@@ -159,6 +159,10 @@ static size_t count_held(const struct tkv_session *s, const struct tkv_layer *l)
     return n;
 }
 
+/* Heads whose new blocks live beside the old ones at the same time: the more, the more places a round
+ * takes, and the colder is what it read last. */
+enum { HEADS_AT_ONCE = 4 };
+
 /* The rows and index lists of selection for one head. */
 static size_t select_bytes(size_t n_candidates)
 {
@@ -187,25 +191,48 @@ static size_t layer_bytes(const struct tkv_session *s, const struct tkv_layer *l
 
     if (!b->rounds)
         return fold;
-    round = n_kv_heads * (sizeof(struct tkv_keep) + shared + head_bytes(s, l, b->candidates)) + 64;
+    round = tkv_policy_common_bytes(s) + 64 +
+            n_kv_heads * (sizeof(struct tkv_keep) + shared + head_bytes(s, l, b->candidates));
     return round > fold ? round : fold;
 }
 
 /* Of a layer. */
 struct need {
-    size_t blocks; /* more in the tables */
-    size_t transient;
-    size_t bytes; /* of working memory */
+    size_t blocks;    /* more in the tables, and those that are not freed */
+    size_t transient; /* beside them, during a round */
+    ptrdiff_t after;  /* more than now after one fold and its round */
+    size_t bytes;     /* of working memory */
     bool has_rounds;
 };
+
+static void count_need(struct tkv_session *s, const struct tkv_layer *l, const struct bound *b,
+                       struct need *need)
+{
+    const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
+    const bool all_stay = s->config.rollback_tokens > 0; /* a checkpoint has the old blocks */
+    const size_t held = b->rounds ? count_held(s, l) : 0;
+
+    *need = (struct need){.bytes = layer_bytes(s, l, b), .has_rounds = b->rounds};
+    for (uint32_t h = 0; h < n_kv_heads; h++) {
+        const size_t n = l->heads[h].n_blocks;
+
+        need->blocks += b->blocks > n ? b->blocks - n : 0;
+        need->after += (ptrdiff_t)b->transient - (ptrdiff_t)n;
+    }
+    need->blocks += held;
+    need->after += (ptrdiff_t)held;
+    need->transient =
+        b->transient * (all_stay || n_kv_heads < HEADS_AT_ONCE ? n_kv_heads : HEADS_AT_ONCE);
+    if (all_stay || !b->rounds)
+        need->after = (ptrdiff_t)(need->blocks + need->transient);
+}
 
 static int prepare_layer(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new,
                          int32_t last_position, struct need *need, struct tkv_report *why)
 {
-    const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
     const struct bound b = layer_bound(s, l, n_new, last_position);
 
-    for (uint32_t h = 0; h < n_kv_heads; h++) {
+    for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++) {
         const int e = tkv_head_own(s, &l->heads[h], b.blocks, why);
 
         if (e)
@@ -213,15 +240,35 @@ static int prepare_layer(struct tkv_session *s, struct tkv_layer *l, uint32_t n_
         if (l->mass && !tkv_mass_grow(s, &l->mass[h], b.candidates + l->tail.most))
             return tkv_fail(why, TRIKV_E_MEMORY_CAP,
                             "no room for the observed attention of %zu tokens", b.candidates);
-        if (b.blocks > l->heads[h].n_blocks)
-            need->blocks += b.blocks - l->heads[h].n_blocks;
     }
-    if (b.rounds)
-        need->blocks += count_held(s, l);
-    need->transient = b.transient * n_kv_heads;
-    need->bytes = layer_bytes(s, l, &b);
-    need->has_rounds = b.rounds;
+    count_need(s, l, &b, need);
     return 0;
+}
+
+/* Places for layers [first, first + n) with blocks of this size, which are worked on one after the
+ * other; but coupled layers all fold before the first is rebuilt. */
+static size_t count_places(const struct tkv_session *s, const struct need *needs, uint32_t first,
+                           uint32_t n, size_t block_bytes)
+{
+    const bool couples = tkv_session_couples_layers(s);
+    ptrdiff_t sum = 0, most = 0, folds = 0;
+
+    for (uint32_t i = first; i < first + n; i++) {
+        const ptrdiff_t blocks = (ptrdiff_t)needs[i].blocks;
+        const ptrdiff_t transient = (ptrdiff_t)needs[i].transient;
+        ptrdiff_t peak = sum + transient;
+
+        if (s->layers[i].layout.bytes != block_bytes)
+            continue;
+        peak += couples ? 0 : blocks;
+        most = peak > most ? peak : most;
+        folds += couples ? blocks : 0;
+        if (!couples)
+            sum += needs[i].after;
+        else if (s->config.rollback_tokens > 0) /* the old blocks of all layers stay */
+            sum += transient;
+    }
+    return (size_t)(folds + most);
 }
 
 /* Layers whose blocks are of one size share slabs: sum their needs, then reserve. */
@@ -230,22 +277,14 @@ static int reserve_blocks(struct tkv_session *s, const struct need *needs, uint3
 {
     for (uint32_t i = first; i < first + n; i++) {
         const size_t bytes = s->layers[i].layout.bytes;
-        size_t blocks = 0;
-        size_t transient = 0;
+        bool done = false;
         int e;
 
-        for (uint32_t j = first; j < first + n; j++) {
-            if (s->layers[j].layout.bytes != bytes)
-                continue;
-            if (j < i)
-                break; /* done with layer j */
-            blocks += needs[j].blocks;
-            if (s->config.rollback_tokens > 0) /* the old blocks of all layers stay */
-                transient += needs[j].transient;
-            else
-                transient = needs[j].transient > transient ? needs[j].transient : transient;
-        }
-        e = tkv_arena_reserve(s->arena, bytes, blocks + transient, why);
+        for (uint32_t j = first; j < i; j++)
+            done |= s->layers[j].layout.bytes == bytes;
+        if (done)
+            continue;
+        e = tkv_arena_reserve(s->arena, bytes, count_places(s, needs, first, n, bytes), why);
         if (e)
             return e;
     }
@@ -280,10 +319,40 @@ int tkv_round_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new
     return e;
 }
 
+/* Places that will be taken before the next rounds of layers that have held one: these gave as many
+ * back, and keep them, since new slabs for each fold would cost more than it does. */
+static size_t places_ahead(const struct tkv_session *s, size_t block_bytes)
+{
+    const uint64_t most = s->config.beta_tokens / TKV_BLOCK_TOKENS;
+    size_t n = 0;
+
+    for (uint32_t i = 0; tkv_session_evicts(s) && i < s->config.n_layers; i++) {
+        const struct tkv_layer *l = &s->layers[i];
+        const uint64_t left = folds_left(s, l) + 1;
+
+        if (l->n_rounds > 0 && l->layout.bytes == block_bytes)
+            n += l->config.shape.n_kv_heads * (size_t)(left < most ? left : most);
+    }
+    return n;
+}
+
+/* Give what was prepared and not used back; false if there was nothing. */
+static bool give_back(struct tkv_session *s)
+{
+    bool any = false;
+
+    for (uint32_t i = 0; i < s->config.n_layers; i++) {
+        const size_t bytes = s->layers[i].layout.bytes;
+
+        if (i == 0 || bytes != s->layers[i - 1].layout.bytes)
+            any |= tkv_arena_unreserve(s->arena, bytes, places_ahead(s, bytes));
+    }
+    return any;
+}
+
 /* Rounds leave holes: gather what is left into fewer slabs when the holes come to a slab or more. */
 static void gather_blocks(struct tkv_session *s)
 {
-    tkv_arena_trim(s->arena);
     if (tkv_arena_drain(s->arena) == 0)
         return;
     for (uint32_t i = 0; i < s->config.n_layers; i++)
@@ -296,30 +365,34 @@ static void gather_blocks(struct tkv_session *s)
                 head->blocks[b].id = tkv_arena_move(s->arena, head->blocks[b].id);
         }
     s->generation++;
-    tkv_arena_trim(s->arena);
+    tkv_arena_sweep(s->arena);
 }
 
 void tkv_round_release(struct tkv_session *s, struct tkv_round_memory *m)
 {
     tkv_budget_free(s->budget, m->base, m->bytes);
-    if (m->has_rounds)
-        gather_blocks(s);
-    else
-        tkv_arena_trim(s->arena);
+    if (give_back(s)) {
+        tkv_arena_sweep(s->arena);
+        if (m->has_rounds)
+            gather_blocks(s);
+    }
     *m = (struct tkv_round_memory){0};
 }
 
 /* ---- a round of one layer ------------------------------------------------------------------- */
 
-/* All of a round's working memory: keep lists, shared rows if layers are coupled, then the heads. */
+/* All of a round's working memory: keep lists, what heads have in common, shared rows if layers are
+ * coupled, then the heads. */
 struct round {
     struct tkv_session *s;
     struct tkv_layer *l;
     struct tkv_keep *keep; /* [n_kv_heads] */
+    void *common;
     uint8_t *heads;
     size_t head_bytes;
     size_t n_candidates; /* of every head: they keep the same number */
     size_t n_keep;
+    size_t first_head; /* of those worked on */
 };
 
 static float *head_scores(const struct round *r, size_t kv_head)
@@ -333,12 +406,18 @@ static uint32_t *head_index(const struct round *r, size_t kv_head)
                                 tkv_align(r->n_candidates * sizeof(float), 64));
 }
 
+/* Memory of scoring, then of rebuilding. */
+static void *head_work(const struct round *r, size_t kv_head)
+{
+    return r->heads + kv_head * r->head_bytes + select_bytes(r->n_candidates);
+}
+
 static void score_one(void *arg, size_t kv_head)
 {
     const struct round *r = arg;
 
-    tkv_policy_score(r->s, r->l, (uint32_t)kv_head, head_scores(r, kv_head),
-                     r->heads + kv_head * r->head_bytes + select_bytes(r->n_candidates));
+    tkv_policy_score(r->s, r->l, (uint32_t)kv_head, r->common, head_scores(r, kv_head),
+                     head_work(r, kv_head));
 }
 
 static void select_one(const struct round *r, size_t kv_head, const float *scores)
@@ -351,12 +430,24 @@ static void select_one(const struct round *r, size_t kv_head, const float *score
         (uint32_t)tkv_select_top(r->s->kn, scores, r->n_candidates, r->n_keep, index, scratch);
 }
 
-static void score_and_select(void *arg, size_t kv_head)
+static void rebuild_one(void *arg, size_t i)
+{
+    const struct round *r = arg;
+    const size_t kv_head = r->first_head + i;
+
+    tkv_mass_keep(r->s, r->l, (uint32_t)kv_head, &r->keep[kv_head]);
+    tkv_head_rebuild(r->s, &r->l->layout, &r->l->heads[kv_head], &r->keep[kv_head],
+                     head_work(r, kv_head));
+}
+
+/* While what scoring read is near. */
+static void score_and_rebuild(void *arg, size_t i)
 {
     const struct round *r = arg;
 
-    score_one(arg, kv_head);
-    select_one(r, kv_head, head_scores(r, kv_head));
+    score_one(arg, r->first_head + i);
+    select_one(r, r->first_head + i, head_scores(r, r->first_head + i));
+    rebuild_one(arg, i);
 }
 
 static struct round round_begin(struct tkv_session *s, struct tkv_layer *l, uint8_t *memory,
@@ -368,17 +459,26 @@ static struct round round_begin(struct tkv_session *s, struct tkv_layer *l, uint
 
     r.n_candidates = most_cold(l);
     r.n_keep = keep_count(s, l);
-    r.heads = memory + keep_bytes + offset;
+    r.common = memory + keep_bytes;
+    r.heads = memory + keep_bytes + tkv_policy_common_bytes(s) + offset;
     r.head_bytes = head_bytes(s, l, r.n_candidates);
     return r;
 }
 
-static void rebuild(const struct round *r, const struct tkv_exec *exec)
+static void change_heads(struct round *r, void (*work)(void *arg, size_t i),
+                         const struct tkv_exec *exec)
 {
-    tkv_mass_keep(r->s, r->l, r->keep);
-    tkv_layer_rebuild(r->s, r->l, r->keep, r->heads + select_bytes(r->n_candidates), r->head_bytes,
-                      exec);
+    const size_t n = r->l->config.shape.n_kv_heads;
+
+    for (; r->first_head < n; r->first_head += HEADS_AT_ONCE) {
+        const size_t left = n - r->first_head;
+
+        tkv_exec_run(exec, left < HEADS_AT_ONCE ? left : HEADS_AT_ONCE, work, r);
+    }
+    for (size_t h = 0; h < n; h++)
+        r->s->n_evicted += r->n_candidates - r->l->heads[h].n_cold;
     r->l->n_rounds++;
+    r->s->generation++;
 }
 
 /* With few enough tokens nothing is scored, but blocks that are not full are filled. */
@@ -386,14 +486,15 @@ static void round_of_layer(struct tkv_session *s, struct tkv_layer *l, uint8_t *
                            const struct tkv_exec *exec)
 {
     struct round r = round_begin(s, l, memory, 0);
-    const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
 
-    if (r.n_candidates <= r.n_keep)
-        for (uint32_t h = 0; h < n_kv_heads; h++)
-            r.keep[h] = (struct tkv_keep){NULL, l->heads[h].n_cold};
-    else
-        tkv_exec_run(exec, n_kv_heads, score_and_select, &r);
-    rebuild(&r, exec);
+    if (r.n_candidates > r.n_keep) {
+        tkv_policy_common(s, l, r.common);
+        change_heads(&r, score_and_rebuild, exec);
+        return;
+    }
+    for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)
+        r.keep[h] = (struct tkv_keep){NULL, l->heads[h].n_cold};
+    change_heads(&r, rebuild_one, exec);
 }
 
 /* ---- a round of all layers together --------------------------------------------------------- */
@@ -422,6 +523,7 @@ static void score_all(struct tkv_session *s, uint8_t *memory, float *shared, siz
     for (uint32_t i = 0; i < s->config.n_layers; i++) {
         struct round r = round_begin(s, &s->layers[i], memory, shared_bytes);
 
+        tkv_policy_common(s, r.l, r.common);
         tkv_exec_run(exec, s->layers[i].config.shape.n_kv_heads, score_one, &r);
         fold_layer(&r, shared, stride);
     }
@@ -433,7 +535,8 @@ static void round_of_all(struct tkv_session *s, uint8_t *memory, const struct tk
     const size_t n = most_cold(&s->layers[0]);
     const size_t stride = tkv_align(n, 16);
     const size_t shared_bytes = n_kv_heads * stride * sizeof(float);
-    float *shared = (float *)(void *)(memory + tkv_align(n_kv_heads * sizeof(struct tkv_keep), 64));
+    float *shared = (float *)(void *)(memory + tkv_align(n_kv_heads * sizeof(struct tkv_keep), 64) +
+                                      tkv_policy_common_bytes(s));
 
     score_all(s, memory, shared, stride, shared_bytes, exec);
     for (uint32_t i = 0; i < s->config.n_layers; i++) {
@@ -441,29 +544,39 @@ static void round_of_all(struct tkv_session *s, uint8_t *memory, const struct tk
 
         for (uint32_t h = 0; h < n_kv_heads; h++)
             select_one(&r, h, s->config.eviction_mode == TKV_UNION ? shared : shared + h * stride);
-        rebuild(&r, exec);
+        change_heads(&r, rebuild_one, exec);
     }
+}
+
+static void fold_and_round(struct tkv_session *s, struct tkv_layer *l, bool held, uint8_t *memory,
+                           const struct tkv_exec *exec)
+{
+    held = held && tkv_round_has_work(s, l);
+    tkv_layer_fold(s, l, memory, exec);
+    if (held)
+        round_of_layer(s, l, memory, exec);
+}
+
+static void fold_all(struct tkv_session *s, uint8_t *memory, const struct tkv_exec *exec)
+{
+    for (uint32_t i = 0; i < s->config.n_layers; i++)
+        tkv_layer_fold(s, &s->layers[i], memory, exec);
 }
 
 void tkv_round_run(struct tkv_session *s, struct tkv_layer *l, const struct tkv_round_memory *m,
                    const struct tkv_exec *exec)
 {
-    const bool all = !l || tkv_round_is_common(s, l);
-    const uint32_t first = all ? 0 : (uint32_t)(l - s->layers);
-    const uint32_t end = all ? s->config.n_layers : first + 1;
     const bool held = tkv_session_evicts(s) && (!l || tkv_round_is_due(s, l));
-    bool work[TRIKV_MAX_LAYERS] = {false};
+    const struct tkv_layer *first = &s->layers[0];
 
-    for (uint32_t i = first; i < end; i++) {
-        work[i] = held && tkv_round_has_work(s, &s->layers[i]);
-        tkv_layer_fold(s, &s->layers[i], m->base, exec);
-    }
-    if (work[first] && tkv_session_couples_layers(s) &&
-        most_cold(&s->layers[first]) > keep_count(s, &s->layers[first])) {
+    if (held && tkv_session_couples_layers(s) &&
+        most_cold(first) + tkv_layer_warm(s, first) > keep_count(s, first)) {
+        fold_all(s, m->base, exec);
         round_of_all(s, m->base, exec);
-        return;
+    } else if (l) {
+        fold_and_round(s, l, held, m->base, exec);
+    } else {
+        for (uint32_t i = 0; i < s->config.n_layers; i++)
+            fold_and_round(s, &s->layers[i], held, m->base, exec);
     }
-    for (uint32_t i = first; i < end; i++)
-        if (work[i])
-            round_of_layer(s, &s->layers[i], m->base, exec);
 }

@@ -53,9 +53,19 @@ size_t tkv_score_bytes(const struct tkv_session *s, const struct tkv_layer *l, s
     return work_layout(s, l, n_candidates, NULL).bytes;
 }
 
+size_t tkv_score_common_bytes(const struct tkv_session *s)
+{
+    return tkv_align((size_t)s->fold.n_queries * 2 * s->rope.n_bands * sizeof(double), 64);
+}
+
+void tkv_score_common(const struct tkv_session *s, const struct tkv_layer *l, void *common)
+{
+    tkv_tri_turns(&s->fold, &s->rope, (int64_t)l->last_position + 1, common);
+}
+
 /* The virtual queries of the group at this moment, plain and in the codec's domain. */
 static void make_queries(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head,
-                         struct work *w)
+                         const double *turns, struct work *w)
 {
     const uint32_t group = tkv_group(&l->config.shape);
     const size_t n_bands = s->rope.n_bands;
@@ -65,8 +75,8 @@ static void make_queries(const struct tkv_session *s, const struct tkv_layer *l,
         const float *base = l->config.stats + ((size_t)kv_head * group + g) * 3 * n_bands;
         const struct tkv_tri_stats stats = {base, base + n_bands, base + 2 * n_bands};
 
-        tkv_tri_queries(&s->fold, &s->rope, &stats, (int64_t)l->last_position + 1,
-                        w->queries + (size_t)g * s->fold.n_queries * dim);
+        tkv_tri_turn_queries(&s->fold, &s->rope, &stats, turns,
+                             w->queries + (size_t)g * s->fold.n_queries * dim);
     }
     for (size_t i = 0; i < (size_t)group * s->fold.n_queries; i++)
         tkv_code_query(l->layout.k, s->kn, w->queries + i * dim,
@@ -140,12 +150,12 @@ static void score_cold(const struct tkv_session *s, const struct tkv_layer *l,
 }
 
 void tkv_score_head(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head,
-                    float *out, void *scratch)
+                    const void *common, float *out, void *scratch)
 {
     const size_t n = l->heads[kv_head].n_cold;
     struct work w = work_layout(s, l, n, scratch);
 
-    make_queries(s, l, kv_head, &w);
+    make_queries(s, l, kv_head, common, &w);
     score_cold(s, l, &l->heads[kv_head], &w);
     for (size_t i = 0; i < n; i++)
         out[i] = -INFINITY;

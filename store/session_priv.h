@@ -237,30 +237,38 @@ static inline bool tkv_round_is_common(const struct tkv_session *s, const struct
 /* Would a round now, whether due or not, change anything? */
 bool tkv_round_has_work(const struct tkv_session *s, const struct tkv_layer *l);
 
+/* What the heads of a layer have in common when they are scored: made once, in memory of
+ * tkv_score_common_bytes(). */
+size_t tkv_score_common_bytes(const struct tkv_session *s);
+void tkv_score_common(const struct tkv_session *s, const struct tkv_layer *l, void *common);
+
 /* store/score.c: the scores of all cold tokens of one KV head, out[n_cold]; scratch of
  * tkv_score_bytes(n_candidates). */
 size_t tkv_score_bytes(const struct tkv_session *s, const struct tkv_layer *l, size_t n_candidates);
 void tkv_score_head(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head,
-                    float *out, void *scratch);
+                    const void *common, float *out, void *scratch);
 
-/* store/policy.c: the same by the session's method; scratch of tkv_policy_bytes(). */
+/* store/policy.c: the same three by the session's method. */
+size_t tkv_policy_common_bytes(const struct tkv_session *s);
+void tkv_policy_common(const struct tkv_session *s, const struct tkv_layer *l, void *common);
 size_t tkv_policy_bytes(const struct tkv_session *s, const struct tkv_layer *l,
                         size_t n_candidates);
 void tkv_policy_score(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head,
-                      float *out, void *scratch);
+                      const void *common, float *out, void *scratch);
 
 /*
- * store/rebuild.c: make the blocks of every head of l those of the kept tokens (indices as
+ * store/rebuild.c: make the blocks of a head of l those of the kept tokens (indices as
  * in tkv_score_head, ascending). Blocks that stay whole
- * are shared with the old table. Arena blocks and tables, of at most cap_blocks, were prepared.
+ * are shared with the old table. Arena blocks and the table were prepared. Heads may be rebuilt by
+ * several threads at once. Memory of tkv_rebuild_bytes(), for tables of at most cap_blocks.
  */
 struct tkv_keep {
     const uint32_t *index; /* NULL: all */
     uint32_t n;
 };
 size_t tkv_rebuild_bytes(size_t cap_blocks);
-void tkv_layer_rebuild(struct tkv_session *s, struct tkv_layer *l, const struct tkv_keep *keep,
-                       void *memory, size_t head_bytes, const struct tkv_exec *exec);
+void tkv_head_rebuild(const struct tkv_session *s, const struct tkv_block_layout *layout,
+                      struct tkv_head *head, const struct tkv_keep *keep, void *memory);
 
 /*
  * store/observe.c, of methods that observe attention; of others it does nothing. A layer's mass
@@ -272,7 +280,8 @@ bool tkv_mass_create(struct tkv_session *s, struct tkv_layer *l, const struct tk
 void tkv_mass_destroy(struct tkv_session *s, struct tkv_layer *l);
 bool tkv_mass_grow(struct tkv_session *s, struct tkv_mass *m, size_t n);
 void tkv_mass_push(struct tkv_layer *l, uint32_t n);
-void tkv_mass_keep(const struct tkv_session *s, struct tkv_layer *l, const struct tkv_keep *keep);
+void tkv_mass_keep(const struct tkv_session *s, struct tkv_layer *l, uint32_t kv_head,
+                   const struct tkv_keep *keep);
 
 /* Queries after their attention, with their lse; memory of tkv_observe_bytes(). */
 size_t tkv_observe_bytes(const struct tkv_session *s, const struct tkv_layer *l);
