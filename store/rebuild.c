@@ -121,13 +121,14 @@ static unsigned last_lane(uint64_t lanes)
 static uint64_t take_lanes(const struct rebuild *r, const struct source *source, uint64_t lanes,
                            int32_t first_position, uint32_t *n)
 {
-    uint64_t left = lanes;
+    uint32_t count = (uint32_t)__builtin_popcountll(lanes);
 
-    for (; left && *n > 0; --*n)
-        left &= left - 1;
-    for (lanes &= ~left;
-         lanes && position_of(r, source, last_lane(lanes)) - first_position > TKV_BLOCK_SPAN; ++*n)
+    for (; count > *n; count--)
         lanes &= ~(UINT64_C(1) << last_lane(lanes));
+    for (; count > 0 && position_of(r, source, last_lane(lanes)) - first_position > TKV_BLOCK_SPAN;
+         count--)
+        lanes &= ~(UINT64_C(1) << last_lane(lanes));
+    *n -= count;
     return lanes;
 }
 
