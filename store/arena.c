@@ -246,22 +246,37 @@ static void open_slab(struct tkv_arena_core *c, uint32_t i)
     c->open[c->n_open++] = i;
 }
 
-/* The fullest slab that has room, so that the emptiest ones drain and can be given back. Those
- * that drain already come last: others may have taken the room that was there for their blocks. */
-static uint32_t fullest_slab(const struct tkv_arena_core *c, uint32_t class)
+/* Open the fullest slabs that have room, the fullest last, so that the emptiest ones drain and can be
+ * given back. */
+static void open_fullest(struct tkv_arena_core *c, uint32_t class)
 {
-    uint32_t best = c->n_slabs;
-
     for (uint32_t i = 0; i < c->n_slabs; i++) {
-        const struct tkv_slab *s = &c->slabs[i];
-        const struct tkv_slab *b = &c->slabs[best == c->n_slabs ? i : best];
+        uint32_t at = c->n_open;
 
-        if (has_room(c, i, class) && (best == c->n_slabs || s->drains < b->drains ||
-                                      (s->drains == b->drains && s->n_free < b->n_free)))
-            best = i;
+        if (!has_room(c, i, class) || c->slabs[i].drains)
+            continue;
+        while (at > 0 && c->slabs[c->open[at - 1]].n_free < c->slabs[i].n_free)
+            at--;
+        if (c->n_open < TKV_MAX_OPEN_SLABS)
+            memmove(c->open + at + 1, c->open + at, (c->n_open++ - at) * sizeof(*c->open));
+        else if (at-- > 0)
+            memmove(c->open, c->open + 1, at * sizeof(*c->open));
+        else
+            continue;
+        c->open[at] = i;
     }
-    assert(best < c->n_slabs);
-    return best;
+}
+
+/* Others may have taken the room that was there for the blocks of slabs that drain. */
+static void open_draining(struct tkv_arena_core *c, uint32_t class)
+{
+    uint32_t i = 0;
+
+    while (!has_room(c, i, class)) {
+        i++;
+        assert(i < c->n_slabs);
+    }
+    open_slab(c, i);
 }
 
 /* The slab that had a block returned last: its memory is still near. */
@@ -273,7 +288,9 @@ static uint32_t slab_with_room(struct tkv_arena_core *c, uint32_t class)
         if (has_room(c, i, class) && !c->slabs[i].drains)
             return i;
     }
-    open_slab(c, fullest_slab(c, class));
+    open_fullest(c, class);
+    if (c->n_open == 0)
+        open_draining(c, class);
     return c->open[c->n_open - 1];
 }
 
@@ -282,11 +299,9 @@ static struct tkv_block_id take_place(struct tkv_arena_core *c, uint32_t class)
 {
     const uint32_t at = slab_with_room(c, class);
     struct tkv_slab *s = &c->slabs[at];
-    uint32_t index = s->first_free;
+    const uint32_t index = s->first_free;
 
-    while (s->refs[index] != 0)
-        index++;
-    s->first_free = index + 1;
+    s->first_free = s->refs[index] - TKV_PLACE_FREE;
     s->refs[index] = 1;
     s->n_free--;
     c->classes[class].n_free--;
@@ -364,7 +379,7 @@ void tkv_arena_ref_each(struct tkv_arena *a, const void *ids, size_t stride_byte
     for (size_t i = 0; i < n; i++) {
         uint32_t *refs = refs_of(a->core, id_at(ids, stride_bytes, i));
 
-        assert(*refs > 0);
+        assert(*refs > 0 && *refs < TKV_PLACE_FREE);
         ++*refs;
     }
     unlock(a);
@@ -377,15 +392,14 @@ static void drop_ref(struct tkv_arena *a, struct tkv_block_id id)
     struct tkv_slab *s = slab_of(a->core, id);
     struct tkv_slab_class *class = &a->core->classes[s->class];
     uint32_t *refs = refs_of(a->core, id);
-    uint32_t index;
 
-    assert(*refs > 0);
+    assert(*refs > 0 && *refs < TKV_PLACE_FREE);
     if (--*refs > 0)
         return;
     if (s->n_free++ == 0)
         open_slab(a->core, (uint32_t)(s - a->core->slabs));
-    index = (uint32_t)(refs - s->refs);
-    s->first_free = index < s->first_free ? index : s->first_free;
+    *refs = TKV_PLACE_FREE + s->first_free;
+    s->first_free = (uint32_t)(refs - s->refs);
     class->n_free++;
     a->core->live_bytes -= class->block_bytes;
     if (!class->fixed && s->class < a->cap_reserved) {

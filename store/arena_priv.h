@@ -15,10 +15,12 @@ struct tkv_slab {
     uint32_t class;
     uint32_t n_blocks;
     uint32_t n_free;
-    uint32_t first_free; /* no block before it is free */
+    uint32_t first_free; /* the place freed last */
     bool drains;         /* nothing is allocated here if there is room elsewhere */
-    uint32_t *refs;      /* [n_blocks] */
+    uint32_t *refs; /* [n_blocks] of a block in use; of a free place, TKV_PLACE_FREE + the next */
 };
+
+#define TKV_PLACE_FREE UINT32_C(0x80000000)
 
 /* Slabs for blocks of one size. */
 struct tkv_slab_class {

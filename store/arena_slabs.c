@@ -164,6 +164,8 @@ static int make_slab(struct tkv_arena_core *c, struct tkv_slab *s, struct tkv_re
     int e;
 
     s->refs = table_alloc(c, s->n_blocks * sizeof(uint32_t));
+    for (uint32_t i = 0; s->refs && i < s->n_blocks; i++)
+        s->refs[i] = TKV_PLACE_FREE + i + 1;
     if (!s->refs || !take_extent(c, s->bytes, &s->offset)) {
         tkv_arena_table_free(c, s->refs, s->n_blocks * sizeof(uint32_t));
         return fail_cap(c, s->bytes, why);
