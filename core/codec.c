@@ -27,6 +27,7 @@
 
 const struct tkv_codec tkv_codecs[] = {
     {.id = TKV_CODEC_F16, .name = "f16", .bits_first = 16, .bits_second = 16},
+    TQ("tq1", TKV_CODEC_TQ1, 1, 1),
     TQ("tq2", TKV_CODEC_TQ2, 2, 2),
     TQ("tq2.5", TKV_CODEC_TQ2_5, 3, 2),
     TQ("tq3", TKV_CODEC_TQ3, 3, 3),

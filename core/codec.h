@@ -10,6 +10,7 @@
  *   tq3        3
  *   tq2.5      3 | 2
  *   tq2        2
+ *   tq1        1                         signs, for caches that must be very small
  *   tqN-paper  TurboQuant_mse (arXiv 2504.19874, Algorithm 1): no mean, the paper's scale
  *   tqN-qjl    TurboQuant_prod (Algorithm 2), N = 4, 3, 2: N-1 bits of codes and
  *              one of a sign sketch of the residual; keys only; unbiased
@@ -66,6 +67,7 @@
 /* Wire and shared-memory values: never renumbered. */
 enum tkv_codec_id {
     TKV_CODEC_F16 = 1,
+    TKV_CODEC_TQ1 = 15,
     TKV_CODEC_TQ2 = 16,
     TKV_CODEC_TQ2_5 = 17,
     TKV_CODEC_TQ3 = 18,

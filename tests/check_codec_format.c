@@ -24,6 +24,7 @@ static void test_sizes(void **state)
         {"tq2.5", 128, 128, 2754, 2738}, {"tq2", 18, 18, 658, 462},
         {"tq4-qjl", 128, 256, 4352, 0},  {"tq2-qjl", 64, 128, 1280, 0},
         {"tq3.5", 80, 80, 2602, 2400},   {"tq4-paper", 48, 48, 1664, 1664},
+        {"tq1", 64, 64, 674, 666},
     };
 
     (void)state;
@@ -71,6 +72,13 @@ static void test_same_bytes_everywhere(void **state)
              UINT64_C(0x1ea4cae28dad7c91),
              UINT64_C(0xf3693785a6574cbd),
              UINT64_C(0xb7fd5914e4fb202d),
+         }},
+        {"tq1",
+         {
+             UINT64_C(0xd8e3ff19751ed927),
+             UINT64_C(0x8e9b35526624c74a),
+             UINT64_C(0x5d856b53f79417b5),
+             UINT64_C(0xe090a06de2dcc7f9),
          }},
         {"tq2",
          {

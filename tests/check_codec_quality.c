@@ -151,6 +151,10 @@ static void test_searched_scale(void **state)
         expect_near("keys", s.key_mse, golden[i].mse, .06);
         expect_near("length", s.length, 1, 2e-4);
     }
+    /* One bit: 1 - 2 / pi, and 2 - 2 sqrt(2 / pi) for keys, which keep their length; there is
+     * nothing to search. */
+    expect_near("tq1", measure("tq1").value_mse, .3634, .015);
+    expect_near("tq1", measure("tq1").key_mse, .4042, .015);
     expect_near("tq3.5", measure("tq3.5").value_mse, .0196, .015);
     expect_near("tq2.5", measure("tq2.5").value_mse, .0720, .03);
 }

@@ -69,8 +69,10 @@ static void make_scene(struct scene *s, struct rng *rng, unsigned turn, unsigned
     static const uint32_t groups[] = {1, 2, 4, 5, 7, 8, 16};
 
     tkv_kernels_init(&s->kn, cpu);
-    codec_aid_coder(&s->k, tkv_codec_by_name(codecs[turn % 6]), dims[turn % 9]);
-    codec_aid_coder(&s->v, tkv_codec_by_name(codecs[turn / 2 % 6]), dims[turn / 3 % 9]);
+    codec_aid_coder(&s->k, tkv_codec_by_name(turn % 11 == 5 ? "tq1" : codecs[turn % 6]),
+                    dims[turn % 9]);
+    codec_aid_coder(&s->v, tkv_codec_by_name(turn % 13 == 6 ? "tq1" : codecs[turn / 2 % 6]),
+                    dims[turn / 3 % 9]);
     s->rows.group = groups[turn % 7];
     s->rows.n_tokens = s->rows.group <= 8 ? 1 + turn % 3 : 1;
     s->n_rows = s->rows.n_tokens * s->rows.group;
