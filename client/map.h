@@ -17,8 +17,9 @@ struct trikv_map {
     uint64_t pin_offset;
     uint64_t pin_value;
     uint32_t n_layers;
-    uint64_t *n_seen;         /* [n_layers] */
-    struct tkv_cache *caches; /* [n_layers]; point to the rest */
+    uint64_t *n_seen;                 /* [n_layers] */
+    struct tkv_cache *caches;         /* [n_layers]; point to the rest */
+    struct tkv_block_layout *layouts; /* [n_layers] */
     struct tkv_head *heads;
     struct tkv_block *blocks;
     float *sinks;

@@ -139,7 +139,7 @@ static bool take_blocks(const struct trikv_map *m, struct parts *p, uint32_t blo
             return false;
         head->blocks[b] = (struct tkv_block){.id = {from->block_offset / 64 << TKV_SLAB_BITS},
                                              .first_position = from->first_position,
-                                             .n_tokens = from->n_tokens};
+                                             .n_tokens = (uint16_t)from->n_tokens};
     }
     head->n_blocks = head->cap_blocks = n;
     head->n_cold = p->heads->n_tokens;
@@ -159,7 +159,7 @@ static const char *take_heads(const struct trikv_map *m, struct parts *p, struct
     p->heads_left -= n;
     for (uint32_t h = 0; h < n; h++) {
         heads[h].blocks = blocks;
-        if (!take_blocks(m, p, (uint32_t)c->layout.bytes, &heads[h]))
+        if (!take_blocks(m, p, (uint32_t)c->tiers->bytes, &heads[h]))
             return "a block lies outside the arena, or is not whole";
         blocks += heads[h].n_blocks;
     }
@@ -168,11 +168,11 @@ static const char *take_heads(const struct trikv_map *m, struct parts *p, struct
 }
 
 static const char *take_layer(struct trikv_map *m, struct parts *p, const struct trikv_map_layer *l,
-                              struct tkv_cache *c)
+                              struct tkv_block_layout *layout, struct tkv_cache *c)
 {
     const struct tkv_coder *k, *v;
 
-    *c = (struct tkv_cache){.kn = &m->kn, .base = m->base};
+    *c = (struct tkv_cache){.kn = &m->kn, .base = m->base, .tiers = layout, .n_tiers = 1};
     c->shape = (struct tkv_shape){l->n_q_heads, l->n_kv_heads, l->head_dim_k, l->head_dim_v};
     c->attn = (struct tkv_attn_params){
         .scale = l->scale, .softcap = l->softcap, .window_tokens = l->window_tokens};
@@ -183,8 +183,8 @@ static const char *take_layer(struct trikv_map *m, struct parts *p, const struct
     v = k ? coder_get(m, l->codec_v, l->head_dim_v) : NULL;
     if (!k || !v || v->codec->qjl)
         return "a layer has a codec that is not known here";
-    tkv_block_layout_init(&c->layout, k, v, l->n_score_heads);
-    if (c->layout.bytes != l->block_bytes)
+    tkv_block_layout_init(layout, k, v, l->n_score_heads);
+    if (layout->bytes != l->block_bytes)
         return "blocks have another size here";
     if ((l->n_sinks != 0 && l->n_sinks != l->n_q_heads) || l->n_sinks > p->sinks_left)
         return "a layer has sinks that are not there";
@@ -200,11 +200,12 @@ static bool make_tables(struct trikv_map *m, const struct trikv_map_header *h)
     m->n_layers = h->n_layers;
     m->n_seen = calloc(h->n_layers, sizeof(*m->n_seen));
     m->caches = calloc(h->n_layers, sizeof(*m->caches));
+    m->layouts = calloc(h->n_layers, sizeof(*m->layouts));
     m->heads = calloc((size_t)h->n_heads + 1, sizeof(*m->heads));
     m->blocks = calloc(h->n_blocks + 1, sizeof(*m->blocks));
     m->sinks = calloc(h->n_sinks + 1, sizeof(*m->sinks));
     m->coders = calloc(2 * (size_t)h->n_layers, sizeof(*m->coders));
-    return m->n_seen && m->caches && m->heads && m->blocks && m->sinks && m->coders;
+    return m->n_seen && m->caches && m->layouts && m->heads && m->blocks && m->sinks && m->coders;
 }
 
 const char *tkv_map_read(struct trikv_map *m, const void *payload, size_t bytes)
@@ -229,7 +230,7 @@ const char *tkv_map_read(struct trikv_map *m, const void *payload, size_t bytes)
         struct tkv_cache *c = &m->caches[i];
 
         m->n_seen[i] = p.layers[i].n_seen;
-        why = take_layer(m, &p, &p.layers[i], c);
+        why = take_layer(m, &p, &p.layers[i], &m->layouts[i], c);
         if (!why)
             why = take_heads(m, &p, c, heads, blocks);
         c->sinks = p.layers[i].n_sinks ? sinks : NULL;
@@ -249,6 +250,7 @@ void tkv_map_forget(struct trikv_map *m)
     free(m->coders);
     free(m->n_seen);
     free(m->caches);
+    free(m->layouts);
     free(m->heads);
     free(m->blocks);
     free(m->sinks);

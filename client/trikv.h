@@ -152,7 +152,7 @@ struct trikv_session_options {
     const char *label; /* for people */
     const char *codec_k;
     const char *codec_v;
-    const char *method; /* "none", "triattention", "streaming", "h2o", "snapkv", "keydiff" */
+    const char *method; /* "none", "triattention", "streaming", "h2o", "snapkv", "keydiff", "default" */
     uint32_t budget_tokens;
     uint32_t beta_tokens;  /* between rounds, rounded up to a multiple of 64 */
     int32_t recent_tokens; /* < 0: default (0 is a value) */

@@ -25,7 +25,8 @@ static inline uint64_t tkv_block_offset(struct tkv_block_id id)
 struct tkv_block {
     struct tkv_block_id id;
     int32_t first_position;
-    uint32_t n_tokens;
+    uint16_t n_tokens;
+    uint16_t tier; /* which of the layer's layouts it has */
 };
 
 struct tkv_block_layout {

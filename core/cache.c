@@ -41,9 +41,28 @@ struct attend {
     size_t work_bytes;
 };
 
+/* What all tiers have in common: rotation, and the dimensions of a tile. */
+static const struct tkv_block_layout *any_tier(const struct tkv_cache *c)
+{
+    return &c->tiers[0];
+}
+
 static bool is_fused(const struct tkv_cache *c, size_t n_rows)
 {
-    return n_rows <= MAX_FUSED_ROWS && tkv_fused_keys(c->layout.k) && tkv_fused_values(c->layout.v);
+    return n_rows <= MAX_FUSED_ROWS && tkv_fused_keys(any_tier(c)->k) &&
+           tkv_fused_values(any_tier(c)->v);
+}
+
+static size_t fused_bytes(const struct tkv_cache *c, size_t n_rows)
+{
+    size_t most = 0;
+
+    for (uint32_t i = 0; i < c->n_tiers; i++) {
+        const size_t bytes = tkv_fused_bytes(c->tiers[i].k, n_rows);
+
+        most = bytes > most ? bytes : most;
+    }
+    return most;
 }
 
 static void *take(uint8_t *base, size_t *at, size_t bytes)
@@ -59,7 +78,7 @@ static struct work work_layout(const struct tkv_cache *c, uint32_t batch_tokens,
 {
     const struct tkv_shape *shape = &c->shape;
     const size_t rows = (size_t)batch_tokens * tkv_group(shape);
-    const uint32_t tile_dim = c->layout.k->tile_dim;
+    const uint32_t tile_dim = any_tier(c)->k->tile_dim;
     const uint32_t widest = tile_dim > shape->head_dim_k ? tile_dim : shape->head_dim_k;
     struct work w = {0};
     size_t at = 0;
@@ -75,8 +94,7 @@ static struct work work_layout(const struct tkv_cache *c, uint32_t batch_tokens,
     w.scratch = take(base, &at, tkv_attend_scratch_bytes(rows, widest, shape->head_dim_v));
     /* Also with more rows: what is left of a request may be few, in memory made for many. */
     if (is_fused(c, 1))
-        w.fused = take(base, &at,
-                       tkv_fused_bytes(c->layout.k, rows < MAX_FUSED_ROWS ? rows : MAX_FUSED_ROWS));
+        w.fused = take(base, &at, fused_bytes(c, rows < MAX_FUSED_ROWS ? rows : MAX_FUSED_ROWS));
     w.bytes = at;
     return w;
 }
@@ -96,8 +114,8 @@ static void load_queries(const struct attend *a, uint32_t kv_head, uint32_t firs
                    a->q->dtype, row);
     }
     for (size_t r = 0; r < (size_t)n * tkv_group(shape); r++)
-        tkv_code_query(a->c->layout.k, a->c->kn, w->q + r * shape->head_dim_k,
-                       w->coded + r * a->c->layout.k->tile_dim);
+        tkv_code_query(any_tier(a->c)->k, a->c->kn, w->q + r * shape->head_dim_k,
+                       w->coded + r * any_tier(a->c)->k->tile_dim);
 }
 
 static void block_positions(const struct tkv_block_layout *layout, const struct tkv_block *block,
@@ -129,32 +147,42 @@ static bool is_seen_whole(const struct attend *a, const struct tkv_attn_rows *ro
 static void plan_fetch(const struct attend *a, const struct tkv_head *head, uint32_t b,
                        struct tkv_fused_block *block)
 {
-    const struct tkv_block_layout *layout = &a->c->layout;
     const uint32_t next = b + TKV_RUN_BLOCKS;
+    const struct tkv_block_layout *layout;
     void *bytes;
 
     if (next >= head->n_blocks)
         return;
+    layout = &a->c->tiers[head->blocks[next].tier];
     bytes = tkv_cache_at(a->c, head->blocks[next].id);
     block->next_keys = bytes;
     block->next_values = tkv_block_values(layout, bytes);
     __builtin_prefetch(tkv_block_positions(layout, bytes) + head->blocks[next].n_tokens - 1);
 }
 
+/* A run is of one tier. */
+static bool ends_run(const struct tkv_head *head, uint32_t b)
+{
+    return b + 1 == head->n_blocks || head->blocks[b + 1].tier != head->blocks[b].tier;
+}
+
 static void attend_codes(const struct attend *a, const struct tkv_attn_rows *rows,
                          const struct tkv_head *head, struct work *w, struct tkv_partial *p)
 {
-    const struct tkv_block_layout *layout = &a->c->layout;
+    const struct tkv_block_layout *layout = NULL;
     struct tkv_fused_block blocks[TKV_RUN_BLOCKS];
     int32_t positions[TKV_RUN_BLOCKS][TKV_BLOCK_TOKENS];
     struct tkv_fused f;
     size_t n = 0;
 
-    tkv_fused_init(&f, a->c->kn, layout->k, p->n_rows, w->coded, w->fused);
     for (uint32_t b = 0; b < head->n_blocks; b++) {
         const struct tkv_block *block = &head->blocks[b];
         void *bytes = tkv_cache_at(a->c, block->id);
 
+        if (layout != &a->c->tiers[block->tier]) {
+            layout = &a->c->tiers[block->tier];
+            tkv_fused_init(&f, a->c->kn, layout->k, p->n_rows, w->coded, w->fused);
+        }
         blocks[n] = (struct tkv_fused_block){
             .keys = bytes, .values = tkv_block_values(layout, bytes), .n = block->n_tokens};
         plan_fetch(a, head, b, &blocks[n]);
@@ -162,7 +190,7 @@ static void attend_codes(const struct attend *a, const struct tkv_attn_rows *row
             block_positions(layout, block, bytes, positions[n]);
             blocks[n].positions = positions[n];
         }
-        if (++n == TKV_RUN_BLOCKS || b + 1 == head->n_blocks) {
+        if (++n == TKV_RUN_BLOCKS || ends_run(head, b)) {
             tkv_fused_attend(&f, layout->v, &a->c->attn, rows, blocks, n, p);
             n = 0;
         }
@@ -172,12 +200,12 @@ static void attend_codes(const struct attend *a, const struct tkv_attn_rows *row
 static void attend_tiles(const struct attend *a, const struct tkv_attn_rows *rows,
                          const struct tkv_head *head, struct work *w, struct tkv_partial *p)
 {
-    const struct tkv_block_layout *layout = &a->c->layout;
     const struct tkv_kernels *kn = a->c->kn;
     int32_t positions[TKV_BLOCK_TOKENS];
 
     for (uint32_t b = 0; b < head->n_blocks; b++) {
         const struct tkv_block *block = &head->blocks[b];
+        const struct tkv_block_layout *layout = &a->c->tiers[block->tier];
         void *bytes = tkv_cache_at(a->c, block->id);
 
         block_positions(layout, block, bytes, positions);
@@ -196,7 +224,7 @@ static void attend_cold(const struct attend *a, const struct tkv_attn_rows *rows
     else
         attend_tiles(a, rows, head, w, p);
     for (size_t r = 0; r < p->n_rows; r++)
-        tkv_uncode_value(a->c->layout.v, a->c->kn, p->out + r * p->dim);
+        tkv_uncode_value(any_tier(a->c)->v, a->c->kn, p->out + r * p->dim);
 }
 
 static void attend_half_tier(const struct attend *a, const struct tkv_attn_rows *rows,

@@ -34,8 +34,10 @@ struct tkv_cache {
     uint8_t *base; /* of the mapping that blocks have their offsets in; only read */
     struct tkv_shape shape;
     struct tkv_attn_params attn;
-    const float *sinks; /* [n_q_heads], or NULL */
-    struct tkv_block_layout layout;
+    const float *sinks;                   /* [n_q_heads], or NULL */
+    const struct tkv_block_layout *tiers; /* [n_tiers] layouts of blocks, which share the
+                                           * rotated domain; all of them made */
+    uint32_t n_tiers;
     struct tkv_half_run pinned;
     struct tkv_half_run tail;
     const struct tkv_head *heads; /* [n_kv_heads] */

@@ -17,7 +17,7 @@ bool tkv_cache_is_exact(const struct tkv_cache *c, const struct tkv_cache_read *
 {
     const uint64_t cold_end = (uint64_t)c->pinned.n + c->heads[r->kv_head].n_cold;
 
-    return (!c->layout.k->codec->rotated && !c->layout.v->codec->rotated) || r->first >= cold_end ||
+    return (!c->tiers->k->codec->rotated && !c->tiers->v->codec->rotated) || r->first >= cold_end ||
            r->first + r->n_tokens <= c->pinned.n;
 }
 
@@ -85,7 +85,7 @@ static void read_halves(const struct tkv_cache *c, const struct tkv_half_run *ru
 static void read_block(const struct tkv_cache *c, const struct tkv_block *b, uint64_t at,
                        const struct tkv_cache_read *r)
 {
-    const struct tkv_block_layout *l = &c->layout;
+    const struct tkv_block_layout *l = &c->tiers[b->tier];
     const struct overlap o = overlap_of(r, at, b->n_tokens);
     void *block = tkv_cache_at(c, b->id);
     float x[TKV_MAX_HEAD_DIM];

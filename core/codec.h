@@ -181,6 +181,10 @@ void tkv_decode_key(const struct tkv_coder *c, const struct tkv_kernels *kn, con
 void tkv_decode_value(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *block,
                       size_t t, float *x);
 
+/* The mean of a block, coded (mean_bytes). */
+const void *tkv_key_mean(const struct tkv_coder *c, const void *block);
+const void *tkv_value_mean(const struct tkv_coder *c, const void *block);
+
 /* Give a block this mean (mean_bytes). */
 void tkv_put_key_mean(const struct tkv_coder *c, void *block, const void *mean);
 void tkv_put_value_mean(const struct tkv_coder *c, void *block, const void *mean);

@@ -33,6 +33,11 @@ static void get_token(const struct tkv_coder *c, const uint8_t *block, size_t t,
         v->residual = tkv_f16_to_f32(tkv_load_half(block + tkv_k_residuals_at(c), t));
 }
 
+const void *tkv_key_mean(const struct tkv_coder *c, const void *block)
+{
+    return (const uint8_t *)block + tkv_k_mean_at(c);
+}
+
 void tkv_put_key_mean(const struct tkv_coder *c, void *block, const void *mean)
 {
     if (c->mean_bytes[TKV_KEYS])

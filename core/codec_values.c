@@ -23,6 +23,12 @@ static void get_token(const struct tkv_coder *c, const uint8_t *block, size_t t,
     v->scale = tkv_f16_to_f32(tkv_load_half(block, t));
 }
 
+const void *tkv_value_mean(const struct tkv_coder *c, const void *block)
+{
+    (void)c;
+    return (const uint8_t *)block + tkv_v_mean_at();
+}
+
 void tkv_put_value_mean(const struct tkv_coder *c, void *block, const void *mean)
 {
     if (c->mean_bytes[TKV_VALUES])

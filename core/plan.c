@@ -18,8 +18,8 @@ static const double near_part = 0.7;
 
 enum { N_OPTIONS = 1 + TKV_PLAN_TIERS * (1 + TKV_PLAN_REACHES), N_TURNS = 80 };
 
-/* Option 0 keeps nothing cold; then for each tier the reaches, all tokens last. False if a reach is
- * no more than the hot tokens, or more than there are. */
+/* Option 0 keeps nothing cold; then for each tier the reaches, all tokens last. False if the tier may
+ * not be used, or a reach is no more than the hot tokens, or more than there are. */
 static bool option_at(const struct tkv_plan *p, uint32_t i, struct tkv_plan_choice *c)
 {
     const uint32_t reach = (i - 1) % (1 + TKV_PLAN_REACHES);
@@ -29,6 +29,8 @@ static bool option_at(const struct tkv_plan *p, uint32_t i, struct tkv_plan_choi
     if (i == 0)
         return true;
     c->tier = (i - 1) / (1 + TKV_PLAN_REACHES);
+    if (!(p->tiers >> c->tier & 1))
+        return false;
     c->reach_tokens = TKV_PLAN_ALL;
     if (reach == TKV_PLAN_REACHES)
         return true;
@@ -49,8 +51,17 @@ uint64_t tkv_plan_bytes(const struct tkv_plan *p, uint32_t head, struct tkv_plan
     /* Whole blocks are dropped, so that nearly one more stays. */
     if (c.reach_tokens < n)
         n = (uint64_t)c.reach_tokens + TKV_BLOCK_TOKENS - 1;
-    return n / TKV_BLOCK_TOKENS * h->block_bytes[c.tier] +
-           2 * (uint64_t)h->block_bytes[tkv_plan_open_tier(p, c)];
+    return n / TKV_BLOCK_TOKENS * h->block_bytes[c.tier] + h->block_bytes[tkv_plan_open_tier(p, c)];
+}
+
+uint32_t tkv_plan_used(const struct tkv_plan *p, const struct tkv_plan_choice *c)
+{
+    uint32_t used = 0;
+
+    for (uint32_t h = 0; h < p->n_heads; h++)
+        if (c[h].reach_tokens > 0)
+            used |= 1u << c[h].tier | 1u << tkv_plan_open_tier(p, c[h]);
+    return used;
 }
 
 /* The error of the largest measured window that n tokens hold. */

@@ -35,6 +35,7 @@ struct tkv_plan {
     uint32_t n_hot_tokens;  /* newest ones, kept as halves whatever is planned */
     uint32_t n_cold_tokens; /* all others, at the end of what is planned for */
     uint32_t open_tier;     /* the least that a block has while it fills */
+    uint32_t tiers;         /* that may be used: a bit for each */
 };
 
 struct tkv_plan_choice {
@@ -48,13 +49,16 @@ static inline uint32_t tkv_plan_open_tier(const struct tkv_plan *p, struct tkv_p
     return c.tier > p->open_tier ? c.tier : p->open_tier;
 }
 
-/* The most that a choice makes a head occupy, one block on its way included. */
+/* The most that a choice makes a head occupy between rounds. */
 uint64_t tkv_plan_bytes(const struct tkv_plan *p, uint32_t head, struct tkv_plan_choice c);
 
 /* out[n_heads] = choices of at most budget_bytes in all; their bytes are returned. With too few
  * bytes for anything all reaches are 0. */
 uint64_t tkv_plan_solve(const struct tkv_plan *p, uint64_t budget_bytes,
                         struct tkv_plan_choice *out);
+
+/* Bits of the tiers that choices use, open ones included. */
+uint32_t tkv_plan_used(const struct tkv_plan *p, const struct tkv_plan_choice *c);
 
 /* The error that a head has with a choice. */
 double tkv_plan_error(const struct tkv_plan *p, uint32_t head, struct tkv_plan_choice c);

@@ -103,6 +103,7 @@ static int core_create(struct tkv_arena_core **core, struct tkv_budget *budget,
     c->base = MAP_FAILED;
     c->table_bytes = sizeof(*c);
     c->page_bytes = (size_t)sysconf(_SC_PAGESIZE);
+    c->least_slab_pages = TKV_MIN_SLAB_PAGES;
     c->capacity_bytes = arena_capacity(budget, c->page_bytes);
     if (make_file(c))
         e = tkv_fail(why, TRIKV_E_SYSTEM, "arena of %zu bytes: %s", c->capacity_bytes,
@@ -206,6 +207,23 @@ static int reserve(struct tkv_arena *a, size_t block_bytes, bool fixed, size_t n
         c->classes[i].n_reserved += more;
     }
     return 0;
+}
+
+void tkv_arena_expect(struct tkv_arena *a, size_t bytes)
+{
+    const size_t pages = bytes / TKV_SLAB_PART / a->core->page_bytes;
+
+    a->core->least_slab_pages = pages < TKV_SMALL_SLAB_PAGES ? TKV_SMALL_SLAB_PAGES
+                                : pages > TKV_MIN_SLAB_PAGES ? TKV_MIN_SLAB_PAGES
+                                                             : pages;
+}
+
+size_t tkv_arena_slabs_bytes(const struct tkv_arena *a, size_t block_bytes, size_t n)
+{
+    const size_t slab_bytes = tkv_slab_size(a->core, block_bytes, false);
+    const size_t n_blocks = slab_bytes / block_bytes;
+
+    return (n + n_blocks - 1) / n_blocks * slab_bytes;
 }
 
 int tkv_arena_reserve(struct tkv_arena *a, size_t block_bytes, size_t n, struct tkv_report *why)

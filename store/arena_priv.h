@@ -39,6 +39,7 @@ struct tkv_extent {
 struct tkv_arena_core {
     pthread_mutex_t lock; /* of everything below */
     uint32_t n_users;
+    size_t least_slab_pages; /* a slab may be so large, however small the arena is */
     size_t slab_bytes;
     size_t live_bytes;
     size_t table_bytes;
@@ -68,6 +69,17 @@ void tkv_arena_table_free(struct tkv_arena_core *c, void *table, size_t bytes);
 
 /* The class of this size, made if need be; UINT32_MAX over the cap. */
 uint32_t tkv_slab_class_of(struct tkv_arena_core *c, size_t block_bytes, bool fixed);
+
+/* The least and the most that it may be, in pages. */
+enum {
+    TKV_SMALL_SLAB_PAGES = 5,
+    TKV_MIN_SLAB_PAGES = 24,
+    TKV_MAX_SLAB_PAGES = 512,
+    TKV_SLAB_PART = 64
+};
+
+/* How large a slab of blocks of this size is. */
+size_t tkv_slab_size(const struct tkv_arena_core *c, size_t block_bytes, bool fixed);
 
 /* One more slab of the class, or an error. */
 int tkv_slab_add(struct tkv_arena_core *c, uint32_t class, struct tkv_report *why);

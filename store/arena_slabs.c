@@ -8,10 +8,6 @@
 #include "store/arena_priv.h"
 #include "store/budget.h"
 
-/* A slab is large enough to waste little at its end and small enough to waste little while it fills:
- * up to a part of what the arena already holds, between these bounds. */
-enum { MIN_SLAB_PAGES = 24, MAX_SLAB_PAGES = 512, SLAB_PART = 64 };
-
 static void *table_alloc(struct tkv_arena_core *c, size_t bytes)
 {
     void *p = tkv_budget_alloc(c->budget, bytes);
@@ -62,21 +58,25 @@ uint32_t tkv_slab_class_of(struct tkv_arena_core *c, size_t block_bytes, bool fi
     return c->n_classes++;
 }
 
-/* Of the sizes allowed, the one that wastes the smallest part. */
-static size_t slab_size(const struct tkv_arena_core *c, const struct tkv_slab_class *class)
+/*
+ * Of the sizes allowed, the one that wastes the smallest part. A slab is large enough to waste little
+ * at its end and small enough to waste little while it fills: up to a part of what the arena already
+ * holds, between bounds.
+ */
+size_t tkv_slab_size(const struct tkv_arena_core *c, size_t block_bytes, bool fixed)
 {
-    const size_t least = (class->block_bytes + c->page_bytes - 1) / c->page_bytes;
-    size_t most = c->slab_bytes / SLAB_PART / c->page_bytes;
+    const size_t least = (block_bytes + c->page_bytes - 1) / c->page_bytes;
+    size_t most = c->slab_bytes / TKV_SLAB_PART / c->page_bytes;
     size_t best = least * c->page_bytes;
 
-    if (class->fixed)
+    if (fixed)
         return best;
-    most = most < MIN_SLAB_PAGES ? MIN_SLAB_PAGES : most;
-    most = most > MAX_SLAB_PAGES ? MAX_SLAB_PAGES : most;
+    most = most < c->least_slab_pages ? c->least_slab_pages : most;
+    most = most > TKV_MAX_SLAB_PAGES ? TKV_MAX_SLAB_PAGES : most;
     for (size_t pages = least + 1; pages <= most; pages++) {
         const size_t bytes = pages * c->page_bytes;
 
-        if (bytes % class->block_bytes * best < best % class->block_bytes * bytes)
+        if (bytes % block_bytes * best < best % block_bytes * bytes)
             best = bytes;
     }
     return best;
@@ -180,7 +180,9 @@ static int make_slab(struct tkv_arena_core *c, struct tkv_slab *s, struct tkv_re
 
 int tkv_slab_add(struct tkv_arena_core *c, uint32_t class, struct tkv_report *why)
 {
-    struct tkv_slab new = {.class = class, .bytes = slab_size(c, &c->classes[class])};
+    struct tkv_slab new = {
+        .class = class,
+        .bytes = tkv_slab_size(c, c->classes[class].block_bytes, c->classes[class].fixed)};
     struct tkv_slab *s;
     int e;
 

@@ -7,7 +7,7 @@
 #include "store/session_priv.h"
 
 const char *const tkv_method_names[] = {"none",   "triattention", "streaming", "h2o",
-                                        "snapkv", "keydiff",      NULL};
+                                        "snapkv", "keydiff",      "default",   NULL};
 const char *const tkv_eviction_mode_names[] = {"per_layer_perhead", "per_head", "union", NULL};
 const char *const tkv_aggregation_names[] = {"mean", "max", NULL};
 
@@ -156,6 +156,25 @@ static int check_plain(const struct tkv_session_config *c, struct tkv_report *wh
     return e;
 }
 
+static int check_planned(const struct tkv_session_config *c, struct tkv_report *why)
+{
+    if (c->eviction_mode != TKV_PER_LAYER_PERHEAD)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "eviction_mode is %s, want per_layer_perhead: default plans for each KV "
+                        "head",
+                        tkv_eviction_mode_names[c->eviction_mode]);
+    if (c->budget_bytes == 0 || c->max_tokens == 0)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "method default plans what to keep: it needs budget_bytes and max_tokens, "
+                        "they are %llu and %u",
+                        (unsigned long long)c->budget_bytes, c->max_tokens);
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        if (!c->layers[i].errors)
+            return tkv_fail(why, TRIKV_E_ARGUMENT, "layer %u: method default needs measured errors",
+                            i);
+    return 0;
+}
+
 static int check_method(const struct tkv_session_config *c, struct tkv_report *why)
 {
     switch (c->method) {
@@ -165,6 +184,7 @@ static int check_method(const struct tkv_session_config *c, struct tkv_report *w
     case TKV_METHOD_H2O:
     case TKV_METHOD_SNAPKV:
     case TKV_METHOD_KEYDIFF: return check_plain(c, why);
+    case TKV_METHOD_DEFAULT: return check_planned(c, why);
     }
     return tkv_fail(why, TRIKV_E_ARGUMENT, "method is %u, which is none", (unsigned)c->method);
 }

@@ -16,6 +16,7 @@ static bool fork_layer(struct tkv_session *s, struct tkv_layer *to, const struct
     to->checkpoint.is_live = false;
     to->checkpoint.heads = NULL;
     to->mass = NULL;
+    to->ladder = tkv_shared_ref(s, from->ladder);
     to->sinks = tkv_shared_ref(s, from->sinks);
     to->norm_weights = tkv_shared_ref(s, from->norm_weights);
     to->heads = tkv_session_alloc(s, n_kv_heads * sizeof(*to->heads));

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "proto/errors.h"
 #include "proto/shm_layout.h"
 #include "store/session_priv.h"
 
@@ -18,8 +19,13 @@ static _Atomic uint64_t *pin_of(const struct tkv_session *s)
 
 int tkv_session_pin(struct tkv_session *s, uint64_t value, struct tkv_report *why)
 {
-    const int e = tkv_arena_buffer(s->arena, PIN_BYTES, &s->pin, why);
+    int e;
 
+    if (tkv_session_plans(s)) /* the map has one codec for each layer */
+        return tkv_fail(why, TRIKV_E_STATE,
+                        "a session of method default cannot be mapped: its KV heads have codecs of "
+                        "their own");
+    e = tkv_arena_buffer(s->arena, PIN_BYTES, &s->pin, why);
     if (e)
         return e;
     s->pin_value = value;

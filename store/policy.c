@@ -94,7 +94,8 @@ void tkv_policy_score(const struct tkv_session *s, const struct tkv_layer *l, ui
     const size_t n = head->n_cold;
 
     switch (s->config.method) {
-    case TKV_METHOD_NONE: /* nothing is dropped, nothing is scored */ break;
+    case TKV_METHOD_NONE: /* nothing is dropped, nothing is scored */
+    case TKV_METHOD_DEFAULT: /* what is dropped was planned */ break;
     case TKV_METHOD_TRIATTENTION: tkv_score_head(s, l, kv_head, common, out, scratch); break;
     case TKV_METHOD_STREAMING: tkv_score_recency(out, n); break;
     case TKV_METHOD_H2O: memcpy(out, l->mass[kv_head].x, n * sizeof(float)); break;

@@ -165,7 +165,7 @@ static void plan_head(struct rebuild *r, const struct tkv_head *head, const stru
     for (take_batch(r, &at, &b); b.n > 0; take_batch(r, &at, &b)) {
         assert(r->n_whole + r->n_fresh < head->cap_blocks);
         r->fresh[r->n_fresh++] =
-            (struct tkv_block){.first_position = b.first_position, .n_tokens = b.n};
+            (struct tkv_block){.first_position = b.first_position, .n_tokens = (uint16_t)b.n};
     }
 }
 

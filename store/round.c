@@ -79,6 +79,8 @@ bool tkv_round_is_due(const struct tkv_session *s, const struct tkv_layer *l)
 
 bool tkv_round_has_work(const struct tkv_session *s, const struct tkv_layer *l)
 {
+    if (tkv_session_plans(s))
+        return tkv_layer_warm(s, l) > 0;
     return tkv_layer_warm(s, l) > 0 || (tkv_session_evicts(s) && most_cold(l) > keep_count(s, l));
 }
 
@@ -302,6 +304,8 @@ int tkv_round_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new
     int e = 0;
 
     *m = (struct tkv_round_memory){0};
+    if (tkv_session_plans(s))
+        return tkv_ladder_prepare(s, l, n_new, last_position, m, why);
     for (uint32_t i = first; !e && i < first + n; i++) {
         e = prepare_layer(s, &s->layers[i], n_new, last_position, &needs[i], why);
         bytes = needs[i].bytes > bytes ? needs[i].bytes : bytes;
@@ -342,9 +346,12 @@ static bool give_back(struct tkv_session *s)
     bool any = false;
 
     for (uint32_t i = 0; i < s->config.n_layers; i++) {
+        const struct tkv_ladder *ladder = s->layers[i].ladder;
         const size_t bytes = s->layers[i].layout.bytes;
 
-        if (i == 0 || bytes != s->layers[i - 1].layout.bytes)
+        for (uint32_t t = 0; ladder && t < ladder->n_tiers; t++)
+            any |= tkv_arena_unreserve(s->arena, ladder->tiers[t].bytes, 0);
+        if (!ladder && (i == 0 || bytes != s->layers[i - 1].layout.bytes))
             any |= tkv_arena_unreserve(s->arena, bytes, places_ahead(s, bytes));
     }
     return any;
@@ -569,8 +576,10 @@ void tkv_round_run(struct tkv_session *s, struct tkv_layer *l, const struct tkv_
     const bool held = tkv_session_evicts(s) && (!l || tkv_round_is_due(s, l));
     const struct tkv_layer *first = &s->layers[0];
 
-    if (held && tkv_session_couples_layers(s) &&
-        most_cold(first) + tkv_layer_warm(s, first) > keep_count(s, first)) {
+    if (tkv_session_plans(s)) {
+        tkv_ladder_run(s, l, m, exec);
+    } else if (held && tkv_session_couples_layers(s) &&
+               most_cold(first) + tkv_layer_warm(s, first) > keep_count(s, first)) {
         fold_all(s, m->base, exec);
         round_of_all(s, m->base, exec);
     } else if (l) {

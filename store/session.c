@@ -34,9 +34,8 @@ void tkv_session_free(struct tkv_session *s, void *p, size_t bytes)
 
 /* ---- the parts of a layer ----------------------------------------------------------------- */
 
-/* The coder of (codec, dim), made at its first use. The table has room for two per layer. */
-static const struct tkv_coder *coder_get(struct tkv_session *s, const struct tkv_codec *codec,
-                                         uint32_t dim)
+const struct tkv_coder *tkv_session_coder(struct tkv_session *s, const struct tkv_codec *codec,
+                                          uint32_t dim)
 {
     struct tkv_coder *c;
 
@@ -104,9 +103,10 @@ static bool layer_create(struct tkv_session *s, struct tkv_layer *l,
         memcpy(l->sinks, c->sinks, sink_bytes);
     }
     l->config.sinks = l->sinks;
-    tkv_block_layout_init(&l->layout, coder_get(s, c->codec_k, c->shape.head_dim_k),
-                          coder_get(s, c->codec_v, c->shape.head_dim_v),
-                          scores ? tkv_group(&c->shape) : 0);
+    if (!tkv_session_plans(s))
+        tkv_block_layout_init(&l->layout, tkv_session_coder(s, c->codec_k, c->shape.head_dim_k),
+                              tkv_session_coder(s, c->codec_v, c->shape.head_dim_v),
+                              scores ? tkv_group(&c->shape) : 0);
     l->heads = tkv_session_alloc(s, c->shape.n_kv_heads * sizeof(*l->heads));
     tkv_halves_init(s, l);
     return l->heads && tkv_checkpoint_create(s, l) && (!scores || layer_make_weights(s, l)) &&
@@ -123,6 +123,7 @@ static void layer_destroy(struct tkv_session *s, struct tkv_layer *l)
     tkv_mass_destroy(s, l);
     tkv_session_free(s, l->heads, n_kv_heads * sizeof(*l->heads));
     tkv_halves_release(s, l);
+    tkv_shared_unref(s, l->ladder);
     tkv_shared_unref(s, l->sinks);
     tkv_shared_unref(s, l->norm_weights);
 }
@@ -131,9 +132,10 @@ static void layer_destroy(struct tkv_session *s, struct tkv_layer *l)
 
 static bool session_fill(struct tkv_session *s, const struct tkv_session_config *c)
 {
-    s->coders = tkv_shared_alloc(s, count_coders(c) * sizeof(*s->coders));
+    if (!tkv_session_plans(s)) /* else the plan says which */
+        s->coders = tkv_shared_alloc(s, count_coders(c) * sizeof(*s->coders));
     s->layers = tkv_session_alloc(s, c->n_layers * sizeof(*s->layers));
-    if (!s->coders || !s->layers)
+    if (!s->layers || (!s->coders && !tkv_session_plans(s)))
         return false;
     for (uint32_t i = 0; i < c->n_layers; i++)
         if (!layer_create(s, &s->layers[i], &c->layers[i]))
@@ -159,6 +161,8 @@ int tkv_session_create(struct tkv_session **session, const struct tkv_session_co
     s->own_bytes = sizeof(*s);
     s->config = *config;
     s->config.beta_tokens = (uint32_t)tkv_align(config->beta_tokens, TKV_BLOCK_TOKENS);
+    if (config->method == TKV_METHOD_DEFAULT)
+        tkv_ladder_size_tiers(&s->config, config->layers);
     if (config->method == TKV_METHOD_TRIATTENTION) {
         s->rope = *config->rope;
         (void)tkv_tri_fold_init(&s->fold, &s->rope, &config->tri); /* checked */
@@ -169,6 +173,8 @@ int tkv_session_create(struct tkv_session **session, const struct tkv_session_co
         e = tkv_fail(why, TRIKV_E_MEMORY_CAP,
                      "a session of %u layers does not fit: %zu bytes used of the cap of %zu",
                      config->n_layers, atomic_load(&budget->used_bytes), budget->cap_bytes);
+    if (!e && tkv_session_plans(s))
+        e = tkv_ladder_create(s, config, why);
     s->config.layers = NULL; /* each layer has its own copy */
     if (e) {
         tkv_session_destroy(&s);
@@ -184,6 +190,10 @@ int tkv_session_set_budget(struct tkv_session *s, uint32_t budget_tokens, struct
 
     if (!tkv_session_evicts(s))
         return tkv_fail(why, TRIKV_E_STATE, "a session that evicts nothing has no budget");
+    if (tkv_session_plans(s))
+        return tkv_fail(
+            why, TRIKV_E_STATE,
+            "method default has a budget in bytes, planned when the session was opened");
     e = tkv_check_budget(&s->config, 0, budget_tokens, why);
     for (uint32_t i = 0; !e && i < s->config.n_layers; i++)
         s->layers[i].config.budget_tokens = budget_tokens;
@@ -204,7 +214,8 @@ struct tkv_cache tkv_layer_cache(const struct tkv_session *s, const struct tkv_l
         .shape = l->config.shape,
         .attn = l->config.attn,
         .sinks = l->config.sinks,
-        .layout = l->layout,
+        .tiers = l->ladder ? l->ladder->tiers : &l->layout,
+        .n_tiers = l->ladder ? l->ladder->n_tiers : 1,
         .pinned = half_run(&l->pinned),
         .tail = half_run(&l->tail),
         .heads = l->heads,

@@ -13,6 +13,9 @@
  * sees every token of that step, and the result does not depend on how a caller cuts its
  * tokens into requests.
  *
+ * With method default a round encodes the warm tokens of each KV head in the bits that the plan
+ * gives it, and drops what its reach leaves behind (ladder.c, ladder_plan.c).
+ *
  * A session belongs to one thread at a time; different sessions are independent. Calls that
  * take an executor may spread their work over its threads.
  */
@@ -21,6 +24,7 @@
 
 #include "core/attention.h"
 #include "core/codec.h"
+#include "core/plan.h"
 #include "core/rope.h"
 #include "core/select.h"
 #include "core/triattention.h"
@@ -31,7 +35,7 @@ struct tkv_budget;
 struct tkv_kernels;
 struct tkv_session;
 
-/* How the tokens that stay are chosen; the scores are in core/triattention.h and core/policy.h. */
+/* How the tokens that stay are chosen, and in how many bits; the scores are in core/triattention.h and core/policy.h. */
 enum tkv_method {
     TKV_METHOD_NONE = 0, /* all stay */
     TKV_METHOD_TRIATTENTION = 1,
@@ -39,6 +43,7 @@ enum tkv_method {
     TKV_METHOD_H2O = 3,       /* the most attention so far */
     TKV_METHOD_SNAPKV = 4,    /* the most attention of the last queries before a round */
     TKV_METHOD_KEYDIFF = 5,   /* the keys least like the mean key */
+    TKV_METHOD_DEFAULT = 6,   /* bits and reach for each KV head: core/plan.h */
 };
 
 /* "none", "triattention", ...: the names of configuration and wire, NULL-ended. */
@@ -58,18 +63,22 @@ struct tkv_layer_config {
     uint32_t budget_tokens; /* kept per KV head after a round, pinned and tail included */
     const float *stats;     /* [n_q_heads][3][n_bands]: mean_re, mean_im, mean_abs; a view that
                              * outlives the session; NULL if the method needs none */
+    const float *errors;    /* [n_kv_heads][TKV_PLAN_ERRORS], looked at while the session is made;
+                             * NULL if the method needs none */
 };
 
 struct tkv_session_config {
     uint32_t n_layers;
     const struct tkv_layer_config *layers; /* copied */
     enum tkv_method method;
-    uint32_t beta_tokens; /* >= 1; rounded up to a multiple of 64 */
-    uint32_t recent_tokens;
+    uint32_t beta_tokens;   /* >= 1; rounded up to a multiple of 64 */
+    uint32_t recent_tokens; /* method default: at most; it also chooses beta itself */
     uint32_t pinned_tokens;
     uint32_t rollback_tokens; /* < 64: so far behind a fold or round truncate undoes it */
     enum tkv_eviction_mode eviction_mode;
     bool normalize_scores;
+    uint64_t budget_bytes; /* method default: what all of the session may occupy, ... */
+    uint32_t max_tokens;   /* ... planned for so many tokens */
     struct tkv_tri_params tri;
     const struct tkv_rope *rope; /* copied; NULL if the method needs none */
 };
@@ -202,6 +211,7 @@ int tkv_session_round(struct tkv_session *s, const struct tkv_exec *exec, struct
  * refer to as well (it looks at every block).
  */
 void tkv_session_stats(const struct tkv_session *s, struct tkv_session_stats *out);
+uint64_t tkv_session_resident_bytes(const struct tkv_session *s);
 uint64_t tkv_session_shared_bytes(const struct tkv_session *s);
 /* Memory of its own beside the arena's: what a fork has taken. */
 uint64_t tkv_session_private_bytes(const struct tkv_session *s);

@@ -46,6 +46,20 @@ struct tkv_checkpoint {
     struct tkv_head *next;  /* [n_kv_heads] tables prepared for the next round's checkpoint */
 };
 
+/* What a KV head gets by the plan: indices of its ladder's tiers. */
+struct tkv_rung {
+    uint16_t tier;      /* of a full block */
+    uint16_t open_tier; /* of the last one while it fills */
+    uint32_t reach_tokens;
+};
+
+/* Method default, of a layer; the same for all its forks. */
+struct tkv_ladder {
+    struct tkv_block_layout tiers[TKV_PLAN_TIERS];
+    uint32_t n_tiers;        /* that the plan uses, ascending */
+    struct tkv_rung rungs[]; /* [n_kv_heads] */
+};
+
 /* Attention seen by the cold tokens of a KV head and by those of the tail, in this order. */
 struct tkv_mass {
     float *x; /* [cap] */
@@ -59,6 +73,7 @@ struct tkv_layer {
     float *sinks;        /* own copy of config.sinks */
     float *norm_weights; /* [n_q_heads][n_bands], or NULL */
     struct tkv_block_layout layout;
+    struct tkv_ladder *ladder;      /* NULL: all blocks have `layout` */
     struct tkv_half_buffer *halves; /* of both tiers */
     struct tkv_half_tier pinned;
     struct tkv_half_tier tail;
@@ -87,6 +102,10 @@ struct tkv_session {
     uint64_t generation;
     uint64_t n_evicted; /* (token, layer, KV head) triples */
 };
+
+/* The coder of (codec, dim), made at its first use; room for it was made before. */
+const struct tkv_coder *tkv_session_coder(struct tkv_session *s, const struct tkv_codec *codec,
+                                          uint32_t dim);
 
 /* Zeroed memory that counts as the session's own; NULL over the cap. */
 void *tkv_session_alloc(struct tkv_session *s, size_t bytes);
@@ -140,6 +159,24 @@ static inline bool tkv_layer_full(const struct tkv_layer *l)
 static inline bool tkv_session_evicts(const struct tkv_session *s)
 {
     return s->config.method != TKV_METHOD_NONE;
+}
+
+static inline bool tkv_session_plans(const struct tkv_session *s)
+{
+    return s->config.method == TKV_METHOD_DEFAULT;
+}
+
+/* Warm tokens that a tail gathers before they are folded. */
+static inline uint32_t tkv_session_fold_tokens(const struct tkv_session *s)
+{
+    return tkv_session_plans(s) ? s->config.beta_tokens : TKV_BLOCK_TOKENS;
+}
+
+/* How a block of a layer is laid out. */
+static inline const struct tkv_block_layout *tkv_layer_layout(const struct tkv_layer *l,
+                                                              const struct tkv_block *block)
+{
+    return l->ladder ? &l->ladder->tiers[block->tier] : &l->layout;
 }
 
 /* True if all layers must hold their rounds together. */
@@ -241,6 +278,17 @@ bool tkv_round_has_work(const struct tkv_session *s, const struct tkv_layer *l);
  * tkv_score_common_bytes(). */
 size_t tkv_score_common_bytes(const struct tkv_session *s);
 void tkv_score_common(const struct tkv_session *s, const struct tkv_layer *l, void *common);
+
+/* store/ladder_plan.c: sizes of the half tiers from the budget; then the ladders of all layers. */
+void tkv_ladder_size_tiers(struct tkv_session_config *own, const struct tkv_layer_config *layers);
+int tkv_ladder_create(struct tkv_session *s, const struct tkv_session_config *c,
+                      struct tkv_report *why);
+
+/* store/ladder.c: what prepare and run are for method default. */
+int tkv_ladder_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new,
+                       int32_t last_position, struct tkv_round_memory *m, struct tkv_report *why);
+void tkv_ladder_run(struct tkv_session *s, struct tkv_layer *l, const struct tkv_round_memory *m,
+                    const struct tkv_exec *exec);
 
 /* store/score.c: the scores of all cold tokens of one KV head, out[n_cold]; scratch of
  * tkv_score_bytes(n_candidates). */

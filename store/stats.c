@@ -17,6 +17,15 @@ static uint64_t layer_kept(const struct tkv_layer *l, uint64_t *n_cold, uint32_t
     return *n_cold + (uint64_t)(l->tail.n + l->pinned.n) * n_kv_heads;
 }
 
+static void add_blocks(const struct tkv_block_layout *layout, uint64_t n,
+                       struct tkv_layer_stats *out)
+{
+    out->cold_bytes_k += n * layout->k->k_block_bytes;
+    out->cold_bytes_v += n * layout->v->v_block_bytes;
+    out->cold_bytes_meta +=
+        n * (layout->bytes - layout->k->k_block_bytes - layout->v->v_block_bytes);
+}
+
 void tkv_session_layer_stats(const struct tkv_session *s, uint32_t layer,
                              struct tkv_layer_stats *out)
 {
@@ -26,11 +35,13 @@ void tkv_session_layer_stats(const struct tkv_session *s, uint32_t layer,
     out->n_kept = layer_kept(l, &out->n_cold_tokens, &out->n_blocks);
     out->pinned_bytes = l->halves ? l->pinned.bytes : 0; /* they come with the first token */
     out->tail_bytes = l->halves ? l->tail.bytes : 0;
-    out->cold_bytes_k = (uint64_t)out->n_blocks * l->layout.k->k_block_bytes;
-    out->cold_bytes_v = (uint64_t)out->n_blocks * l->layout.v->v_block_bytes;
-    out->cold_bytes_meta = out->n_blocks * l->layout.bytes - out->cold_bytes_k - out->cold_bytes_v;
-    out->codec_k = l->config.codec_k->name;
-    out->codec_v = l->config.codec_v->name;
+    if (!l->ladder)
+        add_blocks(&l->layout, out->n_blocks, out);
+    for (uint32_t h = 0; l->ladder && h < l->config.shape.n_kv_heads; h++)
+        for (uint32_t b = 0; b < l->heads[h].n_blocks; b++)
+            add_blocks(tkv_layer_layout(l, &l->heads[h].blocks[b]), 1, out);
+    out->codec_k = l->ladder ? "by head" : l->config.codec_k->name;
+    out->codec_v = l->ladder ? "by head" : l->config.codec_v->name;
 }
 
 /* Bytes that are plainly of keys or plainly of values, and the counts to divide by. */
@@ -89,25 +100,41 @@ static uint32_t count_blocks(const struct tkv_layer *l)
     return n;
 }
 
-/* How many blocks of a table others refer to as well. */
-static size_t count_shared(const struct tkv_session *s, const struct tkv_head *h)
+static size_t count_shared_of(const struct tkv_session *s, const struct tkv_head *h, uint32_t first,
+                              uint32_t n)
 {
-    if (h->n_blocks == 0)
-        return 0;
     if (tkv_is_shared(h->blocks))
-        return h->n_blocks;
-    return tkv_arena_count_shared(s->arena, &h->blocks->id, sizeof(*h->blocks), h->n_blocks);
+        return n;
+    return tkv_arena_count_shared(s->arena, &h->blocks[first].id, sizeof(*h->blocks), n);
 }
 
-/* Blocks that only a checkpoint holds. */
-static size_t count_kept_back(const struct tkv_session *s, const struct tkv_layer *l)
+/* Bytes of the blocks of a table, all or only those that others refer to as well. */
+static uint64_t block_bytes(const struct tkv_session *s, const struct tkv_layer *l,
+                            const struct tkv_head *h, bool only_shared)
 {
-    size_t n = 0;
+    uint64_t bytes = 0;
+
+    if (h->n_blocks == 0)
+        return 0;
+    if (!l->ladder)
+        return (only_shared ? count_shared_of(s, h, 0, h->n_blocks) : h->n_blocks) *
+               l->layout.bytes;
+    for (uint32_t b = 0; b < h->n_blocks; b++)
+        bytes += (only_shared ? count_shared_of(s, h, b, 1) : 1) *
+                 tkv_layer_layout(l, &h->blocks[b])->bytes;
+    return bytes;
+}
+
+/* Of blocks that only a checkpoint holds. */
+static uint64_t kept_back_bytes(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    uint64_t bytes = 0;
 
     for (uint32_t h = 0; l->checkpoint.is_live && h < l->config.shape.n_kv_heads; h++)
         if (l->checkpoint.heads[h].blocks)
-            n += l->checkpoint.heads[h].n_blocks - count_shared(s, &l->checkpoint.heads[h]);
-    return n;
+            bytes += block_bytes(s, l, &l->checkpoint.heads[h], false) -
+                     block_bytes(s, l, &l->checkpoint.heads[h], true);
+    return bytes;
 }
 
 static uint64_t half_bytes(const struct tkv_layer *l)
@@ -127,8 +154,9 @@ static void arena_bytes(const struct tkv_session *s, struct tkv_session_stats *o
         for (uint32_t i = 0; i < s->config.n_layers; i++) {
             const struct tkv_layer *l = &s->layers[i];
 
-            out->arena_bytes +=
-                half_bytes(l) + (count_blocks(l) + count_kept_back(s, l)) * l->layout.bytes;
+            out->arena_bytes += half_bytes(l) + kept_back_bytes(s, l);
+            for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)
+                out->arena_bytes += block_bytes(s, l, &l->heads[h], false);
         }
     }
     out->resident_bytes = s->own_bytes + out->arena_bytes + all.table_bytes / all.n_users;
@@ -153,9 +181,17 @@ static uint64_t shared_bytes(const struct tkv_session *s, bool blocks)
             n += half_bytes(l);
         for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)
             n += shared_memory_bytes(l->heads[h].blocks) +
-                 (blocks ? count_shared(s, &l->heads[h]) * l->layout.bytes : 0);
+                 (blocks ? block_bytes(s, l, &l->heads[h], true) : 0);
     }
     return n;
+}
+
+uint64_t tkv_session_resident_bytes(const struct tkv_session *s)
+{
+    struct tkv_session_stats out = {0};
+
+    arena_bytes(s, &out);
+    return out.resident_bytes;
 }
 
 uint64_t tkv_session_shared_bytes(const struct tkv_session *s)
@@ -257,22 +293,25 @@ static struct trikv_table_entry *fill_head(const struct tkv_session *s, uint32_t
     const struct tkv_layer *l = &s->layers[layer];
     const struct tkv_head *head = &l->heads[kv_head];
 
-    for (uint32_t b = 0; b < head->n_blocks; b++)
+    for (uint32_t b = 0; b < head->n_blocks; b++) {
+        const struct tkv_block_layout *layout = tkv_layer_layout(l, &head->blocks[b]);
+
         *e++ = (struct trikv_table_entry){
             .block_offset = tkv_block_offset(head->blocks[b].id),
-            .block_bytes = (uint32_t)l->layout.bytes,
-            .k_bytes = (uint32_t)l->layout.values_offset,
-            .v_bytes = (uint32_t)(l->layout.positions_offset - l->layout.values_offset),
+            .block_bytes = (uint32_t)layout->bytes,
+            .k_bytes = (uint32_t)layout->values_offset,
+            .v_bytes = (uint32_t)(layout->positions_offset - layout->values_offset),
             .first_position = (uint32_t)head->blocks[b].first_position,
             .layer = (uint16_t)layer,
             .kv_head = (uint16_t)kv_head,
-            .codec_k = (uint16_t)l->config.codec_k->id,
-            .codec_v = (uint16_t)l->config.codec_v->id,
+            .codec_k = (uint16_t)layout->k->codec->id,
+            .codec_v = (uint16_t)layout->v->codec->id,
             .head_dim_k = (uint16_t)l->config.shape.head_dim_k,
             .head_dim_v = (uint16_t)l->config.shape.head_dim_v,
-            .n_tokens = (uint16_t)head->blocks[b].n_tokens,
-            .n_score_heads = (uint16_t)l->layout.n_score_heads,
+            .n_tokens = head->blocks[b].n_tokens,
+            .n_score_heads = (uint16_t)layout->n_score_heads,
         };
+    }
     return e;
 }
 

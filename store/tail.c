@@ -48,8 +48,8 @@ void tkv_halves_init(const struct tkv_session *s, struct tkv_layer *l)
     const struct tkv_session_config *c = &s->config;
 
     l->pinned = make_tier(&l->config.shape, c->pinned_tokens, 0, false);
-    l->tail = make_tier(&l->config.shape, c->recent_tokens + TKV_BLOCK_TOKENS, c->rollback_tokens,
-                        tkv_session_evicts(s));
+    l->tail = make_tier(&l->config.shape, c->recent_tokens + tkv_session_fold_tokens(s),
+                        c->rollback_tokens, tkv_session_evicts(s) && !tkv_session_plans(s));
 }
 
 /* Point at the token `first` of the tier whose memory is at base. */

@@ -36,7 +36,8 @@ static void make_scene(struct scene *s, struct rng *rng)
                                 .n_heads = N_HEADS,
                                 .n_hot_tokens = 8 << rng_below(rng, 4),
                                 .n_cold_tokens = 100 + rng_below(rng, 6000),
-                                .open_tier = rng_below(rng, 4)};
+                                .open_tier = rng_below(rng, 4),
+                                .tiers = 15};
 }
 
 /* Everything a head may get, found without the code under test. */
@@ -139,17 +140,23 @@ static void heads_get_what_they_need(void **state)
         s.errors[1][i] *= 1e-4f;
         s.errors[2][i] *= 1e-4f;
     }
-    /* 16 closed blocks and 2 open ones. */
-    assert_int_equal(tkv_plan_solve(&s.plan, 18 * 4500, got), 18 * 4500);
+    /* 16 closed blocks and an open one. */
+    assert_int_equal(tkv_plan_solve(&s.plan, 17 * 4500, got), 17 * 4500);
     assert_int_equal(got[0].tier, 3);
     assert_int_equal(got[0].reach_tokens, TKV_PLAN_ALL);
     assert_int_equal(got[1].reach_tokens, 0);
     assert_int_equal(got[2].reach_tokens, 0);
-    assert_true(tkv_plan_solve(&s.plan, 18 * 1500 - 1, got) < 18 * 1500);
+    assert_true(tkv_plan_solve(&s.plan, 17 * 1500 - 1, got) < 17 * 1500);
     assert_true(got[0].reach_tokens < 1024);
     assert_int_equal(tkv_plan_solve(&s.plan, 0, got), 0);
     assert_int_equal(got[0].reach_tokens, 0);
-    assert_true(tkv_plan_solve(&s.plan, UINT64_MAX, got) == 3 * 18 * 4500);
+    assert_true(tkv_plan_solve(&s.plan, UINT64_MAX, got) == 3 * 17 * 4500);
+    assert_int_equal(tkv_plan_used(&s.plan, got), 8);
+    s.plan.tiers = 3; /* of one and two bits */
+    assert_true(tkv_plan_solve(&s.plan, 17 * 4500, got) <= 17 * 4500);
+    assert_int_equal(got[0].tier, 1);
+    assert_int_equal(got[0].reach_tokens, TKV_PLAN_ALL);
+    assert_int_equal(tkv_plan_used(&s.plan, got) & ~3u, 0);
 }
 
 /* More bytes are never worse. */

@@ -1,0 +1,338 @@
+/*
+ * From a budget in bytes to the ladders of all layers: everything that does not depend on the plan
+ * comes off first, the rest is planned by core/plan.h and counted again in whole slabs. A coder
+ * takes kilobytes, so those of tiers that a first plan does not use are not made.
+ */
+#include "proto/errors.h"
+#include "store/budget.h"
+#include "store/session_priv.h"
+
+enum {
+    /* The half tiers take an eighth of the budget, between these bounds. */
+    MIN_TAIL_TOKENS = 8,
+    MAX_TAIL_TOKENS = 128,
+    TAIL_PART = 8,
+    /* So many open blocks of a KV head may take at most this part of the budget. */
+    OPEN_PART = 8,
+    /* What a block takes beside the arena: its entry in a table that has room to grow, its count. */
+    ENTRY_BYTES = 24,
+    /* Tables of the arena that come with its slabs. */
+    TABLE_BYTES = 4096,
+    MAX_TURNS = 64,
+};
+
+static uint64_t half_token_bytes(const struct tkv_shape *shape)
+{
+    return (uint64_t)shape->n_kv_heads * (shape->head_dim_k + shape->head_dim_v) * 2;
+}
+
+void tkv_ladder_size_tiers(struct tkv_session_config *own, const struct tkv_layer_config *layers)
+{
+    uint64_t per_token = 0;
+    uint32_t n = MAX_TAIL_TOKENS;
+
+    for (uint32_t i = 0; i < own->n_layers; i++)
+        per_token += half_token_bytes(&layers[i].shape);
+    while (n > MIN_TAIL_TOKENS && n * per_token > own->budget_bytes / TAIL_PART)
+        n /= 2;
+    if (own->recent_tokens > n / 2)
+        own->recent_tokens = n / 2;
+    own->beta_tokens = n / 2;
+    if (own->beta_tokens <= own->rollback_tokens)
+        own->beta_tokens = own->rollback_tokens + 1;
+}
+
+/* ---- what is known before ---------------------------------------------------------------- */
+
+/* Memory of the planning itself; given back at its end. */
+struct planning {
+    struct tkv_session *s;
+    const struct tkv_session_config *c;
+    struct tkv_plan plan;
+    struct tkv_plan_head *heads;     /* [plan.n_heads] */
+    struct tkv_plan_choice *choices; /* [plan.n_heads] */
+    size_t heads_bytes, choices_bytes;
+};
+
+/* The first layer whose vectors have these dimensions: later ones use its coders. */
+static bool has_new_dims(const struct tkv_session_config *c, uint32_t layer, uint32_t dim, bool k)
+{
+    for (uint32_t i = 0; i < layer; i++)
+        if (c->layers[i].shape.head_dim_k == dim || c->layers[i].shape.head_dim_v == dim)
+            return false;
+    return k || c->layers[layer].shape.head_dim_k != dim;
+}
+
+static uint32_t count_dims(const struct tkv_session_config *c)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        n += (uint32_t)has_new_dims(c, i, c->layers[i].shape.head_dim_k, true) +
+             (uint32_t)has_new_dims(c, i, c->layers[i].shape.head_dim_v, false);
+    return n;
+}
+
+static uint32_t count_tiers(uint32_t tiers)
+{
+    return (uint32_t)__builtin_popcount(tiers);
+}
+
+static uint32_t most_kv_heads(const struct tkv_session_config *c)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        n = c->layers[i].shape.n_kv_heads > n ? c->layers[i].shape.n_kv_heads : n;
+    return n;
+}
+
+/* Block sizes without coders: those depend on codec and dimensions alone. */
+static int fill_sizes(struct planning *p, struct tkv_report *why)
+{
+    const size_t bytes = 2 * sizeof(struct tkv_coder);
+    struct tkv_coder *coder = tkv_budget_alloc(p->s->budget, bytes);
+    uint32_t at = 0;
+
+    if (!coder)
+        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room to plan a session");
+    for (uint32_t i = 0; i < p->c->n_layers; i++) {
+        const struct tkv_layer_config *l = &p->c->layers[i];
+
+        for (uint32_t t = 0; t < TKV_PLAN_TIERS; t++) {
+            const struct tkv_codec *codec = tkv_codec_by_name(tkv_plan_codecs[t]);
+            struct tkv_block_layout layout;
+
+            (void)tkv_coder_init(&coder[0], codec, l->shape.head_dim_k, TKV_ROTATION_SEED);
+            (void)tkv_coder_init(&coder[1], codec, l->shape.head_dim_v, TKV_ROTATION_SEED);
+            tkv_block_layout_init(&layout, &coder[0], &coder[1], 0);
+            for (uint32_t h = 0; h < l->shape.n_kv_heads; h++)
+                p->heads[at + h].block_bytes[t] = (uint32_t)layout.bytes + ENTRY_BYTES;
+        }
+        for (uint32_t h = 0; h < l->shape.n_kv_heads; h++)
+            p->heads[at + h].errors = l->errors + (size_t)h * TKV_PLAN_ERRORS;
+        at += l->shape.n_kv_heads;
+    }
+    tkv_budget_free(p->s->budget, coder, bytes);
+    return 0;
+}
+
+/* The highest tier whose open blocks, one of each head, take a small part of the budget. */
+static uint32_t choose_open_tier(const struct planning *p)
+{
+    uint32_t tier = TKV_PLAN_TIERS - 1;
+
+    for (; tier > 0; tier--) {
+        uint64_t bytes = 0;
+
+        for (uint32_t h = 0; h < p->plan.n_heads; h++)
+            bytes += p->heads[h].block_bytes[tier];
+        if (bytes <= p->c->budget_bytes / OPEN_PART)
+            break;
+    }
+    return tier;
+}
+
+static uint64_t page_align(uint64_t bytes)
+{
+    return (bytes + 4095) / 4096 * 4096;
+}
+
+/* All that does not depend on what is planned, with coders of these tiers. */
+static uint64_t fixed_bytes(const struct planning *p)
+{
+    const struct tkv_session *s = p->s;
+    uint64_t bytes = s->own_bytes + tkv_arena_sizes(s->arena).table_bytes + TABLE_BYTES;
+    uint64_t largest = 0;
+
+    bytes += (uint64_t)count_tiers(p->plan.tiers) * count_dims(p->c) * sizeof(struct tkv_coder);
+    for (uint32_t i = 0; i < p->c->n_layers; i++) {
+        const struct tkv_layer *l = &s->layers[i];
+
+        bytes += page_align(l->tail.bytes + l->pinned.bytes) + sizeof(struct tkv_half_buffer);
+        bytes += sizeof(struct tkv_ladder) + l->config.shape.n_kv_heads * sizeof(struct tkv_rung);
+        bytes += 64 * (2 + (uint64_t)l->config.shape.n_kv_heads); /* headers of shared memory */
+    }
+    for (uint32_t h = 0; h < p->plan.n_heads; h++) {
+        const uint64_t block = p->heads[h].block_bytes[TKV_PLAN_TIERS - 1];
+
+        largest = block > largest ? block : largest;
+        /* What a checkpoint holds back: an open block, one that was dropped, and a table. */
+        if (s->config.rollback_tokens > 0)
+            bytes += 2 * block + p->plan.n_cold_tokens / TKV_BLOCK_TOKENS * ENTRY_BYTES;
+    }
+    /* A round makes its new blocks before the old ones go. */
+    return bytes + 2 * (uint64_t)most_kv_heads(p->c) * largest;
+}
+
+/* ---- planning ---------------------------------------------------------------------------- */
+
+/* Blocks of a size, of all heads from h on; those are marked done. */
+struct size_class {
+    uint32_t block_bytes;
+    uint64_t n;
+};
+
+static void add_size(struct size_class *sizes, uint32_t *n_sizes, uint32_t block_bytes, uint64_t n)
+{
+    uint32_t i = 0;
+
+    while (i < *n_sizes && sizes[i].block_bytes != block_bytes)
+        i++;
+    if (i == *n_sizes)
+        sizes[(*n_sizes)++] = (struct size_class){.block_bytes = block_bytes};
+    sizes[i].n += n;
+}
+
+/* What the choices take in whole slabs, counted with the first layer's sizes for layers like it;
+ * others have classes of their own, as long as there is room to list them. */
+static uint64_t slab_bytes(const struct planning *p)
+{
+    struct size_class sizes[64 * TKV_PLAN_TIERS];
+    uint32_t n_sizes = 0;
+    uint64_t bytes = 0;
+
+    for (uint32_t h = 0; h < p->plan.n_heads; h++) {
+        const struct tkv_plan_choice c = p->choices[h];
+        const uint32_t *block_bytes = p->heads[h].block_bytes;
+        const uint32_t open = block_bytes[tkv_plan_open_tier(&p->plan, c)];
+        const uint64_t all = tkv_plan_bytes(&p->plan, h, c);
+
+        if (c.reach_tokens == 0)
+            continue;
+        if (n_sizes + 2 > sizeof(sizes) / sizeof(sizes[0])) {
+            bytes += all + all / TKV_PLAN_TIERS;
+            continue;
+        }
+        add_size(sizes, &n_sizes, open, 1);
+        add_size(sizes, &n_sizes, block_bytes[c.tier], (all - open) / block_bytes[c.tier]);
+    }
+    for (uint32_t i = 0; i < n_sizes; i++)
+        bytes += sizes[i].n * ENTRY_BYTES +
+                 tkv_arena_slabs_bytes(p->s->arena, sizes[i].block_bytes - ENTRY_BYTES, sizes[i].n);
+    return bytes;
+}
+
+/* Plan for what is left after the fixed bytes: less and less, until whole slabs hold it. */
+static int solve(struct planning *p, struct tkv_report *why)
+{
+    const uint64_t fixed = fixed_bytes(p);
+    const uint64_t room = p->c->budget_bytes > fixed ? p->c->budget_bytes - fixed : 0;
+    uint64_t give = room;
+
+    if (room == 0)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "budget_bytes is %llu, but %llu are needed before any token is kept",
+                        (unsigned long long)p->c->budget_bytes, (unsigned long long)fixed);
+    for (int i = 0; i < MAX_TURNS; i++) {
+        const uint64_t planned = tkv_plan_solve(&p->plan, give, p->choices);
+        const uint64_t taken = slab_bytes(p);
+
+        if (taken <= room)
+            return 0;
+        give = planned > taken - room ? planned - (taken - room) : 0;
+    }
+    (void)tkv_plan_solve(&p->plan, 0, p->choices);
+    return 0;
+}
+
+static int begin(struct planning *p, struct tkv_report *why)
+{
+    const struct tkv_session_config *own = &p->s->config;
+    const uint32_t fixed = own->pinned_tokens + own->recent_tokens;
+
+    for (uint32_t i = 0; i < p->c->n_layers; i++)
+        p->plan.n_heads += p->c->layers[i].shape.n_kv_heads;
+    p->heads_bytes = p->plan.n_heads * sizeof(*p->heads);
+    p->choices_bytes = p->plan.n_heads * sizeof(*p->choices);
+    p->heads = tkv_budget_alloc(p->s->budget, p->heads_bytes);
+    p->choices = tkv_budget_alloc(p->s->budget, p->choices_bytes);
+    if (!p->heads || !p->choices)
+        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room to plan %u KV heads", p->plan.n_heads);
+    p->plan.heads = p->heads;
+    p->plan.n_hot_tokens = own->recent_tokens;
+    p->plan.n_cold_tokens = p->c->max_tokens > fixed ? p->c->max_tokens - fixed : 0;
+    p->plan.tiers = (1u << TKV_PLAN_TIERS) - 1;
+    return fill_sizes(p, why);
+}
+
+static void end(struct planning *p)
+{
+    tkv_budget_free(p->s->budget, p->heads, p->heads_bytes);
+    tkv_budget_free(p->s->budget, p->choices, p->choices_bytes);
+}
+
+/* ---- ladders ----------------------------------------------------------------------------- */
+
+/* The place of a tier among those that are used. */
+static uint16_t rank_of(const struct planning *p, uint32_t tier)
+{
+    return (uint16_t)count_tiers(p->plan.tiers & ((1u << tier) - 1));
+}
+
+static void fill_ladder(const struct planning *p, struct tkv_layer *l,
+                        const struct tkv_plan_choice *choices)
+{
+    const struct tkv_shape *shape = &l->config.shape;
+    struct tkv_ladder *ladder = l->ladder;
+
+    for (uint32_t t = 0; t < TKV_PLAN_TIERS; t++) {
+        const struct tkv_codec *codec = tkv_codec_by_name(tkv_plan_codecs[t]);
+
+        if (p->plan.tiers >> t & 1)
+            tkv_block_layout_init(&ladder->tiers[ladder->n_tiers++],
+                                  tkv_session_coder(p->s, codec, shape->head_dim_k),
+                                  tkv_session_coder(p->s, codec, shape->head_dim_v), 0);
+    }
+    for (uint32_t h = 0; h < shape->n_kv_heads; h++)
+        ladder->rungs[h] = (struct tkv_rung){
+            .tier = rank_of(p, choices[h].tier),
+            .open_tier = rank_of(p, tkv_plan_open_tier(&p->plan, choices[h])),
+            .reach_tokens = choices[h].reach_tokens,
+        };
+    l->layout = ladder->tiers[0];
+}
+
+static int make_ladders(const struct planning *p, struct tkv_report *why)
+{
+    struct tkv_session *s = p->s;
+    const struct tkv_plan_choice *choices = p->choices;
+
+    s->coders = tkv_shared_alloc(s, (size_t)count_tiers(p->plan.tiers) * count_dims(p->c) *
+                                        sizeof(*s->coders));
+    if (!s->coders)
+        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for the tables of the codecs");
+    for (uint32_t i = 0; i < s->config.n_layers; i++) {
+        struct tkv_layer *l = &s->layers[i];
+        const uint32_t n = l->config.shape.n_kv_heads;
+
+        l->ladder = tkv_shared_alloc(s, sizeof(*l->ladder) + n * sizeof(l->ladder->rungs[0]));
+        if (!l->ladder)
+            return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for a plan of %u KV heads", n);
+        fill_ladder(p, l, choices);
+        choices += n;
+    }
+    return 0;
+}
+
+int tkv_ladder_create(struct tkv_session *s, const struct tkv_session_config *c,
+                      struct tkv_report *why)
+{
+    struct planning p = {.s = s, .c = c};
+    int e = begin(&p, why);
+
+    tkv_arena_expect(s->arena, (size_t)c->budget_bytes);
+    if (!e) {
+        p.plan.open_tier = choose_open_tier(&p);
+        e = solve(&p, why);
+    }
+    if (!e) { /* again, with the coders that it needs; with no cold tokens one, for queries */
+        p.plan.tiers = tkv_plan_used(&p.plan, p.choices);
+        p.plan.tiers = p.plan.tiers ? p.plan.tiers : 1;
+        p.plan.open_tier = p.plan.tiers >> p.plan.open_tier & 1 ? p.plan.open_tier : 0;
+        e = solve(&p, why);
+    }
+    e = e ? e : make_ladders(&p, why);
+    end(&p);
+    return e;
+}
