@@ -49,6 +49,10 @@ static bool fill_policy(Trikv__Policy *m, const struct trikv_session_options *o)
     m->pinned_tokens = m->has_pinned_tokens ? (uint32_t)o->pinned_tokens : 0;
     m->has_rollback_tokens = o->rollback_tokens >= 0;
     m->rollback_tokens = m->has_rollback_tokens ? (uint32_t)o->rollback_tokens : 0;
+    m->has_budget_bytes = o->budget_bytes != 0;
+    m->budget_bytes = o->budget_bytes;
+    m->has_max_tokens = o->max_tokens != 0;
+    m->max_tokens = o->max_tokens;
     m->has_normalize_scores = o->normalize_scores >= 0;
     m->normalize_scores = o->normalize_scores > 0;
     m->has_offset_max = o->offset_max != 0;

@@ -152,7 +152,8 @@ struct trikv_session_options {
     const char *label; /* for people */
     const char *codec_k;
     const char *codec_v;
-    const char *method; /* "none", "triattention", "streaming", "h2o", "snapkv", "keydiff", "default" */
+    const char
+        *method; /* "none", "triattention", "streaming", "h2o", "snapkv", "keydiff", "default" */
     uint32_t budget_tokens;
     uint32_t beta_tokens;  /* between rounds, rounded up to a multiple of 64 */
     int32_t recent_tokens; /* < 0: default (0 is a value) */
@@ -163,6 +164,8 @@ struct trikv_session_options {
     int32_t normalize_scores; /* < 0: default, 0: no, 1: yes */
     int32_t rollback_tokens;  /* < 64: so far behind it trikv_truncate undoes a compression; < 0:
                                * default */
+    uint64_t budget_bytes;    /* method "default": all that the session may occupy, ... */
+    uint32_t max_tokens;      /* ... and how many tokens it is planned for */
 };
 
 /* What a fork may have of its own. NULL, or a zero field: as its parent. */
@@ -176,7 +179,7 @@ struct trikv_fork_options {
 #define TRIKV_SESSION_OPTIONS_INIT                                                            \
     {                                                                                         \
         sizeof(struct trikv_session_options), 0, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, \
-            NULL, 0, 0, -1, -1, NULL, NULL, 0, -1, -1                                         \
+            NULL, 0, 0, -1, -1, NULL, NULL, 0, -1, -1, 0, 0                                   \
     }
 
 /*

@@ -26,6 +26,8 @@ enum tkv_policy_field {
     TKV_POLICY_AGGREGATION = 1 << 9,
     TKV_POLICY_OFFSET_MAX = 1 << 10,
     TKV_POLICY_ROLLBACK = 1 << 16,
+    TKV_POLICY_BYTES = 1 << 17, /* of a request alone, as the next */
+    TKV_POLICY_MAX_TOKENS = 1 << 18,
     TKV_POLICY_ALL = ((1 << 11) - 1) | TKV_POLICY_ROLLBACK,
 };
 
@@ -39,6 +41,8 @@ struct tkv_policy {
     uint32_t recent_tokens;
     uint32_t pinned_tokens;
     uint32_t rollback_tokens;
+    uint64_t budget_bytes;
+    uint32_t max_tokens;
     uint32_t eviction_mode;
     bool normalize_scores;
     uint32_t aggregation;

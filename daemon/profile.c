@@ -27,8 +27,14 @@ void tkv_profile_unref(struct tkv_profile **profile)
     if (--p->n_refs)
         return;
     free(p->layers);
+    free(p->errors);
     free(p->statistics);
     free(p);
+}
+
+const float *tkv_profile_layer_errors(const struct tkv_profile *p, uint32_t layer)
+{
+    return p->errors ? p->errors + (size_t)layer * p->shape.n_kv_heads * TKV_PLAN_ERRORS : NULL;
 }
 
 const float *tkv_profile_layer_statistics(const struct tkv_profile *p, uint32_t layer)

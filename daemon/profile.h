@@ -42,6 +42,7 @@ struct tkv_profile {
     struct tkv_policy policy;
     struct tkv_profile_layer *layers; /* [n_layers] */
     size_t n_statistics;              /* floats; 0: none */
+    float *errors;                    /* [layer][kv_head][TKV_PLAN_ERRORS], or NULL */
     float *statistics;                /* [layer][q_head][mean_re, mean_im, mean_abs][band] */
 };
 
@@ -69,5 +70,8 @@ struct tkv_profile *tkv_profiles_find(const struct tkv_profiles *list, const cha
 
 /* The statistics of a layer, [q_head][3][band]; NULL if there are none. */
 const float *tkv_profile_layer_statistics(const struct tkv_profile *p, uint32_t layer);
+
+/* The errors of a layer's KV heads, [kv_head][TKV_PLAN_ERRORS]; NULL if there are none. */
+const float *tkv_profile_layer_errors(const struct tkv_profile *p, uint32_t layer);
 
 #endif /* TKV_DAEMON_PROFILE_H */

@@ -52,7 +52,7 @@ static void check_budget(struct tkv_profile_reader *r, const struct tkv_yaml_nod
 static void read_token_counts(struct tkv_profile_reader *r, const struct tkv_yaml_node *m)
 {
     struct tkv_policy *p = &r->p->policy;
-    const bool drops = p->method != TKV_METHOD_NONE;
+    const bool drops = p->method != TKV_METHOD_NONE && p->method != TKV_METHOD_DEFAULT;
     const bool scores = p->method == TKV_METHOD_TRIATTENTION;
     const struct {
         const char *key;

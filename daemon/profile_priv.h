@@ -31,6 +31,8 @@ bool tkv_profile_choice(struct tkv_profile_reader *r, const struct tkv_yaml_node
 void tkv_profile_read_policy(struct tkv_profile_reader *r);
 
 /* Read the statistics mapping into *p, whose geometry and rope are known. */
+bool tkv_profile_read_errors(struct tkv_profile *p, const struct tkv_yaml *y,
+                             const struct tkv_yaml_node *map);
 bool tkv_profile_read_statistics(struct tkv_profile *p, const struct tkv_yaml *y,
                                  const struct tkv_yaml_node *map, const char *directory);
 

@@ -285,10 +285,22 @@ static void read_statistics(struct tkv_profile_reader *r, const char *directory)
         r->good = tkv_profile_read_statistics(r->p, r->y, m, directory);
 }
 
+static void read_errors(struct tkv_profile_reader *r)
+{
+    const struct tkv_yaml_node *m = tkv_yaml_find(r->y->root, "errors");
+
+    if (!m && r->p->policy.method == TKV_METHOD_DEFAULT) {
+        tkv_yaml_error(r->y, r->y->root, "profile: method default needs \"errors\"");
+        r->good = false;
+    }
+    if (m && r->good)
+        r->good = tkv_profile_read_errors(r->p, r->y, m);
+}
+
 static void read_profile(struct tkv_profile_reader *r, const char *directory)
 {
-    static const char *const keys[] = {"format", "name",       "model", "rope",
-                                       "policy", "statistics", NULL};
+    static const char *const keys[] = {"format", "name",       "model",  "rope",
+                                       "policy", "statistics", "errors", NULL};
     const struct tkv_yaml_node *format;
 
     if (!tkv_yaml_check_keys(r->y, r->y->root, "profile", keys))
@@ -312,6 +324,7 @@ static void read_profile(struct tkv_profile_reader *r, const char *directory)
     read_rope(r);
     tkv_profile_read_policy(r);
     read_statistics(r, directory);
+    read_errors(r);
 }
 
 struct tkv_profile *tkv_profile_parse(const char *name, const char *directory, const char *text_,

@@ -168,6 +168,9 @@ void tkv_profile_print(FILE *out, const struct tkv_profile_facts *f)
     print_model(out, f);
     print_rope(out, &f->rope);
     print_policy(out);
+    if (f->errors)
+        tkv_profile_print_errors(out, f->errors, (size_t)f->n_layers * f->shape.n_kv_heads,
+                                 f->n_error_tokens);
     print_statistics(out, f);
 }
 

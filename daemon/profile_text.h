@@ -22,6 +22,8 @@ struct tkv_profile_facts {
     uint64_t n_tokens;       /* 0: not known */
     const float *statistics; /* [layer][q_head][mean_re, mean_im, mean_abs][band] */
     size_t n_statistics;
+    const float *errors;     /* [layer][kv_head][TKV_PLAN_ERRORS]; NULL: none */
+    uint64_t n_error_tokens; /* that they were measured over */
     const char *sidecar; /* the file beside the profile that holds them; NULL: they are inline */
 };
 
@@ -34,5 +36,8 @@ const char *tkv_profile_facts_wrong(const struct tkv_profile_facts *f);
 /* The text of right facts. Its length is at most tkv_profile_text_bytes(). */
 void tkv_profile_print(FILE *out, const struct tkv_profile_facts *f);
 size_t tkv_profile_text_bytes(size_t n_statistics);
+
+/* The section errors alone. */
+void tkv_profile_print_errors(FILE *out, const float *errors, size_t n_heads, uint64_t n_tokens);
 
 #endif /* TKV_DAEMON_PROFILE_TEXT_H */

@@ -136,6 +136,13 @@ static int take_policy(const Trikv__Policy *m, struct tkv_policy *p, struct tkv_
     if (!e)
         e = take_number(m->has_offset_max, m->offset_max, TKV_MAX_OFFSET, "offset_max",
                         TKV_POLICY_OFFSET_MAX, &p->offset_max, p, why);
+    if (!e)
+        e = take_number(m->has_max_tokens, m->max_tokens, max, "max_tokens", TKV_POLICY_MAX_TOKENS,
+                        &p->max_tokens, p, why);
+    if (!e && m->has_budget_bytes) {
+        p->budget_bytes = m->budget_bytes;
+        p->said |= TKV_POLICY_BYTES;
+    }
     if (!e && m->has_normalize_scores) {
         p->normalize_scores = m->normalize_scores;
         p->said |= TKV_POLICY_NORMALIZE;
@@ -208,6 +215,7 @@ static void fill_layer_policy(struct tkv_layer_config *c, const struct tkv_polic
 
         tkv_policy_merge(&all, &over);
         c->stats = tkv_profile_layer_statistics(p, layer);
+        c->errors = tkv_profile_layer_errors(p, layer);
     }
     tkv_policy_merge(&all, asked);
     c->codec_k = tkv_codec_by_id(all.codec_k);
@@ -256,6 +264,8 @@ static void fill_open(struct tkv_open *o, const Trikv__OpenRequest *m, const str
         .recent_tokens = all.recent_tokens,
         .pinned_tokens = all.pinned_tokens,
         .rollback_tokens = all.rollback_tokens,
+        .budget_bytes = all.budget_bytes,
+        .max_tokens = all.max_tokens,
         .eviction_mode = (enum tkv_eviction_mode)all.eviction_mode,
         .normalize_scores = all.normalize_scores,
         .tri = {.offset_max = all.offset_max, .aggregation = (enum tkv_aggregation)all.aggregation},
@@ -313,12 +323,17 @@ static int check_method(const struct tkv_policy *base, const struct tkv_policy *
     struct tkv_policy all = *base;
 
     tkv_policy_merge(&all, asked);
-    if (all.method != TKV_METHOD_TRIATTENTION)
+    if (all.method != TKV_METHOD_TRIATTENTION && all.method != TKV_METHOD_DEFAULT)
         return TRIKV_OK; /* the others look at nothing but the cache */
     if (!p)
         return tkv_fail(why, TRIKV_E_ARGUMENT, "policy.method: %s needs a profile",
                         tkv_method_names[all.method]);
-    if (!p->n_statistics)
+    if (all.method == TKV_METHOD_DEFAULT && !p->errors)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "policy.method: %s, but profile %s has no section errors: what its heads "
+                        "lose is not known (trikv-calibrate measures it)",
+                        tkv_method_names[all.method], p->name);
+    if (all.method == TKV_METHOD_TRIATTENTION && !p->n_statistics)
         return tkv_fail(why, TRIKV_E_ARGUMENT,
                         "policy.method: %s, but profile %s has no statistics",
                         tkv_method_names[all.method], p->name);

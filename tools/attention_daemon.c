@@ -95,6 +95,8 @@ static int open_session(struct tkv_remote *r, const struct tkv_model_config *mod
     s.method = o->method;
     s.budget_tokens = o->budget_tokens;
     s.beta_tokens = o->beta_tokens;
+    s.budget_bytes = o->budget_bytes;
+    s.max_tokens = o->max_tokens;
     s.recent_tokens = o->recent_tokens;
     s.pinned_tokens = o->pinned_tokens;
     s.eviction_mode = o->eviction_mode;

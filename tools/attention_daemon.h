@@ -21,6 +21,8 @@ struct tkv_remote_options {
     const char *aggregation;
     bool observe; /* let the daemon see every query, for tkv_remote_calibrate */
     uint32_t budget_tokens, beta_tokens;
+    uint64_t budget_bytes;                /* method default, ... */
+    uint32_t max_tokens;                  /* ... planned for so many */
     int32_t recent_tokens, pinned_tokens; /* negative: default */
     int32_t normalize_scores;             /* negative: default */
 };

@@ -34,6 +34,7 @@ int tkv_contender_parse(struct tkv_contender *c, const char *name, struct tkv_re
         c->fixed = true;
     } else {
         (void)snprintf(c->method, sizeof(c->method), "%.*s", (int)n, name);
+        c->planned = strcmp(c->method, "default") == 0;
         codec = tkv_codec_by_name(colon ? colon + 1 : "tq4");
         if (!codec)
             return tkv_reason_set(why, "policy \"%s\": there is no codec \"%s\"", name, colon + 1);
@@ -62,11 +63,16 @@ struct tkv_remote_options tkv_contender_options(const struct tkv_contender *c,
 int tkv_contender_check(const struct tkv_contender *c, const struct tkv_engine *engine,
                         const struct tkv_remote_options *base, struct tkv_reason *why)
 {
-    const struct tkv_remote_options o = tkv_contender_options(c, base);
+    struct tkv_remote_options o = tkv_contender_options(c, base);
     struct tkv_reason inner;
     struct tkv_remote *remote = NULL;
-    const int error = tkv_remote_create(&remote, &engine->model->config, &o, &inner);
+    int error;
 
+    if (c->planned) { /* any that it can plan for */
+        o.budget_bytes = 1 << 30;
+        o.max_tokens = TKV_BLOCK_TOKENS;
+    }
+    error = tkv_remote_create(&remote, &engine->model->config, &o, &inner);
     tkv_remote_destroy(&remote);
     return error ? tkv_reason_set(why, "policy \"%s\": %.300s", c->name, inner.text) : 0;
 }
@@ -192,6 +198,12 @@ bool tkv_contender_shrink(struct tkv_remote_options *o, const struct tkv_replaye
     const double per_token = (double)found->stats.fp16_bytes / (double)found->stats.n_seen;
     const uint32_t n = (uint32_t)(excess_bytes / per_token) + 1;
 
+    if (o->budget_bytes > 0) {
+        if (o->budget_bytes <= (uint64_t)excess_bytes + 1)
+            return false;
+        o->budget_bytes -= (uint64_t)excess_bytes + 1;
+        return true;
+    }
     if (o->budget_tokens <= half_tokens(o) + n)
         return false;
     o->budget_tokens -= n;
@@ -207,7 +219,10 @@ int tkv_contender_fit(const struct tkv_contender *c, const struct tkv_recording 
     struct search s = {.r = r, .o = o, .target = target_bytes, .why = why};
     double excess;
 
-    if (!c->fixed && search(&s))
+    if (c->planned) {
+        o->budget_bytes = (uint64_t)target_bytes;
+        o->max_tokens = (uint32_t)r->n_tokens;
+    } else if (!c->fixed && search(&s))
         return -1;
     for (;;) {
         if (tkv_recording_replay(r, o, true, found, why))

@@ -12,6 +12,7 @@ struct tkv_contender {
     char name[48];     /* as it was asked for */
     char method[32];   /* of the daemon */
     const char *codec; /* of keys and values; NULL: what the method says itself */
+    bool planned;      /* takes its budget in bytes, and plans it for a number of tokens */
     bool fixed;        /* keeps every token: it has one size, whatever is asked for */
 };
 
