@@ -98,6 +98,17 @@ static size_t count_full(const struct tkv_session *s, const struct tkv_head *h,
     return rung->reach_tokens == TKV_PLAN_ALL || n_full < more ? n_full : more;
 }
 
+/* Tokens that leave the tail for n_new that come, or in a round that was asked for. */
+static size_t count_folded(const struct tkv_session *s, const struct tkv_layer *l, uint32_t n_new)
+{
+    const size_t room = l->pinned.most - l->pinned.n + l->tail.most - l->tail.n;
+    const size_t n = tkv_session_fold_tokens(s);
+
+    if (n_new == 0)
+        return tkv_layer_warm(s, l);
+    return n_new > room ? (n_new - room + n - 1) / n * n : 0;
+}
+
 static int prepare_head(struct tkv_session *s, struct tkv_layer *l, uint32_t kv_head,
                         uint32_t n_new, int32_t last_position, struct need *need,
                         struct tkv_report *why)
@@ -113,12 +124,12 @@ static int prepare_head(struct tkv_session *s, struct tkv_layer *l, uint32_t kv_
         return 0;
     if (h->n_blocks > 0)
         n_open = last_block(h)->n_tokens % TKV_BLOCK_TOKENS;
-    n_full = count_full(s, h, rung, n_open + l->tail.n + n_new);
+    n_full = count_full(s, h, rung, n_open + count_folded(s, l, n_new));
     e = tkv_head_own(s, h, h->n_blocks + n_full + spans + 2, why);
     if (e)
         return e;
     open = last_block(h); /* counted when the table is this session's own, as the others */
-    n_full = count_full(s, h, rung, n_open + l->tail.n + n_new);
+    n_full = count_full(s, h, rung, n_open + count_folded(s, l, n_new));
     need->n[rung->tier] += n_full;
     /* The open block and the one that takes its place. */
     need->n[rung->open_tier] +=

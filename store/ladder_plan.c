@@ -18,6 +18,7 @@ enum {
     ENTRY_BYTES = 24,
     /* Tables of the arena that come with its slabs. */
     TABLE_BYTES = 4096,
+    TABLE_PART = 256, /* and this part of the budget */
     MAX_TURNS = 64,
 };
 
@@ -142,8 +143,8 @@ static uint64_t page_align(uint64_t bytes)
 static uint64_t fixed_bytes(const struct planning *p)
 {
     const struct tkv_session *s = p->s;
-    uint64_t bytes = s->own_bytes + tkv_arena_sizes(s->arena).table_bytes + TABLE_BYTES;
-    uint64_t largest = 0;
+    uint64_t bytes = s->own_bytes + tkv_arena_sizes(s->arena).table_bytes + TABLE_BYTES +
+                     p->c->budget_bytes / TABLE_PART;
 
     bytes += (uint64_t)count_tiers(p->plan.tiers) * count_dims(p->c) * sizeof(struct tkv_coder);
     for (uint32_t i = 0; i < p->c->n_layers; i++) {
@@ -156,13 +157,11 @@ static uint64_t fixed_bytes(const struct planning *p)
     for (uint32_t h = 0; h < p->plan.n_heads; h++) {
         const uint64_t block = p->heads[h].block_bytes[TKV_PLAN_TIERS - 1];
 
-        largest = block > largest ? block : largest;
         /* What a checkpoint holds back: an open block, one that was dropped, and a table. */
         if (s->config.rollback_tokens > 0)
             bytes += 2 * block + p->plan.n_cold_tokens / TKV_BLOCK_TOKENS * ENTRY_BYTES;
     }
-    /* A round makes its new blocks before the old ones go. */
-    return bytes + 2 * (uint64_t)most_kv_heads(p->c) * largest;
+    return bytes;
 }
 
 /* ---- planning ---------------------------------------------------------------------------- */
@@ -207,6 +206,9 @@ static uint64_t slab_bytes(const struct planning *p)
         add_size(sizes, &n_sizes, open, 1);
         add_size(sizes, &n_sizes, block_bytes[c.tier], (all - open) / block_bytes[c.tier]);
     }
+    /* A round makes a layer's new blocks before the old ones go. */
+    for (uint32_t i = 0; i < n_sizes; i++)
+        sizes[i].n += most_kv_heads(p->c);
     for (uint32_t i = 0; i < n_sizes; i++)
         bytes += sizes[i].n * ENTRY_BYTES +
                  tkv_arena_slabs_bytes(p->s->arena, sizes[i].block_bytes - ENTRY_BYTES, sizes[i].n);

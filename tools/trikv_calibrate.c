@@ -17,6 +17,7 @@
 #include "tools/attention_local.h"
 #include "tools/calibration.h"
 #include "tools/calibration_state.h"
+#include "tools/head_errors.h"
 #include "tools/import_command.h"
 #include "tools/options.h"
 #include "tools/profile_write.h"
@@ -31,9 +32,9 @@ static const char help_text[] =
     "Usage: trikv-calibrate [options] --text FILE --output PROFILE.yaml\n"
     "       trikv-calibrate import [options] FILE --output PROFILE.yaml (see import --help)\n"
     "\n"
-    "Streams a text through a GGUF model and writes the statistics of its queries as a\n"
-    "profile for trikvd. Take a text of the kind the model will read, but not one that\n"
-    "you will judge by.\n"
+    "Streams a text through a GGUF model and writes a profile for trikvd: the statistics of\n"
+    "its queries, and what each KV head loses with few bits or a window. Take a text of the\n"
+    "kind the model will read, but not one that you will judge by.\n"
     "\n"
     "  --text FILE         what the model reads\n"
     "  --output FILE       the profile; its name is the file's name without .yaml\n"
@@ -149,10 +150,13 @@ struct job {
     struct tkv_calibration calibration;
     struct tkv_ids ids;
     struct tkv_calibration_work work;
+    float *errors; /* of the heads; NULL: the text is too short for them */
+    size_t n_error_tokens;
 };
 
 static void deinit(struct job *j)
 {
+    free(j->errors);
     tkv_calibration_deinit(&j->calibration);
     tkv_local_destroy(&j->local);
     tkv_ids_deinit(&j->ids);
@@ -260,6 +264,23 @@ static int stream(struct job *j, struct tkv_reason *why)
     return 0;
 }
 
+/* One context of the text in one piece. */
+static int measure_errors(struct job *j, struct tkv_reason *why)
+{
+    const size_t n = context_tokens(j);
+
+    j->n_error_tokens = n < j->ids.n ? n : j->ids.n;
+    if (j->n_error_tokens < TKV_LEAST_ERROR_TOKENS) {
+        fprintf(stderr,
+                PROGRAM ": no section errors, which method default needs: %zu tokens in one "
+                        "piece, want %d\n",
+                j->n_error_tokens, TKV_LEAST_ERROR_TOKENS);
+        return 0;
+    }
+    return tkv_head_errors_measure(j->model_path, (unsigned)j->o->n_threads, j->ids.ids,
+                                   j->n_error_tokens, &j->errors, why);
+}
+
 static int write_profile(struct job *j, struct tkv_reason *why)
 {
     const struct tkv_calibration *c = &j->calibration;
@@ -279,6 +300,8 @@ static int write_profile(struct job *j, struct tkv_reason *why)
     facts.notes[1] = model_note;
     facts.notes[2] = text_note;
     facts.n_tokens = c->n_tokens;
+    facts.errors = j->errors;
+    facts.n_error_tokens = (uint64_t)j->n_error_tokens;
     facts.n_statistics = tkv_calibration_n_floats(c);
     means = malloc(facts.n_statistics * sizeof(*means));
     if (!means)
@@ -300,7 +323,7 @@ static int run(const struct options *o)
     struct job j = {.o = o};
     struct tkv_reason why = {""};
     const int error = start(&j, &why) || read_text(&j, &why) || plan(&j, &why) ||
-                      stream(&j, &why) || write_profile(&j, &why);
+                      stream(&j, &why) || measure_errors(&j, &why) || write_profile(&j, &why);
 
     if (!error && o->state)
         unlink(o->state);
