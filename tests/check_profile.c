@@ -361,6 +361,49 @@ static void check_hash(void **state)
     free(good);
 }
 
+#define ORDER  "[layer][kv_head][tq1, tq2, tq3, tq4, window 16, 32, 64, 128, 256, 512, 1024, 2048]"
+#define ROW    "    - [.5, .25, .125, 1e-2, 9, 8, 7, 6, 5, 4, 3, 2]\n"
+#define ERRORS "errors:\n  n_tokens: 4096\n  order: \"" ORDER "\"\n  data:\n" ROW ROW ROW
+
+/* Section errors: read as it stands, and refused where it does not fit the model. */
+static void check_errors(void **state)
+{
+    static const struct {
+        const char *from, *to, *what;
+    } cases[] = {
+        {ROW ROW, ROW, "want 3 lists"},
+        {", 3, 2]", ", 3]", "a list of 12 numbers"},
+        {".5", "-.5", "errors.data"},
+        {".5", "many", "errors.data"},
+        {"n_tokens: 4096", "n_tokens: 0", "errors.n_tokens"},
+        {"window 16", "window 17", "errors.order"},
+        {"  n_tokens: 4096\n", "", "n_tokens"},
+        {"  data:\n" ROW ROW ROW, "", "data"},
+        {"  data:", "  rows: 1\n  data:", "rows"},
+    };
+    char *good = good_profile(), *text = replace(good, "statistics:\n", ERRORS "statistics:\n");
+    struct tkv_diag diag = {0};
+    struct tkv_profile *p = tkv_profile_parse("dir/good.yaml", "/", text, strlen(text), &diag);
+
+    (void)state;
+    assert_non_null(p);
+    assert_true(tkv_profile_layer_errors(p, 2)[3] == 1e-2f);
+    assert_true(tkv_profile_layer_errors(p, 0)[11] == 2);
+    tkv_profile_unref(&p);
+    tkv_diag_deinit(&diag);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char *bad = replace(text, cases[i].from, cases[i].to);
+
+        refuse(bad, "", cases[i].what, cases[i].what);
+        free(bad);
+    }
+    free(text);
+    text = replace(good, "method: triattention", "method: default");
+    refuse(text, "", "errors", "method default needs");
+    free(text);
+    free(good);
+}
+
 /* The profile is cut after every byte: an error, or a shorter profile that is whole. */
 static void check_truncated(void **state)
 {
@@ -458,9 +501,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(check_good),      cmocka_unit_test(check_mutations),
-        cmocka_unit_test(check_values),    cmocka_unit_test(check_hash),
-        cmocka_unit_test(check_truncated), cmocka_unit_test(check_directory),
-        cmocka_unit_test(check_shipped),
+        cmocka_unit_test(check_errors),    cmocka_unit_test(check_values),
+        cmocka_unit_test(check_hash),      cmocka_unit_test(check_truncated),
+        cmocka_unit_test(check_directory), cmocka_unit_test(check_shipped),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -43,8 +43,10 @@ static const char help_text[] =
     "  --codec NAME        of keys and values: f16, tq4, tq3.5, tq3, tq2.5, tq2, ...\n"
     "  --codec-k NAME      of keys\n"
     "  --codec-v NAME      of values\n"
-    "  --policy NAME       none, triattention, streaming, h2o, snapkv, keydiff\n"
+    "  --policy NAME       none, triattention, streaming, h2o, snapkv, keydiff, default\n"
     "  --budget N          tokens kept per KV head\n"
+    "  --budget-bytes N    policy default: all that the session may occupy, ...\n"
+    "  --max-tokens N      ... and how many tokens it is planned for\n"
     "  --beta N            a round every N tokens\n"
     "  --recent N          newest tokens that stay\n"
     "  --pinned N          first tokens that stay\n"
@@ -77,6 +79,8 @@ enum option_id {
     OPT_CODEC_V,
     OPT_POLICY,
     OPT_BUDGET,
+    OPT_BUDGET_BYTES,
+    OPT_MAX_TOKENS,
     OPT_BETA,
     OPT_RECENT,
     OPT_PINNED,
@@ -108,6 +112,8 @@ static const struct option long_options[] = {
     {"codec-v", required_argument, NULL, OPT_CODEC_V},
     {"policy", required_argument, NULL, OPT_POLICY},
     {"budget", required_argument, NULL, OPT_BUDGET},
+    {"budget-bytes", required_argument, NULL, OPT_BUDGET_BYTES},
+    {"max-tokens", required_argument, NULL, OPT_MAX_TOKENS},
     {"beta", required_argument, NULL, OPT_BETA},
     {"recent", required_argument, NULL, OPT_RECENT},
     {"pinned", required_argument, NULL, OPT_PINNED},
@@ -159,6 +165,8 @@ static bool set_daemon_option(struct tkv_run_options *o, int id, const char *nam
     case OPT_CODEC_V: r->codec_v = optarg; return true;
     case OPT_POLICY: r->method = optarg; return true;
     case OPT_BUDGET: return count(name, &r->budget_tokens);
+    case OPT_BUDGET_BYTES: return number(name, 1, UINT64_MAX / 2, &r->budget_bytes);
+    case OPT_MAX_TOKENS: return count(name, &r->max_tokens);
     case OPT_BETA: return count(name, &r->beta_tokens);
     case OPT_RECENT: return count_or_zero(name, &r->recent_tokens);
     case OPT_PINNED: return count_or_zero(name, &r->pinned_tokens);
