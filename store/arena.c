@@ -573,6 +573,23 @@ void tkv_arena_trim(struct tkv_arena *a)
 
 /* ---- what it is ------------------------------------------------------------------------- */
 
+void tkv_arena_mark(struct tkv_arena *a, unsigned marks)
+{
+    lock(a);
+    a->core->marks |= marks;
+    unlock(a);
+}
+
+unsigned tkv_arena_marks(const struct tkv_arena *a)
+{
+    unsigned marks;
+
+    lock(a);
+    marks = a->core->marks;
+    unlock(a);
+    return marks;
+}
+
 int tkv_arena_read_fd(const struct tkv_arena *a)
 {
     return a->core->read_fd;

@@ -89,6 +89,10 @@ void tkv_arena_sweep(struct tkv_arena *a);
 /* Both, of all sizes. */
 void tkv_arena_trim(struct tkv_arena *a);
 
+/* Bits that all users see, and that stay; what they mean is the caller's matter. */
+void tkv_arena_mark(struct tkv_arena *a, unsigned marks);
+unsigned tkv_arena_marks(const struct tkv_arena *a);
+
 int tkv_arena_read_fd(const struct tkv_arena *a);           /* read-only; the arena keeps it */
 size_t tkv_arena_capacity_bytes(const struct tkv_arena *a); /* of the mapping, sparse */
 

@@ -40,6 +40,7 @@ struct tkv_arena_core {
     pthread_mutex_t lock; /* of everything below */
     uint32_t n_users;
     size_t least_slab_pages; /* a slab may be so large, however small the arena is */
+    unsigned marks;
     size_t slab_bytes;
     size_t live_bytes;
     size_t table_bytes;

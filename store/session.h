@@ -202,6 +202,29 @@ int tkv_session_set_budget(struct tkv_session *s, uint32_t budget_tokens, struct
 /* What a layer is: valid as long as the session. */
 const struct tkv_layer_config *tkv_session_layer(const struct tkv_session *s, uint32_t layer);
 
+/* Is a session of this (checked) configuration of the same kind? A profile's statistics are compared by
+ * address, the rotary embedding not at all: the caller compares profiles. */
+enum tkv_likeness { TKV_ALIKE = 0, TKV_OTHER_GEOMETRY, TKV_OTHER_POLICY };
+enum tkv_likeness tkv_session_compare(const struct tkv_session *s,
+                                      const struct tkv_session_config *config);
+
+bool tkv_session_is_like(const struct tkv_session *a, const struct tkv_session *b);
+
+/* The fewest tokens that truncate could leave now. */
+uint64_t tkv_session_reach(const struct tkv_session *s);
+
+/* All layers have seen n tokens, at the positions 0 to n - 1. */
+bool tkv_session_is_contiguous(const struct tkv_session *s);
+void tkv_session_seen(const struct tkv_session *s, uint64_t *least, uint64_t *most);
+
+/* Marks of the memory that a session shares with its forks; they stay. */
+enum tkv_mark {
+    TKV_MARK_EXPORTED = 1, /* its descriptor was given away */
+    TKV_MARK_MIXED = 2,    /* sessions of several users are in it */
+};
+void tkv_session_mark(struct tkv_session *s, unsigned marks);
+unsigned tkv_session_marks(const struct tkv_session *s);
+
 /* In every layer fold what is warm, and come down to the budget. */
 int tkv_session_round(struct tkv_session *s, const struct tkv_exec *exec, struct tkv_report *why);
 
