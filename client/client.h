@@ -15,7 +15,7 @@
 #include "proto/limits.h"
 #include "proto/report.h"
 
-enum { TKV_CLIENT_TEXT_BYTES = 128 };
+enum { TKV_CLIENT_TEXT_BYTES = 128, TKV_CLIENT_REASON_BYTES = 32 };
 
 struct trikv_client {
     struct tkv_stream stream;
@@ -38,6 +38,8 @@ struct trikv_session {
     struct trikv_session *next;
     uint64_t id;
     uint64_t reserved_bytes;
+    struct trikv_prefix_result prefix;
+    char prefix_reason[TKV_CLIENT_REASON_BYTES];
     uint32_t n_layers;
     uint32_t n_shapes; /* n_layers, or 1 if all layers are alike */
     struct tkv_shape shapes[];
@@ -53,6 +55,14 @@ int tkv_client_read_struct(struct trikv_client *c, void *to, const void *from, s
 
 /* Hold it among those of its client. */
 void tkv_session_add(struct trikv_session *s);
+
+/* client/prefix.c: what the caller says of a prefix, into the message and the request; and what the
+ * daemon answered. */
+struct Trikv__OpenReply;
+struct Trikv__Prefix;
+int tkv_prefix_fill(struct trikv_client *c, const struct trikv_prefix *from,
+                    struct Trikv__Prefix *m, struct tkv_request *r);
+int tkv_prefix_take(struct trikv_session *s, uint32_t n_asked, const struct Trikv__OpenReply *m);
 
 /* Forget every session without telling the daemon. */
 void tkv_session_free_all(struct trikv_client *c);

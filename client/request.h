@@ -12,7 +12,7 @@
 
 struct trikv_client;
 
-enum { TKV_REQUEST_MAX_TENSORS = 4 };
+enum { TKV_REQUEST_MAX_TENSORS = 5 };
 
 /* A tensor of a request, or the place of one of a reply. */
 struct tkv_tensor {

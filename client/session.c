@@ -103,15 +103,26 @@ static int check_options(struct trikv_client *c, const struct trikv_session_opti
     return 0;
 }
 
-static int send_open(struct trikv_client *c, Trikv__OpenRequest *m, struct trikv_session *s)
+static int send_open(struct trikv_client *c, const struct trikv_session_options *o,
+                     Trikv__OpenRequest *m, struct trikv_session *s)
 {
     struct tkv_request r = TKV_REQUEST_INIT;
-    int e;
+    Trikv__Prefix prefix = TRIKV__PREFIX__INIT;
+    int e = 0;
 
+    if (o->prefix) {
+        e = tkv_prefix_fill(c, o->prefix, &prefix, &r);
+        m->prefix = &prefix;
+    }
+    if (e)
+        return e;
     r.type = TRIKV_OPEN;
     r.message = &m->base;
     r.reply_type = &trikv__open_reply__descriptor;
     e = tkv_request_run(c, &r);
+    if (!e)
+        e = tkv_prefix_take(s, (uint32_t)(r.tensors[0].bytes / sizeof(uint32_t)),
+                            (const Trikv__OpenReply *)r.reply);
     if (!e) {
         s->id = ((const Trikv__OpenReply *)r.reply)->session;
         s->reserved_bytes = ((const Trikv__OpenReply *)r.reply)->reserved_bytes;
@@ -146,7 +157,7 @@ static int open_with_layers(struct trikv_client *c, const struct trikv_session_o
         fill_rope(&rope, o->rope);
         m.rope = &rope;
     }
-    return send_open(c, &m, s);
+    return send_open(c, o, &m, s);
 }
 
 static int open_session(struct trikv_client *c, const struct trikv_session_options *o,

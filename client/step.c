@@ -31,6 +31,8 @@ static int check_step(struct trikv_session *s, const struct trikv_step *t, unsig
         return tkv_fail(why, TRIKV_E_ARGUMENT, "%s is NULL", t->k ? "v" : "k");
     if (parts & Q && !t->q)
         return tkv_fail(why, TRIKV_E_ARGUMENT, "q is NULL");
+    if (t->token_ids && !(parts & KV))
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "token_ids are for tokens that are appended");
     if (parts & OUT && !t->out)
         return tkv_fail(why, TRIKV_E_ARGUMENT, "out is NULL");
     return 0;
@@ -64,6 +66,8 @@ static int list_tensors(struct trikv_session *s, const struct trikv_step *t, uns
 
     if (t->positions)
         add_tensor(r->tensors, &r->n_tensors, t->positions, n * sizeof(int32_t));
+    if (t->token_ids)
+        add_tensor(r->tensors, &r->n_tensors, t->token_ids, n * sizeof(uint32_t));
     if (parts & KV) {
         add_tensor(r->tensors, &r->n_tensors, t->k,
                    tensor_bytes(n, shape->n_kv_heads, shape->head_dim_k, element));
@@ -169,6 +173,8 @@ static int run_step(struct trikv_session *s, const struct trikv_step *t, bool be
     m.dtype = (uint32_t)t->dtype;
     m.has_has_positions = 1;
     m.has_positions = t->positions != NULL;
+    m.has_has_token_ids = t->token_ids != NULL;
+    m.has_token_ids = t->token_ids != NULL;
     m.has_before_rope = before_rope;
     m.before_rope = before_rope;
     r->reply_type = &trikv__tokens_reply__descriptor;

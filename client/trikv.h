@@ -140,6 +140,34 @@ struct trikv_rope {
     int no_truncate; /* yarn: the correction range stays fractional */
 };
 
+/*
+ * Begin with what the daemon has stored of these tokens, of an earlier session of the same user, model,
+ * geometry, profile and policy: trikv_session_prefix tells how many are there, the caller appends the
+ * rest. Wants the session's fingerprint. With n_token_ids 0 nothing is looked for, but the session may
+ * be stored.
+ */
+struct trikv_prefix {
+    size_t size;
+    const uint32_t *token_ids;
+    uint32_t n_token_ids;
+    int keep;          /* store the session when it ends, also if its process is killed */
+    const void *salt;  /* only what was stored with the same salt is found */
+    size_t salt_bytes; /* at most 64 */
+};
+
+enum trikv_prefix_outcome {
+    TRIKV_PREFIX_NOT_ASKED = 0,
+    TRIKV_PREFIX_HIT = 1,     /* all of them */
+    TRIKV_PREFIX_PARTIAL = 2, /* the first n_tokens of them */
+    TRIKV_PREFIX_MISS = 3,
+};
+
+struct trikv_prefix_result {
+    enum trikv_prefix_outcome outcome;
+    uint32_t n_tokens;
+    const char *reason; /* why not more, a word of docs/protocol.md; valid as long as the session */
+};
+
 /* What is NULL, 0 or negative is taken from the profile, or without one from the daemon's defaults. */
 struct trikv_session_options {
     size_t size;
@@ -166,6 +194,7 @@ struct trikv_session_options {
                                * default */
     uint64_t budget_bytes;    /* method "default": all that the session may occupy, ... */
     uint32_t max_tokens;      /* ... and how many tokens it is planned for */
+    const struct trikv_prefix *prefix;
 };
 
 /* What a fork may have of its own. NULL, or a zero field: as its parent. */
@@ -179,7 +208,7 @@ struct trikv_fork_options {
 #define TRIKV_SESSION_OPTIONS_INIT                                                            \
     {                                                                                         \
         sizeof(struct trikv_session_options), 0, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, \
-            NULL, 0, 0, -1, -1, NULL, NULL, 0, -1, -1, 0, 0                                   \
+            NULL, 0, 0, -1, -1, NULL, NULL, 0, -1, -1, 0, 0, NULL                             \
     }
 
 /*
@@ -201,6 +230,9 @@ struct trikv_step {
     const void *q; /* attend, append_attend */
     float *out;    /* attend, append_attend */
     float *lse;    /* or NULL */
+    const uint32_t
+        *token_ids; /* [n_tokens] append, append_attend: of a session opened with a prefix,
+                                * in at least one layer (in more, the same); NULL: not told */
 };
 
 /*
@@ -313,6 +345,17 @@ TRIKV_API uint64_t trikv_session_reserved_bytes(const struct trikv_session *sess
 TRIKV_API uint32_t trikv_session_n_layers(const struct trikv_session *session);
 TRIKV_API int trikv_session_geometry(const struct trikv_session *session, uint32_t layer,
                                      struct trikv_geometry *geometry);
+
+/* What trikv_open found of its prefix. */
+TRIKV_API void trikv_session_prefix(const struct trikv_session *session,
+                                    struct trikv_prefix_result *result);
+
+/*
+ * Store the session as it is now, so that others can begin with it, and go on: the tokens that all
+ * layers have seen and whose ids were told, *n_tokens (or NULL) of them. TRIKV_E_STATE, with the reason, if
+ * its state is not what appending these tokens would give.
+ */
+TRIKV_API int trikv_keep(struct trikv_session *session, uint32_t *n_tokens);
 
 /*
  * A session that begins as the other one is now and goes its own way: what they have in common is kept

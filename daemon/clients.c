@@ -30,6 +30,11 @@ static bool may_log(struct tkv_server *s, enum tkv_log_level level)
     return ++s->n_log_lines <= MAX_LINES_PER_SECOND;
 }
 
+static bool on_no_memory(struct tkv_conn *conn)
+{
+    return tkv_prefixes_evict(client_of(conn)->server);
+}
+
 static void on_request(struct tkv_conn *conn)
 {
     tkv_dispatch(&client_of(conn)->call);
@@ -96,6 +101,7 @@ void tkv_client_release(struct tkv_client *c)
 
 static const struct tkv_conn_ops conn_ops = {
     .admit = tkv_dispatch_admit,
+    .reclaim = on_no_memory,
     .refused = on_refused,
     .request = on_request,
     .bad_frame = on_bad_frame,
@@ -116,6 +122,8 @@ void tkv_client_accept(struct tkv_server *s, int fd)
 {
     struct tkv_client *c = tkv_budget_alloc(&s->budget, sizeof(*c));
 
+    while (!c && tkv_prefixes_evict(s))
+        c = tkv_budget_alloc(&s->budget, sizeof(*c));
     if (!c || tkv_conn_init(&c->conn, &s->loop, fd, &conn_ops, &s->limits, &s->budget) < 0) {
         tkv_log(&s->log, TKV_LOG_ERROR, "msg=\"connection refused: no memory or no event slot\"");
         tkv_budget_free(&s->budget, c, sizeof(*c));

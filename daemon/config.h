@@ -36,6 +36,8 @@ struct tkv_config {
     uint64_t max_payload_bytes;
     uint32_t max_sessions;
     uint32_t max_sessions_per_connection;
+    uint32_t max_prefixes;
+    bool prefix_across_users;
     uint64_t request_timeout_ms;
     uint64_t idle_timeout_ms;                     /* 0: never */
     char metrics_socket[TKV_CONFIG_SOCKET_BYTES]; /* "": none, as the next ones */

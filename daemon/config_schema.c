@@ -26,6 +26,8 @@ const struct tkv_option tkv_config_options[] = {
     {"limits.request_timeout", TKV_OPTION_DURATION, true, AT(request_timeout_ms), 10, 86400000,
      NULL, "30s"},
     {"limits.idle_timeout", TKV_OPTION_DURATION, true, AT(idle_timeout_ms), 0, 86400000, NULL, "0"},
+    {"prefix.entries", TKV_OPTION_U32, true, AT(max_prefixes), 0, 4096, NULL, "64"},
+    {"prefix.across_users", TKV_OPTION_BOOL, true, AT(prefix_across_users), 0, 0, NULL, "false"},
     {"workers.threads", TKV_OPTION_U32, false, AT(n_threads), 0, 1024, NULL, "0"},
     {"workers.cpu_disable", TKV_OPTION_TEXT, false, AT(cpu_disable), 0, 64, NULL, ""},
     {"log.level", TKV_OPTION_ENUM, true, AT(log_level), 0, 0, tkv_log_level_names, "info"},

@@ -35,6 +35,8 @@ struct tkv_conn_ops {
     /* May this frame's payload be held? Header and descriptor are there, nothing else.
      * Anything but 0: the payload is thrown away and that error is the answer. */
     int (*admit)(struct tkv_conn *c, struct tkv_report *why);
+    /* There is no memory for a frame: true if some may have become free. */
+    bool (*reclaim)(struct tkv_conn *c);
     /* The frame was read and thrown away (admit said so, or there was no memory): the
      * connection answers with this. */
     void (*refused)(struct tkv_conn *c, const struct tkv_report *why);

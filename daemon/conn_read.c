@@ -92,10 +92,18 @@ static const char *take_fds(struct tkv_conn *c, struct msghdr *msg)
     return wrong;
 }
 
+static bool need(struct tkv_conn *c, struct tkv_buffer *b, uint64_t bytes)
+{
+    while (!tkv_buffer_need(b, c->budget, bytes))
+        if (!c->ops->reclaim(c))
+            return false;
+    return true;
+}
+
 /* The payload may be refused without losing the connection: then it is read and dropped. */
 static void make_room(struct tkv_conn *c)
 {
-    if (!tkv_buffer_need(&c->message, c->budget, message_bytes(c))) {
+    if (!need(c, &c->message, message_bytes(c))) {
         c->message_dropped = true;
         tkv_fail(&c->refusal, TRIKV_E_MEMORY_CAP, "memory cap reached: no %llu bytes for a message",
                  (unsigned long long)message_bytes(c));
@@ -105,7 +113,7 @@ static void make_room(struct tkv_conn *c)
         return;
     if (c->ops->admit(c, &c->refusal))
         return;
-    if (!tkv_buffer_need(&c->payload, c->budget, c->in.payload_bytes))
+    if (!need(c, &c->payload, c->in.payload_bytes))
         tkv_fail(&c->refusal, TRIKV_E_MEMORY_CAP,
                  "memory cap reached: no %llu bytes for this payload",
                  (unsigned long long)c->in.payload_bytes);

@@ -27,12 +27,15 @@ static const struct request requests[] = {
     {TRIKV_DAEMON_STATS, "DAEMON_STATS", &trikv__empty__descriptor, tkv_handle_daemon_stats, false,
      false},
     {TRIKV_CONFIG, "CONFIG", &trikv__empty__descriptor, tkv_handle_config, false, false},
-    {TRIKV_OPEN, "OPEN", &trikv__open_request__descriptor, tkv_handle_open, false, false},
+    {TRIKV_OPEN, "OPEN", &trikv__open_request__descriptor, tkv_handle_open, true, false},
     {TRIKV_CLOSE, "CLOSE", &trikv__session_request__descriptor, tkv_handle_close, false, false},
     {TRIKV_STATS, "STATS", &trikv__session_request__descriptor, tkv_handle_stats, false, false},
     {TRIKV_DROP, "DROP", &trikv__session_request__descriptor, tkv_handle_drop, false, false},
     {TRIKV_FORK, "FORK", &trikv__fork_request__descriptor, tkv_handle_fork, false, false},
     {TRIKV_TRUNCATE, "TRUNCATE", &trikv__truncate_request__descriptor, tkv_handle_truncate, false,
+     false},
+    {TRIKV_KEEP, "KEEP", &trikv__session_request__descriptor, tkv_handle_keep, false, false},
+    {TRIKV_PREFIX_LIST, "PREFIX_LIST", &trikv__empty__descriptor, tkv_handle_prefix_list, false,
      false},
     {TRIKV_APPEND, "APPEND", &trikv__tokens_request__descriptor, tkv_handle_append, true, false},
     {TRIKV_ATTEND, "ATTEND", &trikv__tokens_request__descriptor, tkv_handle_attend, true, false},
@@ -152,6 +155,8 @@ void tkv_call_fail(struct tkv_call *call)
     struct tkv_client *const client = call->client;
 
     assert(call->why.error);
+    if (call->why.error == TRIKV_E_MEMORY_CAP && tkv_prefixes_make_room(call))
+        return;
     client->server->counters.n_errors++;
     tkv_metrics_error(&client->server->metrics, call->why.error);
     tkv_log(&client->server->log, TKV_LOG_DEBUG, "msg=\"request failed\" client=%llu code=%d",

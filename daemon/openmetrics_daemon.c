@@ -52,7 +52,8 @@ static void write_state(struct tkv_om *w, struct tkv_server *s, const struct tkv
         {"trikv_memory_peak_bytes", TKV_OM_GAUGE, "bytes", "The most that ever was reserved.",
          atomic_load(&b->peak_bytes)},
         {"trikv_sessions", TKV_OM_GAUGE, NULL, "Sessions, being opened or closed included.",
-         s->sessions.n},
+         s->sessions.n - s->sessions.n_of[TKV_ENTRY_PREFIX]},
+        {"trikv_prefixes", TKV_OM_GAUGE, NULL, "Stored prefixes.", s->prefixes.n},
         {"trikv_sessions_limit", TKV_OM_GAUGE, NULL, "limits.sessions.", s->config.max_sessions},
         {"trikv_sessions_left_out", TKV_OM_GAUGE, NULL,
          "Sessions that did not fit into this reply.", n_left_out},
@@ -96,6 +97,13 @@ static void write_totals(struct tkv_om *w, const struct tkv_server *s)
         {"trikv_rounds", TKV_OM_COUNTER, NULL, "Rounds held.", n->n_rounds},
         {"trikv_evicted_tokens", TKV_OM_COUNTER, NULL, "Tokens dropped, per layer and KV head.",
          m->n_evicted},
+        {"trikv_prefix_asked_tokens", TKV_OM_COUNTER, NULL, "Tokens looked for by OPEN.",
+         s->prefixes.n_asked_tokens},
+        {"trikv_prefix_found_tokens", TKV_OM_COUNTER, NULL, "Of these, those that were stored.",
+         s->prefixes.n_found_tokens},
+        {"trikv_prefixes_kept", TKV_OM_COUNTER, NULL, "Prefixes stored.", s->prefixes.n_kept},
+        {"trikv_prefixes_evicted", TKV_OM_COUNTER, NULL,
+         "Stored prefixes that had to go, for memory or for newer ones.", s->prefixes.n_evicted},
         {"trikv_reloads", TKV_OM_COUNTER, NULL, "Reloads that took effect.", m->n_reloads},
         {"trikv_reloads_failed", TKV_OM_COUNTER, NULL, "Reloads that changed nothing.",
          m->n_reloads_failed},
@@ -123,6 +131,24 @@ static void write_requests(struct tkv_om *w, const struct tkv_metrics *m)
     tkv_om_begin(w);
     tkv_om_label(w, "kind", "unknown");
     tkv_om_count(w, m->n_requests[0]);
+}
+
+static void write_lookups(struct tkv_om *w, const struct tkv_prefixes *p)
+{
+    tkv_om_family(w, "trikv_prefix_lookups", TKV_OM_COUNTER, NULL,
+                  "OPEN with token ids, by what was found and why not more.");
+    for (size_t o = TKV_PREFIX_HIT; o < TKV_PREFIX_N_OUTCOMES; o++) {
+        for (size_t r = 0; r < TKV_PREFIX_N_REASONS; r++) {
+            /* Which can be: a hit has no reason, the others have one, partial hits the last two. */
+            if ((o == TKV_PREFIX_HIT) != (r == TKV_PREFIX_OK) ||
+                (o == TKV_PREFIX_PARTIAL && r < TKV_PREFIX_IDS))
+                continue;
+            tkv_om_begin(w);
+            tkv_om_label(w, "outcome", tkv_prefix_outcomes[o]);
+            tkv_om_label(w, "reason", tkv_prefix_reasons[r]);
+            tkv_om_count(w, p->n_lookups[o][r]);
+        }
+    }
 }
 
 static void write_errors(struct tkv_om *w, const struct tkv_metrics *m)
@@ -229,6 +255,7 @@ void tkv_om_write_daemon(struct tkv_om *w, struct tkv_server *s, const struct tk
     write_totals(w, s);
     write_requests(w, m);
     write_errors(w, m);
+    write_lookups(w, &s->prefixes);
     write_histogram(w, "trikv_attend_seconds", "Work of a request that attends, appending or not.",
                     &m->attend_s);
     write_histogram(w, "trikv_append_seconds", "Work of a request that only appends.",

@@ -8,6 +8,8 @@
 #include "proto/trikv.pb-c.h"
 
 struct tkv_call;
+struct tkv_prefix;
+struct tkv_prefix_match;
 struct tkv_profile;
 struct tkv_report;
 struct tkv_rope_params;
@@ -33,6 +35,7 @@ void tkv_handle_config(struct tkv_call *call, const ProtobufCMessage *message);
 
 /* requests_stats.c */
 void tkv_handle_session_list(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_prefix_list(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_stats(struct tkv_call *call, const ProtobufCMessage *message);
 
 /* requests_open.c */
@@ -52,6 +55,16 @@ size_t tkv_fill_layers(const struct tkv_session *s, uint32_t n_layers, Trikv__La
 void tkv_handle_fork(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_truncate(struct tkv_call *call, const ProtobufCMessage *message);
 
+/* requests_prefix.c */
+void tkv_handle_keep(struct tkv_call *call, const ProtobufCMessage *message);
+
+/* What OPEN says of prefixes, checked; the ids it asks for are the payload of the request. */
+int tkv_prefix_of_open(struct tkv_call *call, const Trikv__OpenRequest *m, struct tkv_prefix *out);
+
+/* A session as the match has it, in entry. */
+int tkv_prefix_fork(struct tkv_call *call, const struct tkv_prefix_match *match,
+                    struct tkv_session_entry *entry);
+
 /* requests_map.c */
 void tkv_handle_map(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_unmap(struct tkv_call *call, const ProtobufCMessage *message);
@@ -64,6 +77,9 @@ void tkv_handle_staging(struct tkv_call *call, const ProtobufCMessage *message);
 
 /* A session that this user may look at or drop, or NULL with the reason in call->why. */
 struct tkv_session_entry *tkv_call_any_session(struct tkv_call *call);
+
+/* 0 if a descriptor of the session's memory may be given away. */
+int tkv_call_check_export(struct tkv_call *call, const struct tkv_session *s);
 
 /* Of another process, but of the very same user, or NULL with the reason in call->why. */
 struct tkv_session_entry *tkv_call_users_session(struct tkv_call *call);

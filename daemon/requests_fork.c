@@ -74,6 +74,10 @@ static int make_child(struct tkv_call *call, const struct tkv_session_entry *par
     child->profile = parent->profile ? tkv_profile_ref(parent->profile) : NULL;
     child->has_rope = parent->has_rope;
     child->rope = parent->rope;
+    child->prefix.is_named = parent->prefix.is_named;
+    child->prefix.is_forced = parent->prefix.is_forced;
+    child->prefix.key = parent->prefix.key;
+    tkv_token_ids_share(&child->prefix.ids, &parent->prefix.ids);
     if (m->label)
         memcpy(child->label, m->label, strlen(m->label) + 1);
     return TRIKV_OK;
@@ -145,6 +149,7 @@ void tkv_handle_truncate(struct tkv_call *call, const ProtobufCMessage *message)
     }
     e->used_ms = uv_now(&call->client->server->loop);
     reply.n_seen = tkv_sessions_stats(e)->n_seen;
+    tkv_token_ids_cut(&e->prefix.ids, reply.n_seen);
     reply.n_rounds = e->stats.n_rounds;
     tkv_call_reply(call, &reply.base);
 }

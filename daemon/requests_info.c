@@ -16,7 +16,7 @@ void tkv_handle_hello(struct tkv_call *call, const ProtobufCMessage *message)
     const struct tkv_server *s = client->server;
     char *features[] = {tkv_pb_text("staging"), tkv_pb_text("handle"),   tkv_pb_text("observe"),
                         tkv_pb_text("fork"),    tkv_pb_text("truncate"), tkv_pb_text("map"),
-                        tkv_pb_text("read")};
+                        tkv_pb_text("read"),    tkv_pb_text("prefix")};
     Trikv__HelloReply reply = TRIKV__HELLO_REPLY__INIT;
     char name[2 * TRIKV_MAX_NAME_BYTES + 4] = "\"\"";
 
@@ -82,6 +82,30 @@ void tkv_handle_profile_list(struct tkv_call *call, const ProtobufCMessage *mess
     tkv_call_reply(call, &reply.base);
 }
 
+static uint64_t count(const struct tkv_prefixes *p, enum tkv_prefix_outcome outcome)
+{
+    uint64_t n = 0;
+
+    for (size_t i = 0; i < TKV_PREFIX_N_REASONS; i++)
+        n += p->n_lookups[outcome][i];
+    return n;
+}
+
+static void fill_prefixes(Trikv__DaemonStats *m, const struct tkv_prefixes *p)
+{
+    m->has_n_prefixes = m->has_n_prefix_hits = m->has_n_prefix_partial = m->has_n_prefix_misses =
+        m->has_n_prefix_asked_tokens = m->has_n_prefix_found_tokens = m->has_n_prefixes_kept =
+            m->has_n_prefixes_evicted = true;
+    m->n_prefixes = p->n;
+    m->n_prefix_hits = count(p, TKV_PREFIX_HIT);
+    m->n_prefix_partial = count(p, TKV_PREFIX_PARTIAL);
+    m->n_prefix_misses = count(p, TKV_PREFIX_MISS);
+    m->n_prefix_asked_tokens = p->n_asked_tokens;
+    m->n_prefix_found_tokens = p->n_found_tokens;
+    m->n_prefixes_kept = p->n_kept;
+    m->n_prefixes_evicted = p->n_evicted;
+}
+
 void tkv_handle_daemon_stats(struct tkv_call *call, const ProtobufCMessage *message)
 {
     struct tkv_server *const s = call->client->server;
@@ -94,10 +118,11 @@ void tkv_handle_daemon_stats(struct tkv_call *call, const ProtobufCMessage *mess
     reply.memory_cap_bytes = s->budget.cap_bytes;
     reply.memory_used_bytes = atomic_load(&s->budget.used_bytes);
     reply.memory_peak_bytes = atomic_load(&s->budget.peak_bytes);
-    reply.n_sessions = s->sessions.n - s->sessions.n_maps;
+    reply.n_sessions = s->sessions.n_of[TKV_ENTRY_SESSION];
     reply.n_connections = s->n_clients;
     reply.n_requests = s->counters.n_requests;
     reply.n_errors = s->counters.n_errors;
+    fill_prefixes(&reply, &s->prefixes);
     reply.n_bad_frames = s->counters.n_bad_frames;
     reply.n_tokens_appended = s->counters.n_tokens_appended;
     reply.n_rows_attended = s->counters.n_rows_attended;

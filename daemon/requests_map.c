@@ -34,6 +34,7 @@ static void reply_map(struct tkv_call *call)
         tkv_call_fail(call);
         return;
     }
+    tkv_session_mark(e->session, TKV_MARK_EXPORTED);
     memcpy(&header, client->output.data, sizeof(header));
     reply.map = e->id;
     reply.generation = header.generation;
@@ -64,8 +65,9 @@ static int make_snapshot(struct tkv_call *call, struct tkv_session_entry *e,
 {
     struct tkv_server *const s = call->client->server;
     size_t n;
-    int error = tkv_session_fork(&e->session, of->session, &call->why);
+    int error = tkv_call_check_export(call, of->session);
 
+    error = error ? error : tkv_session_fork(&e->session, of->session, &call->why);
     error = error ? error : tkv_session_pin(e->session, pin_value(s, e), &call->why);
     if (error)
         return error;
@@ -89,7 +91,7 @@ static void start_map(struct tkv_call *call, const struct tkv_session_entry *of)
         tkv_call_fail(call);
         return;
     }
-    tkv_sessions_hide(e);
+    tkv_sessions_turn(e, TKV_ENTRY_MAP);
     if (make_snapshot(call, e, of)) {
         e->doomed = true;
         tkv_sessions_idle(e);
@@ -118,7 +120,8 @@ void tkv_handle_map(struct tkv_call *call, const ProtobufCMessage *message)
 void tkv_handle_unmap(struct tkv_call *call, const ProtobufCMessage *message)
 {
     const uint64_t id = ((const Trikv__SessionRequest *)message)->session;
-    struct tkv_session_entry *e = tkv_sessions_find_map(&call->client->server->sessions, id);
+    struct tkv_session_entry *e =
+        tkv_sessions_find_kind(&call->client->server->sessions, id, TKV_ENTRY_MAP);
 
     if (e && e->owner == call->client) {
         tkv_sessions_doom(e, call);

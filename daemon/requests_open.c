@@ -282,27 +282,75 @@ static void open_work(struct tkv_job *job)
                        &call->why);
 }
 
+static void reply_open(struct tkv_call *call, struct tkv_session_entry *e, uint64_t reserved_bytes)
+{
+    struct tkv_server *const s = call->client->server;
+    const struct tkv_prefix_match *match = &call->match;
+    Trikv__OpenReply reply = TRIKV__OPEN_REPLY__INIT;
+
+    tkv_log(&s->log, TKV_LOG_INFO,
+            "msg=\"session opened\" session=%llu client=%llu layers=%u prefix_tokens=%u",
+            (unsigned long long)e->id, (unsigned long long)call->client->id, e->stats.n_layers,
+            match->n);
+    reply.session = e->id;
+    reply.reserved_bytes = reserved_bytes;
+    if (match->outcome != TKV_PREFIX_NOT_ASKED) {
+        reply.has_n_prefix_tokens = true;
+        reply.n_prefix_tokens = match->n;
+        reply.prefix_outcome = tkv_pb_text(tkv_prefix_outcomes[match->outcome]);
+        reply.prefix_reason = tkv_pb_text(tkv_prefix_reasons[match->reason]);
+        tkv_prefixes_count(&s->prefixes, match);
+    }
+    tkv_call_reply(call, &reply.base);
+}
+
+static void free_open(struct tkv_call *call)
+{
+    tkv_budget_free(&call->client->server->budget, call->open, call->open->bytes);
+    call->open = NULL;
+}
+
 static void open_done(struct tkv_job *job)
 {
     struct tkv_call *const call = tkv_call_of(job);
-    struct tkv_server *const s = call->client->server;
     struct tkv_session_entry *const e = call->entry;
-    Trikv__OpenReply reply = TRIKV__OPEN_REPLY__INIT;
 
-    tkv_budget_free(&s->budget, call->open, call->open->bytes);
-    call->open = NULL;
+    free_open(call);
     tkv_sessions_idle(e);
     if (!tkv_call_ended(call))
         return;
-    if (call->why.error) {
+    if (call->why.error)
         tkv_call_fail(call);
-        return;
-    }
-    tkv_log(&s->log, TKV_LOG_INFO, "msg=\"session opened\" session=%llu client=%llu layers=%u",
-            (unsigned long long)e->id, (unsigned long long)call->client->id, e->stats.n_layers);
-    reply.session = e->id;
-    reply.reserved_bytes = tkv_sessions_stats(e)->resident_bytes;
-    tkv_call_reply(call, &reply.base);
+    else
+        reply_open(call, e, tkv_sessions_stats(e)->resident_bytes);
+}
+
+/* Begin as a fork of what is stored: that takes microseconds, no job is needed. */
+static void open_from_prefix(struct tkv_call *call)
+{
+    struct tkv_session_entry *const e = call->entry;
+    const int error = tkv_prefix_fork(call, &call->match, e);
+
+    free_open(call);
+    tkv_sessions_idle(e);
+    if (error)
+        tkv_call_fail(call);
+    else
+        reply_open(call, e, sizeof(*e) + tkv_session_private_bytes(e->session));
+}
+
+static void find_prefix(struct tkv_call *call, const struct tkv_profile *p)
+{
+    const struct tkv_conn *conn = &call->client->conn;
+    const struct tkv_prefix_query q = {.uid = conn->peer_uid,
+                                       .key = &call->entry->prefix.key,
+                                       .ids = conn->payload.data,
+                                       .n = (uint32_t)(conn->in.payload_bytes / sizeof(uint32_t)),
+                                       .profile = p,
+                                       .config = &call->open->config};
+
+    if (call->entry->prefix.is_named)
+        call->match = tkv_prefixes_find(call->client->server, &q);
 }
 
 static int find_profile(const struct tkv_server *s, const Trikv__OpenRequest *m, uint32_t n_layers,
@@ -345,12 +393,15 @@ static int start_open(struct tkv_call *call, const Trikv__OpenRequest *m)
     struct tkv_server *const s = call->client->server;
     struct tkv_policy base = s->config.defaults, asked;
     struct tkv_rope_params rope = {0};
+    struct tkv_prefix prefix;
     struct tkv_profile *p;
     struct sizes n;
     int e = tkv_sessions_check_room(call->client, &call->why);
 
     if (!e)
         e = tkv_sessions_check_label(m->label, &call->why);
+    if (!e)
+        e = tkv_prefix_of_open(call, m, &prefix);
     if (!e)
         e = count_layers(m, &n, &call->why);
     if (!e)
@@ -383,7 +434,12 @@ static int start_open(struct tkv_call *call, const Trikv__OpenRequest *m)
     call->entry->rope = p && p->has_rope ? p->rope_params : rope;
     if (m->label)
         memcpy(call->entry->label, m->label, strlen(m->label) + 1);
-    tkv_call_start(call, open_work, open_done);
+    call->entry->prefix = prefix;
+    find_prefix(call, p);
+    if (call->match.entry)
+        open_from_prefix(call);
+    else
+        tkv_call_start(call, open_work, open_done);
     return TRIKV_OK;
 }
 

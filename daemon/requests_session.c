@@ -10,11 +10,9 @@
 #include "proto/shm_layout.h"
 #include "proto/trikv.pb-c.h"
 
-struct tkv_session_entry *tkv_call_any_session(struct tkv_call *call)
+static struct tkv_session_entry *find_any(struct tkv_call *call, struct tkv_session_entry *e)
 {
     const uid_t uid = call->client->conn.peer_uid;
-    struct tkv_session_entry *e =
-        tkv_sessions_find(&call->client->server->sessions, call->session_id);
 
     if (!e)
         tkv_fail(&call->why, TRIKV_E_NO_SESSION, "session %llu is not open",
@@ -23,6 +21,20 @@ struct tkv_session_entry *tkv_call_any_session(struct tkv_call *call)
         tkv_fail(&call->why, TRIKV_E_DENIED, "session %llu belongs to another user",
                  (unsigned long long)call->session_id);
     return call->why.error ? NULL : e;
+}
+
+struct tkv_session_entry *tkv_call_any_session(struct tkv_call *call)
+{
+    return find_any(call, tkv_sessions_find(&call->client->server->sessions, call->session_id));
+}
+
+/* A descriptor leads to everything in the arena: it is for those whose alone that is. */
+int tkv_call_check_export(struct tkv_call *call, const struct tkv_session *s)
+{
+    if (tkv_session_marks(s) & TKV_MARK_MIXED)
+        return tkv_fail(&call->why, TRIKV_E_DENIED,
+                        "the session shares memory with another user's: there is no descriptor");
+    return TRIKV_OK;
 }
 
 struct tkv_session_entry *tkv_call_users_session(struct tkv_call *call)
@@ -50,22 +62,28 @@ void tkv_call_wait(struct tkv_call *call, struct tkv_session_entry *e)
 
 void tkv_handle_close(struct tkv_call *call, const ProtobufCMessage *message)
 {
+    const Trikv__Empty reply = TRIKV__EMPTY__INIT;
     struct tkv_session_entry *e;
+    struct tkv_report why; /* a session that cannot be stored is just closed */
 
     call->session_id = ((const Trikv__SessionRequest *)message)->session;
     e = tkv_call_own_session(call);
-    if (e)
-        tkv_sessions_doom(e, call);
-    else
+    if (!e)
         tkv_call_fail(call);
+    else if (e->prefix.keep && !tkv_prefixes_take(e, &why))
+        tkv_call_reply(call, &reply.base);
+    else
+        tkv_sessions_doom(e, call);
 }
 
 void tkv_handle_drop(struct tkv_call *call, const ProtobufCMessage *message)
 {
+    const struct tkv_sessions *t = &call->client->server->sessions;
     struct tkv_session_entry *e;
 
     call->session_id = ((const Trikv__SessionRequest *)message)->session;
-    e = tkv_call_any_session(call);
+    e = tkv_sessions_find_kind(t, call->session_id, TKV_ENTRY_PREFIX);
+    e = find_any(call, e ? e : tkv_sessions_find(t, call->session_id));
     if (!e)
         tkv_call_fail(call);
     else if (e->busy)
@@ -74,7 +92,7 @@ void tkv_handle_drop(struct tkv_call *call, const ProtobufCMessage *message)
         tkv_sessions_doom(e, call);
 }
 
-static void reply_handle(struct tkv_call *call, const struct tkv_session *session)
+static void reply_handle(struct tkv_call *call, struct tkv_session *session)
 {
     struct tkv_client *const client = call->client;
     const size_t n = tkv_session_table_bytes(session);
@@ -94,6 +112,7 @@ static void reply_handle(struct tkv_call *call, const struct tkv_session *sessio
         tkv_call_fail(call);
         return;
     }
+    tkv_session_mark(session, TKV_MARK_EXPORTED);
     tkv_session_table(session, client->output.data);
     memcpy(&header, client->output.data, sizeof(header));
     reply.generation = header.generation;
@@ -108,7 +127,7 @@ void tkv_handle_handle(struct tkv_call *call, const ProtobufCMessage *message)
 
     call->session_id = ((const Trikv__SessionRequest *)message)->session;
     e = tkv_call_own_session(call);
-    if (e)
+    if (e && !tkv_call_check_export(call, e->session))
         reply_handle(call, e->session);
     else
         tkv_call_fail(call);

@@ -32,6 +32,10 @@ static void fill_session(Trikv__SessionStats *m, struct tkv_session_entry *e)
     m->slack_bytes = s->slack_bytes;
     m->has_observed_bytes = e->observation != NULL;
     m->observed_bytes = tkv_observation_bytes(e->observation);
+    m->has_n_token_ids = e->prefix.is_named;
+    m->n_token_ids = e->prefix.ids.n;
+    m->has_n_prefix_hits = e->kind == TKV_ENTRY_PREFIX;
+    m->n_prefix_hits = e->prefix.n_hits;
     m->age_s = (double)(now_ms - e->opened_ms) / 1000;
     m->idle_s = e->busy ? 0 : (double)(now_ms - e->used_ms) / 1000;
 }
@@ -87,9 +91,9 @@ void tkv_handle_stats(struct tkv_call *call, const ProtobufCMessage *message)
         reply_stats(call, e);
 }
 
-static bool visible(const struct tkv_session_entry *e, uid_t uid)
+static bool visible(const struct tkv_session_entry *e, uid_t uid, enum tkv_entry_kind kind)
 {
-    return e->session && !e->doomed && !e->is_map && (uid == 0 || uid == e->uid);
+    return e->session && !e->doomed && e->kind == kind && (uid == 0 || uid == e->uid);
 }
 
 static int by_id(const void *a, const void *b)
@@ -99,15 +103,15 @@ static int by_id(const void *a, const void *b)
     return ((*x)->session > (*y)->session) - ((*x)->session < (*y)->session);
 }
 
-/* The sessions that uid may see, at most max of them, in order of their ids. */
-static size_t list_sessions(struct tkv_sessions *t, uid_t uid, Trikv__SessionStats *item,
-                            Trikv__SessionStats **items, size_t max)
+/* The sessions of a kind that uid may see, at most max of them, in order of their ids. */
+static size_t list_sessions(struct tkv_sessions *t, uid_t uid, enum tkv_entry_kind kind,
+                            Trikv__SessionStats *item, Trikv__SessionStats **items, size_t max)
 {
     size_t n = 0;
 
     for (size_t b = 0; b < TKV_SESSION_BUCKETS; b++) {
         for (struct tkv_session_entry *e = t->bucket[b]; e && n < max; e = e->next) {
-            if (!visible(e, uid))
+            if (!visible(e, uid, kind))
                 continue;
             fill_session(&item[n], e);
             items[n] = &item[n];
@@ -118,7 +122,7 @@ static size_t list_sessions(struct tkv_sessions *t, uid_t uid, Trikv__SessionSta
     return n;
 }
 
-void tkv_handle_session_list(struct tkv_call *call, const ProtobufCMessage *message)
+static void reply_list(struct tkv_call *call, enum tkv_entry_kind kind)
 {
     struct tkv_server *const s = call->client->server;
     const size_t max = s->sessions.n;
@@ -126,10 +130,9 @@ void tkv_handle_session_list(struct tkv_call *call, const ProtobufCMessage *mess
     Trikv__SessionStats **items = calloc(max + 1, sizeof(*items));
     Trikv__SessionListReply reply = TRIKV__SESSION_LIST_REPLY__INIT;
 
-    (void)message;
     if (item && items) {
         reply.n_sessions =
-            list_sessions(&s->sessions, call->client->conn.peer_uid, item, items, max);
+            list_sessions(&s->sessions, call->client->conn.peer_uid, kind, item, items, max);
         reply.sessions = items;
         reply.sessions_total = (uint32_t)reply.n_sessions;
         while (trikv__session_list_reply__get_packed_size(&reply) > TRIKV_MAX_HEADER_BYTES)
@@ -141,4 +144,16 @@ void tkv_handle_session_list(struct tkv_call *call, const ProtobufCMessage *mess
     }
     free(item);
     free(items);
+}
+
+void tkv_handle_session_list(struct tkv_call *call, const ProtobufCMessage *message)
+{
+    (void)message;
+    reply_list(call, TKV_ENTRY_SESSION);
+}
+
+void tkv_handle_prefix_list(struct tkv_call *call, const ProtobufCMessage *message)
+{
+    (void)message;
+    reply_list(call, TKV_ENTRY_PREFIX);
 }

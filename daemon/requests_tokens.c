@@ -9,7 +9,7 @@
 #include "proto/trikv.pb-c.h"
 
 /* Sizes of what a request holds, in the order of the payload. */
-enum part { POSITIONS, KEYS, VALUES, QUERIES, N_PARTS };
+enum part { POSITIONS, TOKEN_IDS, KEYS, VALUES, QUERIES, N_PARTS };
 
 struct layout {
     size_t bytes[N_PARTS]; /* 0: not there */
@@ -20,7 +20,7 @@ struct layout {
     size_t out_bytes; /* O, padding, LSE */
 };
 
-static const char *const part_names[N_PARTS] = {"positions", "K", "V", "Q"};
+static const char *const part_names[N_PARTS] = {"positions", "token ids", "K", "V", "Q"};
 
 static int plan_layout(struct tkv_call *call, const Trikv__TokensRequest *m, unsigned parts,
                        struct layout *l)
@@ -28,6 +28,9 @@ static int plan_layout(struct tkv_call *call, const Trikv__TokensRequest *m, uns
     struct tkv_step_bytes b;
     int e;
 
+    if (m->has_token_ids && !(parts & TKV_STEP_KV && call->entry->prefix.is_named))
+        return tkv_fail(&call->why, TRIKV_E_STATE,
+                        "token_ids: only with K and V, of a session opened with a prefix");
     if (m->dtype > TKV_BF16)
         return tkv_fail(&call->why, TRIKV_E_ARGUMENT, "dtype: %u, want 0 f32, 1 f16 or 2 bf16",
                         m->dtype);
@@ -37,6 +40,7 @@ static int plan_layout(struct tkv_call *call, const Trikv__TokensRequest *m, uns
         return e;
     *l = (struct layout){0};
     l->bytes[POSITIONS] = m->has_positions ? m->n_tokens * sizeof(int32_t) : 0;
+    l->bytes[TOKEN_IDS] = m->has_token_ids ? m->n_tokens * sizeof(uint32_t) : 0;
     l->bytes[KEYS] = parts & TKV_STEP_KV ? b.k : 0;
     l->bytes[VALUES] = parts & TKV_STEP_KV ? b.v : 0;
     l->bytes[QUERIES] = parts & TKV_STEP_Q ? b.q : 0;
@@ -133,6 +137,8 @@ static int fill_step(struct tkv_call *call, const Trikv__TokensRequest *m, const
     step->dtype = (enum tkv_dtype)m->dtype;
     if (l->bytes[POSITIONS]) /* the session copies them before it looks at them */
         step->positions = (const int32_t *)(const void *)(in + l->offset[POSITIONS]);
+    if (l->bytes[TOKEN_IDS])
+        call->token_ids = (const uint32_t *)(const void *)(in + l->offset[TOKEN_IDS]);
     if (l->bytes[KEYS])
         step->k = in + l->offset[KEYS];
     if (l->bytes[VALUES])
@@ -206,6 +212,8 @@ static void step_done(struct tkv_job *job)
     const uint32_t n_rounds = tkv_session_n_rounds(e->session);
 
     count_step(call);
+    if (call->token_ids && !call->why.error)
+        tkv_token_ids_commit(&e->prefix.ids, n_seen - call->step.n_tokens, call->step.n_tokens);
     tkv_sessions_idle(e);
     if (!tkv_call_ended(call))
         return;
@@ -235,11 +243,23 @@ bool tkv_call_take_step(struct tkv_call *call, const ProtobufCMessage *message, 
     return call->entry && !plan_layout(call, m, parts, &l) && !fill_step(call, m, &l);
 }
 
+/* Now, while nothing is in doubt; they count when the tokens are in the cache. */
+static int write_token_ids(struct tkv_call *call)
+{
+    struct tkv_session_entry *const e = call->entry;
+
+    if (!call->token_ids)
+        return TRIKV_OK;
+    return tkv_token_ids_write(&e->prefix.ids, &e->server->budget,
+                               tkv_session_n_seen(e->session, call->step.layer), call->token_ids,
+                               call->step.n_tokens, &call->why);
+}
+
 static void handle_tokens(struct tkv_call *call, const ProtobufCMessage *message, unsigned parts,
                           int (*work)(struct tkv_session *s, const struct tkv_step *step,
                                       const struct tkv_exec *exec, struct tkv_report *why))
 {
-    if (tkv_call_take_step(call, message, parts))
+    if (tkv_call_take_step(call, message, parts) && !write_token_ids(call))
         start_step(call, work);
     else
         tkv_call_fail(call);
@@ -273,8 +293,10 @@ void tkv_handle_round(struct tkv_call *call, const ProtobufCMessage *message)
 {
     call->session_id = ((const Trikv__SessionRequest *)message)->session;
     call->entry = tkv_call_own_session(call);
-    if (call->entry)
+    if (call->entry) {
+        call->entry->prefix.is_forced = true;
         start_step(call, round_step);
-    else
+    } else {
         tkv_call_fail(call);
+    }
 }

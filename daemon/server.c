@@ -98,6 +98,7 @@ void tkv_server_reload(struct tkv_server *s)
     } else {
         s->config = fresh;
         s->metrics.n_reloads++;
+        tkv_prefixes_trim(s, s->config.max_prefixes);
         take_limits(s);
         load_profiles(s);
         tkv_log(&s->log, TKV_LOG_INFO, "msg=reloaded");
@@ -167,6 +168,7 @@ void tkv_server_drain(struct tkv_server *s)
             s->sessions.n);
     tkv_notify_send(&s->notify, "STOPPING=1");
     tkv_listen_close(s);
+    tkv_prefixes_trim(s, 0);
     uv_timer_start(&s->drain_deadline, on_drain_deadline, DRAIN_MS, 0);
     for (struct tkv_client *c = s->clients; c; c = next) {
         next = c->next;

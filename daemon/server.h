@@ -42,7 +42,9 @@ struct tkv_call {
     int (*work)(struct tkv_session *s, const struct tkv_step *step, const struct tkv_exec *exec,
                 struct tkv_report *why);
     struct tkv_step step;
-    uint64_t out_bytes; /* of O, its padding and LSE; of what READ answers */
+    const uint32_t *token_ids;     /* of the step, or NULL */
+    struct tkv_prefix_match match; /* OPEN */
+    uint64_t out_bytes;            /* of O, its padding and LSE; of what READ answers */
     bool out_in_staging;
     struct tkv_open *open;
     bool before_rope;  /* OBSERVE */
@@ -109,6 +111,7 @@ struct tkv_server {
     uint64_t log_second; /* n_log_lines of this second about connections */
     uint32_t n_log_lines;
     struct tkv_sessions sessions;
+    struct tkv_prefixes prefixes;
 
     struct tkv_message_arena arena;
     void *arena_memory;

@@ -34,6 +34,7 @@ struct tkv_session_entry *tkv_sessions_add(struct tkv_server *s, struct tkv_clie
     e->next = *bucket;
     *bucket = e;
     s->sessions.n++;
+    s->sessions.n_of[TKV_ENTRY_SESSION]++;
     owner->n_sessions++;
     return e;
 }
@@ -41,10 +42,12 @@ struct tkv_session_entry *tkv_sessions_add(struct tkv_server *s, struct tkv_clie
 int tkv_sessions_check_room(const struct tkv_client *c, struct tkv_report *why)
 {
     const struct tkv_config *config = &c->server->config;
+    const struct tkv_sessions *t = &c->server->sessions;
+    const uint32_t n = t->n - t->n_of[TKV_ENTRY_PREFIX];
 
-    if (c->server->sessions.n >= config->max_sessions)
-        return tkv_fail(why, TRIKV_E_TOO_MANY, "%u sessions are open, the limit is %u",
-                        c->server->sessions.n, config->max_sessions);
+    if (n >= config->max_sessions)
+        return tkv_fail(why, TRIKV_E_TOO_MANY, "%u sessions are open, the limit is %u", n,
+                        config->max_sessions);
     if (c->n_sessions >= config->max_sessions_per_connection)
         return tkv_fail(why, TRIKV_E_TOO_MANY,
                         "%u sessions are open on this connection, the limit is %u", c->n_sessions,
@@ -60,10 +63,11 @@ int tkv_sessions_check_label(const char *label, struct tkv_report *why)
     return TRIKV_OK;
 }
 
-static struct tkv_session_entry *find(const struct tkv_sessions *t, uint64_t id, bool is_map)
+struct tkv_session_entry *tkv_sessions_find_kind(const struct tkv_sessions *t, uint64_t id,
+                                                 enum tkv_entry_kind kind)
 {
     for (struct tkv_session_entry *e = t->bucket[id % TKV_SESSION_BUCKETS]; e; e = e->next) {
-        if (e->id == id && e->session && !e->doomed && e->is_map == is_map)
+        if (e->id == id && e->session && !e->doomed && e->kind == kind)
             return e;
     }
     return NULL;
@@ -71,18 +75,23 @@ static struct tkv_session_entry *find(const struct tkv_sessions *t, uint64_t id,
 
 struct tkv_session_entry *tkv_sessions_find(const struct tkv_sessions *t, uint64_t id)
 {
-    return find(t, id, false);
+    return tkv_sessions_find_kind(t, id, TKV_ENTRY_SESSION);
 }
 
-struct tkv_session_entry *tkv_sessions_find_map(const struct tkv_sessions *t, uint64_t id)
+void tkv_sessions_turn(struct tkv_session_entry *e, enum tkv_entry_kind kind)
 {
-    return find(t, id, true);
+    e->server->sessions.n_of[e->kind]--;
+    e->kind = kind;
+    e->server->sessions.n_of[kind]++;
 }
 
-void tkv_sessions_hide(struct tkv_session_entry *e)
+void tkv_sessions_disown(struct tkv_session_entry *e, enum tkv_entry_kind kind)
 {
-    e->is_map = true;
-    e->server->sessions.n_maps++;
+    tkv_sessions_turn(e, kind);
+    if (e->owner)
+        e->owner->n_sessions--;
+    e->owner = NULL;
+    e->doomed = false;
 }
 
 static void remove_entry(struct tkv_session_entry *e)
@@ -94,10 +103,11 @@ static void remove_entry(struct tkv_session_entry *e)
         at = &(*at)->next;
     *at = e->next;
     s->sessions.n--;
-    s->sessions.n_maps -= e->is_map;
+    s->sessions.n_of[e->kind]--;
     if (e->owner)
         e->owner->n_sessions--;
     tkv_profile_unref(&e->profile);
+    tkv_token_ids_release(&e->prefix.ids, &s->budget);
     tkv_budget_free(&s->budget, e->layers, e->stats.n_layers * sizeof(e->layers[0]));
     tkv_budget_free(&s->budget, e, sizeof(*e));
     tkv_server_check_drained(s);
@@ -112,15 +122,37 @@ static void destroy_work(struct tkv_job *job)
     tkv_observation_destroy(&e->observation, &e->server->budget);
 }
 
+/* Those who wait look the session up again: it may be gone. */
+static void wake(struct tkv_call *list)
+{
+    while (list) {
+        struct tkv_call *const call = list;
+
+        list = call->next_waiting;
+        call->waiting = false;
+        tkv_call_again(call);
+    }
+}
+
+static void wake_waiting(struct tkv_session_entry *e)
+{
+    struct tkv_call *const list = e->waiting;
+
+    e->waiting = NULL;
+    wake(list);
+}
+
 static void destroy_done(struct tkv_job *job)
 {
     struct tkv_session_entry *e =
         (struct tkv_session_entry *)((char *)job - offsetof(struct tkv_session_entry, destruction));
     struct tkv_call *const closer = e->closer;
+    struct tkv_call *const waiting = e->waiting; /* for its memory */
 
     remove_entry(e);
     if (closer)
         tkv_call_closed(closer);
+    wake(waiting);
 }
 
 /* Giving back the memory of a large session takes a while: a worker does it. */
@@ -134,19 +166,12 @@ static void start_destruction(struct tkv_session_entry *e)
     tkv_pool_submit(e->server->pool, &e->destruction);
 }
 
-/* Those who wait look the session up again: it may be gone. */
-static void wake_waiting(struct tkv_session_entry *e)
+/* Its owner left while a job was at it: stored if it wants that and can be. */
+static bool outlives_owner(struct tkv_session_entry *e)
 {
-    struct tkv_call *list = e->waiting;
+    struct tkv_report why;
 
-    e->waiting = NULL;
-    while (list) {
-        struct tkv_call *const call = list;
-
-        list = call->next_waiting;
-        call->waiting = false;
-        tkv_call_again(call);
-    }
+    return e->session && !e->owner && e->prefix.keep && !tkv_prefixes_take(e, &why);
 }
 
 void tkv_sessions_idle(struct tkv_session_entry *e)
@@ -158,7 +183,7 @@ void tkv_sessions_idle(struct tkv_session_entry *e)
     e->used_ms = now_ms;
     if (e->session && now_ms - e->stats_ms > STATS_AGE_MS)
         tkv_sessions_stats(e);
-    if (e->doomed || !e->session) {
+    if ((e->doomed || !e->session) && !outlives_owner(e)) {
         e->doomed = true;
         start_destruction(e);
     }
@@ -175,6 +200,8 @@ void tkv_sessions_doom(struct tkv_session_entry *e, struct tkv_call *closer)
     if (e->doomed)
         return;
     e->doomed = true;
+    if (e->kind == TKV_ENTRY_PREFIX)
+        tkv_prefixes_forget(e);
     if (!e->busy) {
         start_destruction(e);
         wake_waiting(e);
@@ -191,7 +218,8 @@ void tkv_sessions_orphan(struct tkv_sessions *t, struct tkv_client *owner)
             if (e->owner != owner)
                 continue;
             e->owner = NULL;
-            tkv_sessions_doom(e, NULL);
+            if (e->busy || e->doomed || !outlives_owner(e))
+                tkv_sessions_doom(e, NULL);
         }
     }
     owner->n_sessions = 0;

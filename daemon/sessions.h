@@ -11,6 +11,7 @@
 
 #include "core/rope.h"
 #include "daemon/pool.h"
+#include "daemon/prefixes.h"
 #include "daemon/survey.h"
 #include "proto/limits.h"
 #include "store/session.h"
@@ -22,6 +23,13 @@ struct tkv_profile;
 struct tkv_server;
 
 enum { TKV_SESSION_BUCKETS = 256 };
+
+enum tkv_entry_kind {
+    TKV_ENTRY_SESSION = 0,
+    TKV_ENTRY_MAP,    /* a snapshot that its owner has mapped */
+    TKV_ENTRY_PREFIX, /* stored; it has no owner */
+    TKV_N_ENTRY_KINDS,
+};
 
 struct tkv_session_entry {
     struct tkv_job destruction;
@@ -39,9 +47,10 @@ struct tkv_session_entry {
     enum tkv_method method;
     uint64_t opened_ms;
     uint64_t used_ms;
-    bool busy;                      /* a job works on it */
-    bool doomed;                    /* no request sees it any more */
-    bool is_map;                    /* a snapshot that its owner has mapped */
+    bool busy;   /* a job works on it */
+    bool doomed; /* no request sees it any more */
+    enum tkv_entry_kind kind;
+    struct tkv_prefix prefix;
     struct tkv_call *waiting;       /* for the end of the job */
     struct tkv_call *closer;        /* to be answered when it is destroyed; may be NULL */
     struct tkv_session_stats stats; /* as of stats_ms; what others see while it is busy */
@@ -53,8 +62,8 @@ struct tkv_session_entry {
 
 struct tkv_sessions {
     struct tkv_session_entry *bucket[TKV_SESSION_BUCKETS];
-    uint32_t n;      /* those being opened and destroyed included */
-    uint32_t n_maps; /* of n */
+    uint32_t n; /* those being opened and destroyed included */
+    uint32_t n_of[TKV_N_ENTRY_KINDS];
     uint64_t last_id;
 };
 
@@ -70,9 +79,13 @@ int tkv_sessions_check_label(const char *label, struct tkv_report *why);
 /* Open and not doomed, or NULL. */
 struct tkv_session_entry *tkv_sessions_find(const struct tkv_sessions *t, uint64_t id);
 
-/* From now on only tkv_sessions_find_map finds it. */
-void tkv_sessions_hide(struct tkv_session_entry *e);
-struct tkv_session_entry *tkv_sessions_find_map(const struct tkv_sessions *t, uint64_t id);
+/* The same of another kind. */
+struct tkv_session_entry *tkv_sessions_find_kind(const struct tkv_sessions *t, uint64_t id,
+                                                 enum tkv_entry_kind kind);
+
+/* From now on it is of this kind; disown: and nobody's. */
+void tkv_sessions_turn(struct tkv_session_entry *e, enum tkv_entry_kind kind);
+void tkv_sessions_disown(struct tkv_session_entry *e, enum tkv_entry_kind kind);
 
 /* The job is over: free to use, or destroyed if doomed; waiting calls are taken up again. */
 void tkv_sessions_idle(struct tkv_session_entry *e);
@@ -80,7 +93,7 @@ void tkv_sessions_idle(struct tkv_session_entry *e);
 /* Destroy it, now or after its job; closer (or NULL) is answered then. */
 void tkv_sessions_doom(struct tkv_session_entry *e, struct tkv_call *closer);
 
-/* Doom every session of a client that is gone. */
+/* Doom every session of a client that is gone, or store it. */
 void tkv_sessions_orphan(struct tkv_sessions *t, struct tkv_client *owner);
 
 /* Take a call out of whatever line it waits in. */

@@ -33,6 +33,8 @@ enum trikv_frame_type {
     TRIKV_DROP = 19, /* close a session by id, from any connection of the same user or root */
     TRIKV_FORK = 20,
     TRIKV_TRUNCATE = 21,
+    TRIKV_KEEP = 22,        /* store a session's state as a prefix */
+    TRIKV_PREFIX_LIST = 23, /* what is stored */
     TRIKV_APPEND = 32,
     TRIKV_ATTEND = 33,
     TRIKV_APPEND_ATTEND = 34,

@@ -98,41 +98,59 @@ static void describe_session(struct ctl_record *r, const Trikv__SessionStats *s)
 }
 
 static void print_sessions(const struct ctl_context *x, const Trikv__SessionListReply *m,
-                           const struct ctl_record *records)
+                           const struct ctl_record *records, const char *what)
 {
     if (x->json) {
-        printf("{\"total\": %u, \"sessions\":\n", m->sessions_total);
+        printf("{\"total\": %u, \"%s\":\n", m->sessions_total, what);
         ctl_json_array(stdout, records, m->n_sessions);
         puts("}");
         return;
     }
     ctl_print_table(stdout, records, m->n_sessions);
     if (m->n_sessions == 0)
-        puts("no sessions");
+        printf("no %s\n", what);
     if (m->sessions_total > m->n_sessions)
         printf("... and %zu more\n", (size_t)m->sessions_total - m->n_sessions);
 }
 
-int ctl_sessions(const struct ctl_context *x)
+/* What else there is to say of a stored prefix. */
+static void describe_prefix(struct ctl_record *r, const Trikv__SessionStats *s)
+{
+    describe_session(r, s);
+    ctl_add_count(r, "n_prefix_hits", "hits", CTL_COUNT, s->n_prefix_hits);
+}
+
+static int list(const struct ctl_context *x, uint16_t type, const char *what,
+                void (*describe)(struct ctl_record *r, const Trikv__SessionStats *s))
 {
     struct tkv_request r = TKV_REQUEST_INIT;
     struct ctl_record *records;
-    int e = ask(x, &r, TRIKV_SESSION_LIST, &trikv__session_list_reply__descriptor);
+    int e = ask(x, &r, type, &trikv__session_list_reply__descriptor);
 
     if (!e) {
         const Trikv__SessionListReply *m = (const Trikv__SessionListReply *)r.reply;
 
         records = alloc_records(m->n_sessions);
         for (size_t i = 0; records && i < m->n_sessions; i++)
-            describe_session(&records[i], m->sessions[i]);
+            describe(&records[i], m->sessions[i]);
         if (records)
-            print_sessions(x, m, records);
+            print_sessions(x, m, records, what);
         else
             e = TRIKV_E_NO_MEMORY;
         free(records);
     }
     tkv_request_deinit(&r);
     return e;
+}
+
+int ctl_sessions(const struct ctl_context *x)
+{
+    return list(x, TRIKV_SESSION_LIST, "sessions", describe_session);
+}
+
+int ctl_prefixes(const struct ctl_context *x)
+{
+    return list(x, TRIKV_PREFIX_LIST, "prefixes", describe_prefix);
 }
 
 static void describe_layer(struct ctl_record *r, size_t layer, const Trikv__LayerStats *l)
@@ -216,6 +234,14 @@ static void describe_daemon(struct ctl_record *r, const Trikv__DaemonStats *s)
     ctl_add_count(r, "n_tokens_appended", "tokens appended", CTL_COUNT, s->n_tokens_appended);
     ctl_add_count(r, "n_rows_attended", "rows attended", CTL_COUNT, s->n_rows_attended);
     ctl_add_count(r, "n_rounds", "rounds", CTL_COUNT, s->n_rounds);
+    ctl_add_count(r, "n_prefixes", "prefixes stored", CTL_COUNT, s->n_prefixes);
+    ctl_add_count(r, "n_prefix_hits", "prefix hits", CTL_COUNT, s->n_prefix_hits);
+    ctl_add_count(r, "n_prefix_partial", "partial hits", CTL_COUNT, s->n_prefix_partial);
+    ctl_add_count(r, "n_prefix_misses", "misses", CTL_COUNT, s->n_prefix_misses);
+    ctl_add_count(r, "n_prefix_asked_tokens", "tokens asked for", CTL_COUNT,
+                  s->n_prefix_asked_tokens);
+    ctl_add_count(r, "n_prefix_found_tokens", "tokens found", CTL_COUNT, s->n_prefix_found_tokens);
+    ctl_add_count(r, "n_prefixes_evicted", "prefixes evicted", CTL_COUNT, s->n_prefixes_evicted);
 }
 
 int ctl_stats(const struct ctl_context *x)

@@ -23,6 +23,7 @@ struct ctl_context {
 int ctl_ping(const struct ctl_context *x);
 int ctl_info(const struct ctl_context *x);
 int ctl_sessions(const struct ctl_context *x);
+int ctl_prefixes(const struct ctl_context *x);
 int ctl_session_show(const struct ctl_context *x);
 int ctl_stats(const struct ctl_context *x);
 int ctl_drop(const struct ctl_context *x);

@@ -21,7 +21,7 @@ struct ctl_field {
     double number;  /* also seconds */
 };
 
-enum { CTL_MAX_FIELDS = 24 };
+enum { CTL_MAX_FIELDS = 32 };
 
 struct ctl_record {
     struct ctl_field fields[CTL_MAX_FIELDS];

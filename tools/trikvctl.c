@@ -21,8 +21,10 @@ static const char help[] =
     "  info              version, kernels, limits\n"
     "  stats             memory, sessions and work since the start\n"
     "  sessions          your sessions (all of them for root)\n"
+    "  prefixes          sessions that ended, stored for others that begin the same\n"
     "  session show ID   one session, layer by layer\n"
-    "  drop ID           end a session; its client gets an error at its next request\n"
+    "  drop ID           end a session, its client gets an error at its next request; or\n"
+    "                    forget a stored prefix\n"
     "  profiles          the calibrated models the daemon knows\n"
     "  config            the configuration in force, as YAML\n"
     "  profile ...       check, show or compare profile files (see profile --help)\n"
@@ -53,6 +55,7 @@ static const struct command commands[] = {
     {{"info", NULL}, false, false, ctl_info},
     {{"stats", NULL}, false, false, ctl_stats},
     {{"sessions", NULL}, false, false, ctl_sessions},
+    {{"prefixes", NULL}, false, false, ctl_prefixes},
     {{"session", "show"}, true, false, ctl_session_show},
     {{"drop", NULL}, true, false, ctl_drop},
     {{"profiles", NULL}, false, false, ctl_profiles},
