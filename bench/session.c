@@ -1,6 +1,6 @@
 /*
  * A session of a real model's geometry through the daemon: opening and closing it; and once it is
- * long, forking it and going back by some tokens, which must not depend on how long it is, and
+ * long, storing it and opening others that begin with its tokens, forking it and going back by some tokens, which must not depend on how long it is, and
  * attention in the daemon and on a map of it in this process.
  */
 #include <stdlib.h>
@@ -24,6 +24,9 @@ struct bench {
     struct trikv_session_options options;
     uint16_t *tokens; /* a chunk of keys or values */
     float *out;
+    uint32_t *ids; /* of all tokens */
+    struct trikv_prefix prefix;
+    struct tkv_samples hit_us;
     struct tkv_samples open_us, close_us, fork_us, truncate_us, map_us, local_us, daemon_us;
     uint64_t fork_bytes;
 };
@@ -42,7 +45,10 @@ static int make_tokens(struct bench *b, struct tkv_reason *why)
 
     b->tokens = malloc(n * sizeof(*b->tokens));
     b->out = malloc(row_values(b->o) * b->o->group * sizeof(*b->out));
-    if (!x || !b->tokens || !b->out) {
+    b->ids = malloc(b->o->tokens * sizeof(*b->ids));
+    for (uint32_t i = 0; b->ids && i < b->o->tokens; i++)
+        b->ids[i] = i;
+    if (!x || !b->tokens || !b->out || !b->ids) {
         free(x);
         return tkv_reason_set(why, "out of memory for inputs");
     }
@@ -68,6 +74,9 @@ static void describe(struct bench *b)
     b->options.codec_k = b->options.codec_v = o->codec;
     b->options.method = "none";
     b->options.rollback_tokens = GUESSED_TOKENS;
+    b->options.fingerprint = "bench";
+    b->prefix.size = sizeof(b->prefix);
+    b->options.prefix = &b->prefix;
 }
 
 static double us_since(uint64_t start)
@@ -90,8 +99,8 @@ static int open_and_close(struct bench *b, struct tkv_reason *why)
     return 0;
 }
 
-/* n tokens in every layer. */
-static int append(struct bench *b, struct trikv_session *session, uint32_t n,
+/* n tokens in every layer; layer 0 tells their ids, if there are any. */
+static int append(struct bench *b, struct trikv_session *session, uint32_t n, const uint32_t *ids,
                   struct tkv_reason *why)
 {
     for (uint32_t layer = 0; layer < b->o->layers; layer++) {
@@ -100,11 +109,37 @@ static int append(struct bench *b, struct trikv_session *session, uint32_t n,
                                         .n_tokens = n,
                                         .dtype = TRIKV_F16,
                                         .k = b->tokens,
-                                        .v = b->tokens};
+                                        .v = b->tokens,
+                                        .token_ids = layer == 0 ? ids : NULL};
 
         if (trikv_append(session, &step))
             return tkv_bench_service_fail(&b->service, "append", why);
     }
+    return 0;
+}
+
+/* All tokens of the long session are there. */
+static int open_with_prefix(struct bench *b, struct tkv_reason *why)
+{
+    struct trikv_session_options o = b->options;
+    struct trikv_prefix prefix = b->prefix;
+    struct trikv_session *session = NULL;
+    struct trikv_prefix_result result;
+    uint64_t start;
+
+    prefix.token_ids = b->ids;
+    prefix.n_token_ids = (uint32_t)b->o->tokens;
+    o.prefix = &prefix;
+    start = tkv_bench_now_ns();
+    if (trikv_open(b->service.client, &o, &session))
+        return tkv_bench_service_fail(&b->service, "open with a prefix", why);
+    tkv_samples_add(&b->hit_us, us_since(start));
+    trikv_session_prefix(session, &result);
+    if (trikv_close(&session))
+        return tkv_bench_service_fail(&b->service, "close", why);
+    if (result.n_tokens != prefix.n_token_ids)
+        return tkv_reason_set(why, "open: %u of %u stored tokens found: %s", result.n_tokens,
+                              prefix.n_token_ids, result.reason);
     return 0;
 }
 
@@ -118,7 +153,7 @@ static int fork_and_close(struct bench *b, struct trikv_session *session, struct
         return tkv_bench_service_fail(&b->service, "fork", why);
     tkv_samples_add(&b->fork_us, us_since(start));
     b->fork_bytes = trikv_session_reserved_bytes(child);
-    if (append(b, child, 1, why))
+    if (append(b, child, 1, NULL, why))
         return -1;
     return trikv_close(&child) ? tkv_bench_service_fail(&b->service, "close", why) : 0;
 }
@@ -128,13 +163,13 @@ static int guess_and_truncate(struct bench *b, struct trikv_session *session,
 {
     uint64_t start;
 
-    if (append(b, session, GUESSED_TOKENS, why))
+    if (append(b, session, GUESSED_TOKENS, NULL, why))
         return -1;
     start = tkv_bench_now_ns();
     if (trikv_truncate(session, GUESSED_TOKENS))
         return tkv_bench_service_fail(&b->service, "truncate", why);
     tkv_samples_add(&b->truncate_us, us_since(start));
-    return append(b, session, 1, why);
+    return append(b, session, 1, NULL, why);
 }
 
 /* One token in layer 0, in the daemon or here. */
@@ -178,9 +213,16 @@ static int measure_long(struct bench *b, struct trikv_session *session, struct t
     for (uint64_t done = 0; done < b->o->tokens; done += CHUNK_TOKENS) {
         const uint64_t left = b->o->tokens - done;
 
-        if (append(b, session, left < CHUNK_TOKENS ? (uint32_t)left : CHUNK_TOKENS, why))
+        if (append(b, session, left < CHUNK_TOKENS ? (uint32_t)left : CHUNK_TOKENS, b->ids + done,
+                   why))
             return -1;
     }
+    if (trikv_keep(session, NULL))
+        return tkv_bench_service_fail(&b->service, "keep", why);
+    clock = tkv_bench_clock_start(b->o->seconds, LEAST_REPETITIONS);
+    while (tkv_bench_clock_go_on(&clock))
+        if (open_with_prefix(b, why))
+            return -1;
     clock = tkv_bench_clock_start(b->o->seconds, LEAST_REPETITIONS);
     while (tkv_bench_clock_go_on(&clock))
         if (fork_and_close(b, session, why))
@@ -210,6 +252,8 @@ static int measure(struct bench *b, struct tkv_reason *why)
 
 static void put(struct bench *b, struct tkv_record *r)
 {
+    tkv_record_number(r, "open_hit_us", "open with all tokens stored, us",
+                      tkv_samples_spread(&b->hit_us).median);
     tkv_record_number(r, "fork_us", "fork, us", tkv_samples_spread(&b->fork_us).median);
     tkv_record_number(r, "fork_bytes", "bytes of a fork", (double)b->fork_bytes);
     tkv_record_number(r, "truncate_us", "forget 16 tokens, us",
@@ -247,6 +291,7 @@ int tkv_bench_session(const struct tkv_bench_options *o, struct tkv_record *r,
     }
     free(b.tokens);
     free(b.out);
+    free(b.ids);
     tkv_machine_deinit(&m);
     return e;
 }
