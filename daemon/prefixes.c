@@ -183,7 +183,8 @@ static int check_keeps(const struct tkv_session_entry *e, struct tkv_report *why
                         tkv_method_names[e->method]);
     if (p->is_forced)
         return tkv_fail(why, TRIKV_E_STATE,
-                        "keep: after ROUND the state does not follow from the tokens alone");
+                        "keep: after ROUND or FORK with a budget the state does not follow from the "
+                        "tokens alone");
     return TRIKV_OK;
 }
 

@@ -37,7 +37,7 @@ struct tkv_prefix_key {
 struct tkv_prefix {
     bool is_named;  /* it was opened so that its tokens have ids */
     bool keep;      /* when it ends it is stored */
-    bool is_forced; /* a round was held that appending would not have held */
+    bool is_forced; /* by ROUND, or a budget given later: appending alone gives another state */
     struct tkv_prefix_key key;
     struct tkv_token_ids ids;
     struct tkv_session_entry *newer, *older; /* of those stored, by last use */

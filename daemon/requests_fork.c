@@ -75,7 +75,7 @@ static int make_child(struct tkv_call *call, const struct tkv_session_entry *par
     child->has_rope = parent->has_rope;
     child->rope = parent->rope;
     child->prefix.is_named = parent->prefix.is_named;
-    child->prefix.is_forced = parent->prefix.is_forced;
+    child->prefix.is_forced = parent->prefix.is_forced || m->has_budget_tokens;
     child->prefix.key = parent->prefix.key;
     tkv_token_ids_share(&child->prefix.ids, &parent->prefix.ids);
     if (m->label)

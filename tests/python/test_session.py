@@ -50,6 +50,26 @@ class SessionTest(ServiceTest):
         got = apart.attend(1, self.q[-8:])
         np.testing.assert_allclose(got, want[-8:], rtol=1e-5, atol=1e-6)
 
+    def test_prefix_is_found(self) -> None:
+        ids = np.arange(100, 100 + N)
+        wish = {"fingerprint": "test", "prefix": trikv.Prefix(keep=True, salt=b"python")}
+        first = self.open("tq4", **wish)
+        self.assertEqual(first.prefix.outcome, "")
+        for layer in range(2):
+            first.append(layer, self.k[:150], self.v[:150], token_ids=ids[:150])
+        self.assertEqual(first.keep(), 150)
+        want = [first.append_attend(i, self.k[150:], self.v[150:], self.q[150:], token_ids=ids[150:])
+                for i in range(2)]
+        first.close()
+        second = self.open("tq4", fingerprint="test",
+                           prefix=trikv.Prefix(token_ids=ids[:150], salt=b"python"))
+        self.assertEqual(second.prefix, trikv.PrefixResult("hit", 150, "none"))
+        for i in range(2):
+            got = second.append_attend(i, self.k[150:], self.v[150:], self.q[150:])
+            np.testing.assert_array_equal(got, want[i])
+        with self.assertRaises(RequestError):
+            self.open(prefix=trikv.Prefix(token_ids=ids))
+
     def test_staging_gives_the_same(self) -> None:
         want = self.open("tq4").append_attend(0, self.k, self.v, self.q)
         with trikv.Client(self.service.socket, staging_bytes=1 << 20) as c:

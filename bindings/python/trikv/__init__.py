@@ -19,12 +19,12 @@ from .errors import (
 from .handle import Handle
 from .map import Map
 from .session import Session
-from .types import Calibration, Geometry, Info, Layer, Rope, Stats, Tokens
+from .types import Calibration, Geometry, Info, Layer, Prefix, PrefixResult, Rope, Stats, Tokens
 
 __all__ = [
     "Calibration", "Client", "ConnectionLostError", "ErrorCode", "Geometry", "Handle", "Info",
-    "Layer", "LimitError", "Map", "RequestError", "Rope", "Session", "StateError", "Stats", "Tokens",
-    "TrikvError", "library_version",
+    "Layer", "LimitError", "Map", "Prefix", "PrefixResult", "RequestError", "Rope", "Session",
+    "StateError", "Stats", "Tokens", "TrikvError", "library_version",
 ]
 
 

@@ -68,6 +68,25 @@ class Rope(Structure):
     ]
 
 
+class Prefix(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("token_ids", c_void_p),
+        ("n_token_ids", c_uint32),
+        ("keep", c_int),
+        ("salt", c_char_p),
+        ("salt_bytes", c_size_t),
+    ]
+
+
+class PrefixResult(Structure):
+    _fields_ = [
+        ("outcome", c_int),
+        ("n_tokens", c_uint32),
+        ("reason", c_char_p),
+    ]
+
+
 class SessionOptions(Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -90,6 +109,7 @@ class SessionOptions(Structure):
         ("offset_max", c_uint32),
         ("normalize_scores", c_int32),
         ("rollback_tokens", c_int32),
+        ("prefix", POINTER(Prefix)),
     ]
 
 
@@ -122,6 +142,7 @@ class Step(Structure):
         ("q", c_void_p),
         ("out", c_void_p),
         ("lse", c_void_p),
+        ("token_ids", c_void_p),
     ]
 
 
@@ -210,6 +231,8 @@ STRUCTS: dict[str, type[Structure]] = {
     "info": Info,
     "layer": Layer,
     "rope": Rope,
+    "prefix": Prefix,
+    "prefix_result": PrefixResult,
     "session_options": SessionOptions,
     "fork_options": ForkOptions,
     "geometry": Geometry,
@@ -245,6 +268,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "session_geometry": (c_int, [_Session, c_uint32, POINTER(Geometry)]),
     "fork": (c_int, [_Session, POINTER(ForkOptions), POINTER(_Session)]),
     "fork_id": (c_int, [_Client, c_uint64, POINTER(ForkOptions), POINTER(_Session)]),
+    "session_prefix": (None, [_Session, POINTER(PrefixResult)]),
+    "keep": (c_int, [_Session, POINTER(c_uint32)]),
     "truncate": (c_int, [_Session, c_uint64]),
     "append": _step,
     "attend": _step,

@@ -12,7 +12,7 @@ from . import _abi
 from .errors import ConnectionLostError, ErrorCode, make_error
 from .map import Map
 from .session import Session
-from .types import Info, Layer, Rope, encoded, read_struct
+from .types import Info, Layer, Prefix, Rope, encoded, read_struct
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -69,7 +69,7 @@ class Client:
              recent_tokens: int | None = None, pinned_tokens: int | None = None,
              eviction_mode: str | None = None, aggregation: str | None = None, offset_max: int = 0,
              normalize_scores: bool | None = None,
-             rollback_tokens: int | None = None) -> Session:
+             rollback_tokens: int | None = None, prefix: Prefix | None = None) -> Session:
         """Open a session of these layers, or of n_layers like the one given. What is not said
         is taken from the profile, else from the daemon's configuration."""
         if isinstance(layers, Layer):
@@ -90,6 +90,10 @@ class Client:
             rollback_tokens=_or_default(rollback_tokens))
         if rope is not None:
             o.rope = ctypes.pointer(rope.to_c())
+        if prefix is not None:
+            c_prefix, ids = prefix.to_c()
+            o.prefix = ctypes.pointer(c_prefix)
+            kept.append(ids)
         pointer = ctypes.c_void_p()
         self.call("open", self.pointer(), ctypes.byref(o), ctypes.byref(pointer))
         del kept

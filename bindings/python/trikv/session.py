@@ -16,7 +16,7 @@ from .errors import ErrorCode, StateError
 from .handle import Handle
 from .map import Map
 from .step import Floats, Step
-from .types import Calibration, Geometry, Stats, Tokens, encoded, read_struct
+from .types import Calibration, Geometry, PrefixResult, Stats, Tokens, encoded, read_struct
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,13 +57,15 @@ class Session:
     # ---- tokens ----
 
     def append(self, layer: int, k: ArrayLike, v: ArrayLike, *,
-               positions: ArrayLike | None = None, dtype: str | None = None) -> None:
-        """Add tokens to a layer; without positions they follow the newest one."""
+               positions: ArrayLike | None = None, dtype: str | None = None,
+               token_ids: ArrayLike | None = None) -> None:
+        """Add tokens to a layer; without positions they follow the newest one. token_ids: of a
+        session opened with a Prefix, in at least one layer."""
         g = self.geometry(layer)
         with Step(layer, dtype) as step:
             step.take("k", k, (None, g.n_kv_heads, g.head_dim_k))
             step.take("v", v, (None, g.n_kv_heads, g.head_dim_v))
-            self._call("append", step.ready(positions))
+            self._call("append", step.ready(positions, token_ids))
 
     def attend(self, layer: int, q: ArrayLike, *, positions: ArrayLike | None = None,
                dtype: str | None = None, out: Floats | None = None,
@@ -79,7 +81,8 @@ class Session:
 
     def append_attend(self, layer: int, k: ArrayLike, v: ArrayLike, q: ArrayLike, *,
                       positions: ArrayLike | None = None, dtype: str | None = None,
-                      out: Floats | None = None, lse: Floats | None = None) -> Floats:
+                      out: Floats | None = None, lse: Floats | None = None,
+                      token_ids: ArrayLike | None = None) -> Floats:
         """Both in one round trip: every new token attends to all up to and including itself."""
         g = self.geometry(layer)
         with Step(layer, dtype) as step:
@@ -87,7 +90,7 @@ class Session:
             step.take("v", v, (None, g.n_kv_heads, g.head_dim_v))
             step.take("q", q, (None, g.n_q_heads, g.head_dim_k))
             result = step.outputs(g, out, lse)
-            self._call("append_attend", step.ready(positions))
+            self._call("append_attend", step.ready(positions, token_ids))
         return result
 
     def read(self, layer: int, first: int = 0, n_tokens: int | None = None, *,
@@ -129,7 +132,23 @@ class Session:
         """A session that begins as this one is now; what they share is kept once."""
         return self._client.fork(self.id, label=label, budget_tokens=budget_tokens)
 
+    def keep(self) -> int:
+        """Store it as it is now, for sessions that begin with the same tokens: how many those are."""
+        n = ctypes.c_uint32()
+        self._call("keep", ctypes.byref(n))
+        return n.value
+
     # ---- what it is ----
+
+    @property
+    def prefix(self) -> PrefixResult:
+        """What was found of the Prefix it was opened with."""
+        c = _abi.PrefixResult()
+        with self._client.lock:
+            self._client.pointer()
+            _abi.library().session_prefix(self._pointer, ctypes.byref(c))
+        names = ("", "hit", "partial", "miss")
+        return PrefixResult(names[c.outcome], c.n_tokens, (c.reason or b"").decode())
 
     def stats(self) -> Stats:
         c = _abi.Stats()

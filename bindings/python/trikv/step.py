@@ -48,7 +48,12 @@ class Step:
             self._keep("lse", output(lse, "lse", (n, g.n_q_heads)))
         return result
 
-    def ready(self, positions: ArrayLike | None) -> Any:
+    def ready(self, positions: ArrayLike | None, token_ids: ArrayLike | None = None) -> Any:
+        if token_ids is not None:
+            ids = np.asarray(token_ids)
+            if ids.dtype.kind not in "iu":
+                raise TypeError(f"token_ids are {ids.dtype}, want integers")
+            self._keep("token_ids", dense(ids.astype(np.uint32), "token_ids", (self._n,)))
         self._c.n_tokens = self._n or 0
         self._c.dtype = self._code or 0
         at = positions_of(positions, self._c.n_tokens)

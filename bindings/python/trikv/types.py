@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from . import _abi
 
@@ -81,6 +81,34 @@ class Rope:
         values["layout"] = self.layout.encode()
         values["scaling"] = self.scaling.encode()
         return _abi.Rope(**values)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Begin with what is stored of these tokens; keep: store the session when it ends."""
+
+    token_ids: ArrayLike = ()
+    keep: bool = False
+    salt: bytes = b""
+
+    def to_c(self) -> tuple[_abi.Prefix, Any]:
+        """The C struct, and what must live as long as it."""
+        ids = np.ascontiguousarray(self.token_ids, dtype=np.uint32)
+        if ids.ndim != 1:
+            raise ValueError(f"token_ids: shape {ids.shape}, want (n)")
+        return _abi.Prefix(size=ctypes.sizeof(_abi.Prefix), token_ids=ids.ctypes.data,
+                           n_token_ids=len(ids), keep=self.keep, salt=self.salt,
+                           salt_bytes=len(self.salt)), ids
+
+
+@dataclass(frozen=True)
+class PrefixResult:
+    """The session began with n_tokens of those asked for: "hit" all of them, "partial", "miss",
+    or "" if nothing was asked; reason: why not more."""
+
+    outcome: str
+    n_tokens: int
+    reason: str
 
 
 @dataclass(frozen=True)
