@@ -109,6 +109,8 @@ class SessionOptions(Structure):
         ("offset_max", c_uint32),
         ("normalize_scores", c_int32),
         ("rollback_tokens", c_int32),
+        ("budget_bytes", c_uint64),
+        ("max_tokens", c_uint32),
         ("prefix", POINTER(Prefix)),
     ]
 

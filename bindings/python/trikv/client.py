@@ -69,7 +69,8 @@ class Client:
              recent_tokens: int | None = None, pinned_tokens: int | None = None,
              eviction_mode: str | None = None, aggregation: str | None = None, offset_max: int = 0,
              normalize_scores: bool | None = None,
-             rollback_tokens: int | None = None, prefix: Prefix | None = None) -> Session:
+             rollback_tokens: int | None = None, budget_bytes: int = 0, max_tokens: int = 0,
+             prefix: Prefix | None = None) -> Session:
         """Open a session of these layers, or of n_layers like the one given. What is not said
         is taken from the profile, else from the daemon's configuration."""
         if isinstance(layers, Layer):
@@ -87,7 +88,8 @@ class Client:
             recent_tokens=_or_default(recent_tokens), pinned_tokens=_or_default(pinned_tokens),
             eviction_mode=encoded(eviction_mode), aggregation=encoded(aggregation),
             offset_max=offset_max, normalize_scores=_or_default(normalize_scores),
-            rollback_tokens=_or_default(rollback_tokens))
+            rollback_tokens=_or_default(rollback_tokens),
+            budget_bytes=budget_bytes, max_tokens=max_tokens)
         if rope is not None:
             o.rope = ctypes.pointer(rope.to_c())
         if prefix is not None:
