@@ -60,9 +60,10 @@
 #ifndef TKV_CORE_CODEC_H
 #define TKV_CORE_CODEC_H
 
-#include "core/kernels.h"
 #include "core/rotation.h"
 #include "core/types.h"
+
+struct tkv_kernels;
 
 /* Wire and shared-memory values: never renumbered. */
 enum tkv_codec_id {
@@ -114,8 +115,6 @@ struct tkv_section {
     float levels[16]; /* the same */
     float lut[16];    /* alpha * level */
     float edge[16];   /* search tree between them, as the kernel `quantise` wants it */
-    uint8_t trial[TKV_N_TRIALS]
-                 [64]; /* best: levels under each pre-scale, of |t| in units of 1/16 */
 };
 
 enum { TKV_MAX_SECTIONS = 3, TKV_MAX_MEAN_BYTES = TKV_MAX_HEAD_DIM / 2 + 2 };

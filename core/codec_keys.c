@@ -61,17 +61,16 @@ void tkv_encode_keys(const struct tkv_coder *c, const struct tkv_kernels *kn, co
 {
     struct tkv_coded v[TKV_CODED_TOKENS];
     float scale[TKV_BLOCK_TOKENS] = {0}, residual[TKV_BLOCK_TOKENS] = {0};
-    float rotated[TKV_MAX_HEAD_DIM];
-    const float *m;
+    struct tkv_coding g;
 
     memset(block, 0, c->k_block_bytes);
     if (!c->codec->rotated) {
         encode_halves(c, kn, x, n, block);
         return;
     }
-    m = tkv_load_mean(c, kn, TKV_KEYS, mean, rotated);
+    tkv_coding_init(&g, c, kn, TKV_KEYS, mean);
     for (size_t t = 0; t < n; t += TKV_CODED_TOKENS) {
-        tkv_code_vectors(c, kn, x + t * c->dim, n - t, m, TKV_SCALE_LENGTH, v);
+        tkv_code_vectors(&g, x + t * c->dim, n - t, v);
         put_codes(c, block, t, v);
         for (size_t i = 0; i < TKV_CODED_TOKENS; i++) {
             scale[t + i] = v[i].scale;

@@ -23,15 +23,49 @@ enum { TKV_CODED_TOKENS = 4 };
 /* Which scale the best codecs store. */
 enum tkv_scale_rule { TKV_SCALE_LENGTH, TKV_SCALE_LEAST_SQUARES };
 
-/* out[TKV_CODED_TOKENS] = the codes of the first of x[n][dim], for a rotated codec; those
- * beyond n become 0. mean[dim] is in the rotated domain, or NULL. */
-void tkv_code_vectors(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
-                      size_t n, const float *mean, enum tkv_scale_rule rule, struct tkv_coded *out);
+/* A search for the pre-scale that codes some sections best, made ready. */
+struct tkv_search {
+    const struct tkv_section *sections;
+    uint32_t n_sections;
+    enum tkv_scale_rule rule;
+    uint8_t levels[2][TKV_N_TRIALS][64]; /* of each section */
+};
+
+void tkv_search_init(struct tkv_search *search, const struct tkv_section *sections,
+                     uint32_t n_sections, enum tkv_scale_rule rule);
+
+/* The codes of y, whose length is norm > 0, with the best of the pre-scales of unit; returns the
+ * scale, <y, v> / <v, v> or norm / |v|. */
+float tkv_search_codes(const struct tkv_search *search, const struct tkv_kernels *kn,
+                       const float *y, float norm, float unit, uint8_t *codes);
+
+/* y[dim] = R x - mean, brought near 1 by 2^-exponent if need be; returns its length. mean may be
+ * NULL: 0. */
+float tkv_residual(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
+                   const float *mean, float *y, int *exponent);
+
+/* What the vectors of a block are coded with, for a rotated codec. */
+struct tkv_coding {
+    const struct tkv_coder *c;
+    const struct tkv_kernels *kn;
+    const float *mean; /* [dim] in the rotated domain, or NULL */
+    float mean_room[TKV_MAX_HEAD_DIM];
+    struct tkv_search search; /* of the best codecs */
+};
+
+void tkv_coding_init(struct tkv_coding *g, const struct tkv_coder *c, const struct tkv_kernels *kn,
+                     enum tkv_side side, const void *mean);
+
+/* out[TKV_CODED_TOKENS] = the codes of the first of x[n][dim]; those beyond n become 0. */
+void tkv_code_vectors(const struct tkv_coding *g, const float *x, size_t n, struct tkv_coded *out);
 
 /* m[dim] = a coded mean in the rotated domain; returns m, or NULL if it is zero or the
  * codec has none. */
 const float *tkv_load_mean(const struct tkv_coder *c, const struct tkv_kernels *kn,
                            enum tkv_side side, const void *mean, float *m);
+
+/* x as a half, saturated at 65504 if it is finite. */
+uint16_t tkv_saturated(float x);
 
 /* dst[n] = src as halves, finite ones saturated at 65504, at any address; n <= TKV_MAX_HEAD_DIM. */
 void tkv_saturate(const struct tkv_kernels *kn, void *dst, const float *src, size_t n);

@@ -1,0 +1,160 @@
+/* The mean of a block: made, coded in planes of bits, read again. */
+#include <math.h>
+
+#include "core/codec_priv.h"
+
+/* Fields of b bits over n codes: those from bit `low` of a code on. */
+static void put_plane(uint8_t *plane, const uint8_t *codes, size_t n, unsigned b, unsigned low)
+{
+    const size_t n_bytes = n * b / 8;
+    const unsigned mask = (1u << b) - 1;
+
+    for (size_t i = 0; i < n; i++)
+        plane[i % n_bytes] =
+            (uint8_t)(plane[i % n_bytes] | (codes[i] >> low & mask) << b * (i / n_bytes));
+}
+
+typedef uint64_t bytes16 __attribute__((vector_size(16)));
+
+static void get_plane(uint8_t *codes, const uint8_t *plane, size_t n, unsigned b, unsigned low)
+{
+    const size_t n_bytes = n * b / 8;
+    const uint64_t mask = ((1u << b) - 1) * UINT64_C(0x0101010101010101);
+
+    for (size_t at = 0; at < n; at += n_bytes) {
+        const unsigned shift = b * (unsigned)(at / n_bytes);
+        size_t i = 0;
+
+        for (; i + 16 <= n_bytes; i += 16) {
+            bytes16 in, out;
+
+            memcpy(&in, plane + i, sizeof(in));
+            memcpy(&out, codes + at + i, sizeof(out));
+            out |= (in >> shift & mask) << low;
+            memcpy(codes + at + i, &out, sizeof(out));
+        }
+        for (; i < n_bytes; i++)
+            codes[at + i] = (uint8_t)(codes[at + i] | (plane[i] >> shift & mask & 255) << low);
+    }
+}
+
+typedef float floats4 __attribute__((vector_size(16)));
+
+static floats4 load4(const float *x)
+{
+    floats4 v;
+
+    memcpy(&v, x, sizeof(v));
+    return v;
+}
+
+/* sum[dim] += factor * each of x[4][dim], in order. */
+static void add_four_rows(float *sum, const float *x, uint32_t dim, float factor)
+{
+    uint32_t j = 0;
+
+    for (; j + 4 <= dim; j += 4) {
+        const float *at = x + j;
+        floats4 s = load4(sum + j) + load4(at) * factor;
+
+        s = s + load4(at + dim) * factor;
+        s = s + load4(at + 2 * (size_t)dim) * factor;
+        s = s + load4(at + 3 * (size_t)dim) * factor;
+        memcpy(sum + j, &s, sizeof(s));
+    }
+    for (; j < dim; j++)
+        for (size_t t = 0; t < 4; t++)
+            sum[j] += x[t * dim + j] * factor;
+}
+
+static void add_rows(float *sum, const float *x, size_t n, uint32_t dim, float factor)
+{
+    size_t t = 0;
+
+    for (; t + 4 <= n; t += 4)
+        add_four_rows(sum, x + t * dim, dim, factor);
+    for (; t < n; t++)
+        for (uint32_t j = 0; j < dim; j++)
+            sum[j] += x[t * dim + j] * factor;
+}
+
+void tkv_code_mean(const struct tkv_coder *c, const struct tkv_kernels *kn, enum tkv_side side,
+                   const float *x, size_t n, void *mean)
+{
+    const struct tkv_section *s = &c->mean[side];
+    const size_t padded = tkv_align(c->dim, 16);
+    uint8_t *to = mean, codes[TKV_MAX_HEAD_DIM] = {0};
+    float sum[TKV_MAX_HEAD_DIM] = {0}, y[TKV_MAX_HEAD_DIM];
+    struct tkv_search search;
+    float norm, scale = 0;
+    int exponent = 0;
+
+    if (c->mean_bytes[side] == 0)
+        return;
+    add_rows(sum, x, n, c->dim, 1 / (float)n);
+    norm = tkv_residual(c, kn, sum, NULL, y, &exponent);
+    tkv_search_init(&search, s, 1, TKV_SCALE_LEAST_SQUARES);
+    if (norm > 0)
+        scale = tkv_search_codes(&search, kn, y, norm, norm * c->rotation.scale, codes);
+    memset(to, 0, c->mean_bytes[side]);
+    tkv_store_half(to, 0, tkv_saturated(ldexpf(scale, exponent)));
+    if (s->w == 4) {
+        put_plane(to + sizeof(uint16_t), codes, padded, 4, 0);
+    } else {
+        put_plane(to + sizeof(uint16_t), codes, padded, 2, 0);
+        put_plane(to + sizeof(uint16_t) + padded / 4, codes, padded, 1, 2);
+    }
+}
+
+static bytes16 get_16(const uint8_t *plane, unsigned shift, uint64_t mask)
+{
+    bytes16 x;
+
+    memcpy(&x, plane, sizeof(x));
+    return x >> shift & mask * UINT64_C(0x0101010101010101);
+}
+
+/* The planes of n codes of 4 or 3 bits, for n that make 16 codes neighbours in each plane: a block's
+ * mean is read as often as its codes are. */
+static void get_codes(uint8_t *codes, const uint8_t *from, size_t n, unsigned w)
+{
+    const uint8_t *bit = from + n / 4;
+
+    for (unsigned eighth = 0; eighth < 8; eighth++) {
+        for (size_t i = 0; i < n / 8; i += 16) {
+            const size_t pair = eighth % 2 * (n / 8) + i, quad = eighth % 4 * (n / 8) + i;
+            const bytes16 x =
+                w == 4 ? get_16(from + quad, eighth / 4 * 4, 15)
+                       : get_16(from + pair, eighth / 2 * 2, 3) | get_16(bit + i, eighth, 1) << 2;
+
+            memcpy(codes + eighth * (n / 8) + i, &x, sizeof(x));
+        }
+    }
+}
+
+const float *tkv_load_mean(const struct tkv_coder *c, const struct tkv_kernels *kn,
+                           enum tkv_side side, const void *mean, float *m)
+{
+    const struct tkv_section *s = &c->mean[side];
+    const size_t padded = tkv_align(c->dim, 16);
+    const uint8_t *from = mean;
+    uint8_t codes[TKV_MAX_HEAD_DIM];
+    uint16_t scale;
+
+    if (c->mean_bytes[side] == 0)
+        return NULL;
+    scale = tkv_load_half(from, 0);
+    from += sizeof(scale);
+    if (scale == 0)
+        return NULL;
+    if (padded % 128 == 0) {
+        get_codes(codes, from, padded, s->w);
+    } else if (memset(codes, 0, padded), s->w == 4) {
+        get_plane(codes, from, padded, 4, 0);
+    } else {
+        get_plane(codes, from, padded, 2, 0);
+        get_plane(codes, from + padded / 4, padded, 1, 2);
+    }
+    kn->lookup(m, codes, c->dim, s->lut, tkv_f16_to_f32(scale));
+    return m;
+}
