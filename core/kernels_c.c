@@ -91,24 +91,26 @@ void tkv_fit_c(uint8_t *codes, const float *x, size_t n, const float *edge, unsi
     fit[1] = tkv_fold16(square);
 }
 
+/* Magnitudes that share a level are added up first: there are fewer pairs of them than
+ * coordinates. */
 void tkv_try_scales_c(int32_t (*sums)[TKV_N_TRIALS], const float *x, size_t n, float scale,
                       const uint8_t (*level)[64])
 {
-    uint8_t m[TKV_MAX_HEAD_DIM];
+    int32_t total[64] = {0}, count[64] = {0};
 
     for (size_t i = 0; i < n; i++) {
         const float size = fabsf(x[i]) * scale + 0.5f;
+        const int32_t m = size < 127 ? (int32_t)size : 127;
 
-        m[i] = size < 127 ? (uint8_t)size : 127;
+        total[m / 2] += m;
+        count[m / 2]++;
     }
     for (size_t t = 0; t < TKV_N_TRIALS; t++) {
         int32_t product = 0, square = 0;
 
-        for (size_t i = 0; i < n; i++) {
-            const int32_t v = level[t][m[i] / 2];
-
-            product += m[i] * v;
-            square += v * v;
+        for (size_t i = 0; i < 64; i++) {
+            product += total[i] * level[t][i];
+            square += count[i] * (level[t][i] * level[t][i]);
         }
         sums[0][t] = product;
         sums[1][t] = square;
