@@ -323,18 +323,23 @@ int tkv_round_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new
     return e;
 }
 
+/* Budgets of so many times beta have places ahead. */
+enum { FEW_PLACES = 16 };
+
 /* Places that will be taken before the next rounds of layers that have held one: these gave as many
- * back, and keep them, since new slabs for each fold would cost more than it does. */
+ * back, and keep them where they are few beside the budget, since new slabs for each fold would
+ * cost more than they do. */
 static size_t places_ahead(const struct tkv_session *s, size_t block_bytes)
 {
-    const uint64_t most = s->config.beta_tokens / TKV_BLOCK_TOKENS;
+    const uint64_t beta = s->config.beta_tokens, most = beta / TKV_BLOCK_TOKENS;
     size_t n = 0;
 
     for (uint32_t i = 0; tkv_session_evicts(s) && i < s->config.n_layers; i++) {
         const struct tkv_layer *l = &s->layers[i];
         const uint64_t left = folds_left(s, l) + 1;
 
-        if (l->n_rounds > 0 && l->layout.bytes == block_bytes)
+        if (l->n_rounds > 0 && l->layout.bytes == block_bytes &&
+            l->config.budget_tokens >= FEW_PLACES * beta)
             n += l->config.shape.n_kv_heads * (size_t)(left < most ? left : most);
     }
     return n;

@@ -31,7 +31,7 @@ refused() {
         "$tmp/refused" "$eval" frontier "$@"
 }
 
-check "a tiny run" "$eval" frontier --text "$text" --context 1024 --windows 1 --needles --ratios 6,12 \
+check "a tiny run" "$eval" frontier --text "$text" --context 1024 --windows 1 --needles --ratios 4,6 \
     --policies triattention,tq4 --json "$tmp/rows.json" --html "$tmp/page.html"
 cat >"$tmp/rows.py" <<'END'
 import json
@@ -42,7 +42,7 @@ with open(sys.argv[1], encoding="utf-8") as f:
 rows = found["rows"]
 assert found["n_windows"] == 1 and found["n_failed"] == 0
 assert [(r["policy"], r["target_ratio"]) for r in rows] == [
-    ("fp16", 1), ("triattention", 6), ("triattention", 12), ("tq4", None)]
+    ("fp16", 1), ("triattention", 4), ("triattention", 6), ("tq4", None)]
 exact, *others = rows
 token_bytes = 2 * 6 * 2 * (64 + 64)
 for r in rows:
