@@ -182,9 +182,10 @@ static int check_keeps(const struct tkv_session_entry *e, struct tkv_report *why
                         "keep: what %s keeps does not follow from the tokens alone",
                         tkv_method_names[e->method]);
     if (p->is_forced)
-        return tkv_fail(why, TRIKV_E_STATE,
-                        "keep: after ROUND or FORK with a budget the state does not follow from the "
-                        "tokens alone");
+        return tkv_fail(
+            why, TRIKV_E_STATE,
+            "keep: after ROUND or FORK with a budget the state does not follow from the "
+            "tokens alone");
     return TRIKV_OK;
 }
 

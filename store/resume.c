@@ -30,6 +30,8 @@ static bool same_policy(const struct tkv_session *s, const struct tkv_session_co
     if (o->method != c->method || o->recent_tokens != c->recent_tokens ||
         o->pinned_tokens != c->pinned_tokens || o->rollback_tokens != c->rollback_tokens)
         return false;
+    if (o->method == TKV_METHOD_DEFAULT) /* the rest of it follows from these */
+        return o->budget_bytes == c->budget_bytes && o->max_tokens == c->max_tokens;
     if (!tkv_session_evicts(s))
         return true;
     return o->beta_tokens == tkv_align(c->beta_tokens, TKV_BLOCK_TOKENS) &&
@@ -41,6 +43,7 @@ static bool same_layer_policy(const struct tkv_session *s, const struct tkv_laye
                               const struct tkv_layer_config *b)
 {
     return a->codec_k == b->codec_k && a->codec_v == b->codec_v && a->stats == b->stats &&
+           a->errors == b->errors &&
            (!tkv_session_evicts(s) || a->budget_tokens == b->budget_tokens);
 }
 
@@ -73,8 +76,11 @@ static enum tkv_likeness compare(const struct tkv_session *s, const struct other
 enum tkv_likeness tkv_session_compare(const struct tkv_session *s,
                                       const struct tkv_session_config *c)
 {
-    const struct other o = {.config = c};
+    struct tkv_session_config own = *c;
+    const struct other o = {.config = &own};
 
+    if (c->method == TKV_METHOD_DEFAULT) /* as the session chose when it was made */
+        tkv_ladder_size_tiers(&own, c->layers);
     return compare(s, &o);
 }
 
