@@ -91,8 +91,10 @@ static size_t count_full(const struct tkv_session *s, const struct tkv_head *h,
                          const struct tkv_rung *rung, size_t n)
 {
     const size_t most = ((size_t)rung->reach_tokens + TKV_BLOCK_TOKENS - 1) / TKV_BLOCK_TOKENS;
-    const size_t there = h->n_blocks < most ? h->n_blocks : most;
-    const size_t more = most - there + 2 + count_held(s, h);
+    const bool open = h->n_blocks > 0 && h->blocks[h->n_blocks - 1].n_tokens < TKV_BLOCK_TOKENS;
+    const size_t full = h->n_blocks - open;
+    const size_t there = full < most ? full : most;
+    const size_t more = most - there + 1 + count_held(s, h);
     const size_t n_full = n / TKV_BLOCK_TOKENS;
 
     return rung->reach_tokens == TKV_PLAN_ALL || n_full < more ? n_full : more;
