@@ -18,7 +18,9 @@ enum {
     ENTRY_BYTES = 24,
     /* Tables of the arena that come with its slabs. */
     TABLE_BYTES = 4096,
-    TABLE_PART = 256, /* and this part of the budget */
+    TABLE_PART = 48, /* and this part of the budget, which is also what slabs may gain by chance */
+    /* Entries that a head's table has room for beyond the blocks of its plan. */
+    SPARE_ENTRIES = 8,
     MAX_TURNS = 64,
 };
 
@@ -157,6 +159,7 @@ static uint64_t fixed_bytes(const struct planning *p)
     for (uint32_t h = 0; h < p->plan.n_heads; h++) {
         const uint64_t block = p->heads[h].block_bytes[TKV_PLAN_TIERS - 1];
 
+        bytes += SPARE_ENTRIES * sizeof(struct tkv_block);
         /* What a checkpoint holds back: an open block, one that was dropped, and a table. */
         if (s->config.rollback_tokens > 0)
             bytes += 2 * block + p->plan.n_cold_tokens / TKV_BLOCK_TOKENS * ENTRY_BYTES;
