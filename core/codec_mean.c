@@ -132,29 +132,39 @@ static void get_codes(uint8_t *codes, const uint8_t *from, size_t n, unsigned w)
     }
 }
 
-const float *tkv_load_mean(const struct tkv_coder *c, const struct tkv_kernels *kn,
-                           enum tkv_side side, const void *mean, float *m)
+float tkv_mean_codes(const struct tkv_coder *c, enum tkv_side side, const void *mean,
+                     uint8_t *codes)
 {
     const struct tkv_section *s = &c->mean[side];
     const size_t padded = tkv_align(c->dim, 16);
     const uint8_t *from = mean;
-    uint8_t codes[TKV_MAX_HEAD_DIM];
     uint16_t scale;
 
     if (c->mean_bytes[side] == 0)
-        return NULL;
+        return 0;
     scale = tkv_load_half(from, 0);
     from += sizeof(scale);
     if (scale == 0)
-        return NULL;
+        return 0;
     if (padded % 128 == 0) {
         get_codes(codes, from, padded, s->w);
-    } else if (memset(codes, 0, padded), s->w == 4) {
+    } else if (memset(codes, 0, tkv_align(padded, 64)), s->w == 4) {
         get_plane(codes, from, padded, 4, 0);
     } else {
         get_plane(codes, from, padded, 2, 0);
         get_plane(codes, from + padded / 4, padded, 1, 2);
     }
-    kn->lookup(m, codes, c->dim, s->lut, tkv_f16_to_f32(scale));
+    return tkv_f16_to_f32(scale);
+}
+
+const float *tkv_load_mean(const struct tkv_coder *c, const struct tkv_kernels *kn,
+                           enum tkv_side side, const void *mean, float *m)
+{
+    uint8_t codes[TKV_MAX_HEAD_DIM];
+    const float scale = tkv_mean_codes(c, side, mean, codes);
+
+    if (scale == 0)
+        return NULL;
+    kn->lookup(m, codes, c->dim, c->mean[side].lut, scale);
     return m;
 }

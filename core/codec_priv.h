@@ -59,6 +59,11 @@ void tkv_coding_init(struct tkv_coding *g, const struct tkv_coder *c, const stru
 /* out[TKV_CODED_TOKENS] = the codes of the first of x[n][dim]; those beyond n become 0. */
 void tkv_code_vectors(const struct tkv_coding *g, const float *x, size_t n, struct tkv_coded *out);
 
+/* codes[dim, and zeros to a multiple of 64] of a coded mean, which stand for its levels times the
+ * number returned; if that is 0, so is the mean, or the codec has none: no codes. */
+float tkv_mean_codes(const struct tkv_coder *c, enum tkv_side side, const void *mean,
+                     uint8_t *codes);
+
 /* m[dim] = a coded mean in the rotated domain; returns m, or NULL if it is zero or the
  * codec has none. */
 const float *tkv_load_mean(const struct tkv_coder *c, const struct tkv_kernels *kn,

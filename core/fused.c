@@ -42,6 +42,11 @@ static size_t layout(struct tkv_fused *f, const struct tkv_coder *k, size_t n_ro
     f->bytes = take(memory, &at, n_rows * 2 * k->n_slots);
     f->sums = take(memory, &at, k->n_sections * n_rows * sizeof(*f->sums));
     f->step = take(memory, &at, n_rows * sizeof(float));
+    f->mean_slots = k->mean_bytes[TKV_KEYS] ? tkv_align(k->dim, 64) : 0;
+    f->mean_bytes = take(memory, &at, n_rows * 2 * f->mean_slots);
+    f->mean_sums = take(memory, &at, n_rows * sizeof(*f->mean_sums));
+    f->mean_step = take(memory, &at, n_rows * sizeof(float));
+    f->mean_dots = take(memory, &at, n_rows * sizeof(int32_t));
     f->dots = take(memory, &at, TKV_RUN_BLOCKS * n_rows * sizeof(*f->dots));
     f->x = take(memory, &at, TKV_RUN_BLOCKS * n_rows * sizeof(*f->x));
     f->offset = take(memory, &at, n_rows * sizeof(*f->offset));
@@ -104,6 +109,27 @@ static void round_query(struct tkv_fused *f, size_t r)
                       f->sums[i * f->n_rows + r]);
 }
 
+/* The query once more as it is multiplied with means, which have one section. */
+static void round_for_means(struct tkv_fused *f, size_t r)
+{
+    const float *q = f->q + r * f->k->tile_dim;
+    int8_t *high = f->mean_bytes + r * 2 * f->mean_slots, *low = high + f->mean_slots;
+    float largest = 0, inverse;
+
+    for (uint32_t j = 0; j < f->k->dim; j++)
+        largest = fabsf(q[j]) > largest ? fabsf(q[j]) : largest;
+    inverse = largest > 1e-30f && isfinite(f->step[r]) ? query_units / largest : 0;
+    f->mean_step[r] = largest / query_units;
+    for (uint32_t j = 0; inverse > 0 && j < f->k->dim; j++) {
+        const int n = (int)lrintf(q[j] * inverse);
+
+        high[j] = (int8_t)((n + 64) >> 7);
+        low[j] = (int8_t)(n - 128 * high[j]);
+        f->mean_sums[r][0] += high[j];
+        f->mean_sums[r][1] += low[j];
+    }
+}
+
 void tkv_fused_init(struct tkv_fused *f, const struct tkv_kernels *kn, const struct tkv_coder *k,
                     size_t n_rows, const float *q, void *memory)
 {
@@ -115,8 +141,13 @@ void tkv_fused_init(struct tkv_fused *f, const struct tkv_kernels *kn, const str
     layout(f, k, n_rows, memory);
     memset(f->bytes, 0, 2 * n_rows * k->n_slots);
     memset(f->sums, 0, k->n_sections * n_rows * sizeof(*f->sums));
-    for (size_t r = 0; r < n_rows; r++)
+    memset(f->mean_bytes, 0, n_rows * 2 * f->mean_slots);
+    memset(f->mean_sums, 0, n_rows * sizeof(*f->mean_sums));
+    for (size_t r = 0; r < n_rows; r++) {
         round_query(f, r);
+        if (f->mean_slots)
+            round_for_means(f, r);
+    }
 }
 
 /* dots[n_rows][64] of a block, from its codes alone. */
@@ -125,25 +156,46 @@ static void dot_codes(struct tkv_fused *f, const void *keys, const void *next,
 {
     const struct tkv_coder *k = f->k;
 
-    memset(dots, 0, f->n_rows * sizeof(*dots));
     for (uint32_t i = 0; i < k->n_sections; i++) {
         const struct tkv_codes codes = tkv_key_codes(k, i, keys, next);
         const struct tkv_code_queries q = {.bytes = f->bytes + 2 * f->n_rows * k->section[i].slot,
                                            .sums = (const int32_t(*)[2])(f->sums + i * f->n_rows),
-                                           .n = f->n_rows};
+                                           .n = f->n_rows,
+                                           .first = i == 0};
 
         f->kn->code_dots(dots, &codes, &q);
     }
 }
 
-/* What the mean of block b adds to all its logits. */
-static void dot_mean(struct tkv_fused *f, const uint8_t *keys, size_t b, float factor)
+static float load_mean_codes(const struct tkv_fused *f, const void *keys, uint8_t *codes)
 {
-    float mean[TKV_MAX_HEAD_DIM];
-    const float *m = tkv_load_mean(f->k, f->kn, TKV_KEYS, keys + tkv_k_mean_at(f->k), mean);
+    return tkv_mean_codes(f->k, TKV_KEYS, (const uint8_t *)keys + tkv_k_mean_at(f->k), codes);
+}
 
+/* What the mean of block b, these codes times scale, adds to all its logits. */
+static void dot_mean(struct tkv_fused *f, const uint8_t *codes, float scale, size_t b)
+{
+    const struct tkv_code_queries q = {
+        .bytes = f->mean_bytes, .sums = (const int32_t(*)[2])f->mean_sums, .n = f->n_rows};
+    const struct tkv_section *s = &f->k->mean[TKV_KEYS];
+
+    if (scale != 0)
+        f->kn->level_dots(f->mean_dots, codes, f->mean_slots, s->level, &q);
     for (size_t r = 0; r < f->n_rows; r++)
-        f->offset[r][b] = m ? f->kn->dot(f->q + r * f->k->tile_dim, m, f->k->dim) * factor : 0;
+        f->offset[r][b] =
+            scale != 0 ? (float)f->mean_dots[r] * (f->mean_step[r] * (scale * s->alpha)) : 0;
+}
+
+/* Products of block b, from its codes and its mean. The codes of the mean are unpacked before they
+ * are wanted: they cannot be read in larger pieces than they were just written in. */
+static void dot_block(struct tkv_fused *f, const void *keys, const void *next, size_t b,
+                      float factor)
+{
+    uint8_t mean[TKV_MAX_HEAD_DIM];
+    const float scale = load_mean_codes(f, keys, mean);
+
+    dot_codes(f, keys, next, f->dots + b * f->n_rows);
+    dot_mean(f, mean, scale * factor, b);
 }
 
 /* Ask for what lies beside the codes of a block. */
@@ -172,8 +224,7 @@ void tkv_fused_logits(struct tkv_fused *f, const void *keys, float factor, float
 {
     float scales[LANES];
 
-    dot_codes(f, keys, NULL, f->dots);
-    dot_mean(f, keys, 0, factor);
+    dot_block(f, keys, NULL, 0, factor);
     tkv_to_f32(f->kn, scales, (const uint8_t *)keys + tkv_k_scales_at(f->k), TKV_F16, LANES);
     for (size_t r = 0; r < f->n_rows; r++) {
         const float top = scale_row(f, r, 1, scales, factor);
@@ -200,10 +251,9 @@ static void dot_run(struct tkv_fused *f, const struct run *run, float *scales)
     for (size_t b = 0; b < run->n_blocks; b++) {
         const struct tkv_fused_block *block = &run->blocks[b];
 
-        dot_codes(f, block->keys, block->next_keys, f->dots + b * f->n_rows);
+        dot_block(f, block->keys, block->next_keys, b, run->a->scale);
         if (block->next_keys)
             fetch_small(f->k, block->next_keys, block->next_values, run->v);
-        dot_mean(f, block->keys, b, run->a->scale);
         tkv_to_f32(f->kn, scales + b * LANES, (const uint8_t *)block->keys + tkv_k_scales_at(f->k),
                    TKV_F16, LANES);
     }

@@ -36,6 +36,11 @@ struct tkv_fused {
     int8_t *bytes;                     /* [n_slots / 4][n_rows][2][4] */
     int32_t (*sums)[2];                /* [section][n_rows] */
     float *step;                       /* [n_rows] */
+    int8_t *mean_bytes;                /* [n_rows][2][mean_slots]: what means are multiplied with */
+    int32_t (*mean_sums)[2];           /* [n_rows] */
+    float *mean_step;                  /* [n_rows] */
+    int32_t *mean_dots;                /* [n_rows] */
+    size_t mean_slots;                 /* coordinates padded to a multiple of 64 */
     int32_t (*dots)[TKV_BLOCK_TOKENS]; /* [TKV_RUN_BLOCKS][n_rows] */
     float (*x)[TKV_BLOCK_TOKENS];      /* the same */
     float (*offset)[TKV_RUN_BLOCKS];   /* [n_rows] what the means of keys add */

@@ -16,6 +16,7 @@ void tkv_kernels_init(struct tkv_kernels *k, unsigned cpu)
         k->code_dots = tkv_code_dots_vnni;
         k->code_sums = tkv_code_sums_vnni;
         k->try_scales = tkv_try_scales_vnni;
+        k->level_dots = tkv_level_dots_vnni;
     }
 #elif defined(__aarch64__)
     if (cpu & TKV_CPU_NEON)
@@ -24,6 +25,7 @@ void tkv_kernels_init(struct tkv_kernels *k, unsigned cpu)
         k->code_dots = tkv_code_dots_dotprod;
         k->code_sums = tkv_code_sums_dotprod;
         k->try_scales = tkv_try_scales_dotprod;
+        k->level_dots = tkv_level_dots_dotprod;
     }
 #else
     (void)cpu;

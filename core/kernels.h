@@ -38,6 +38,7 @@ struct tkv_code_queries {
     const int8_t *bytes;      /* [coordinates / 4][n][2][4] */
     const int32_t (*sums)[2]; /* [n] of high and of low: spares some variants their own */
     size_t n;
+    bool first; /* nothing was added to the dot products before */
 };
 
 /* Where codes of a block's tile come from; a tile is 16 tokens of keys or 4 of values. */
@@ -131,9 +132,14 @@ struct tkv_kernels {
     float (*exp_sum)(float *x, size_t n, float max);
 
     /* dots[r][t] += sum over i of q[r][i] * level[code i of token t], for all queries and 64
-     * tokens; the sums fit 32 bits. Exact. */
+     * tokens, or are set to it if q->first; the sums fit 32 bits. Exact. */
     void (*code_dots)(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *keys,
                       const struct tkv_code_queries *q);
+
+    /* dots[r] = sum over i < n of q[r][i] * level[codes[i]], one code a byte, for all queries; n is a
+     * multiple of 64, the sums fit 32 bits, and q->bytes is [q->n][2][n] here. Exact. */
+    void (*level_dots)(int32_t *dots, const uint8_t *codes, size_t n, const int8_t *level,
+                       const struct tkv_code_queries *q);
 
     /* x[b][t] = dots[b][t] * (scale[64 b + t] * factor) + offset[b] for the 64 tokens of each of
      * n_blocks <= TKV_RUN_BLOCKS blocks, x and dots `stride` apart; they must not overflow. Returns

@@ -106,6 +106,16 @@ static inline sums dot4(sums sum, words a, words b)
     return sum + (sums)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
+static inline int32_t sum_words(sums v)
+{
+    const __m128i low = _mm256_castsi256_si128((__m256i)v);
+    __m128i sum = _mm_add_epi32(low, _mm256_extracti128_si256((__m256i)v, 1));
+
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
+    return _mm_cvtsi128_si32(sum);
+}
+
 /* Words 0 .. 7 of a new row, then 8 .. 15. */
 struct places {
     __m256i from[2];

@@ -95,6 +95,11 @@ static inline sums dot4(sums sum, words a, words b)
     return sum + (sums)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 }
 
+static inline int32_t sum_words(sums v)
+{
+    return _mm512_reduce_add_epi32((__m512i)v);
+}
+
 struct places {
     __m512i from;
     __mmask16 some;

@@ -194,12 +194,27 @@ void tkv_code_dots_c(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *
     for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
         get_key(code, keys, t);
         for (size_t r = 0; r < q->n; r++) {
+            int32_t sum = q->first ? 0 : dots[r][t];
+
             for (size_t i = 0; i < keys->n; i++) {
                 const int8_t *parts = q->bytes + (i / 4 * q->n + r) * 8 + i % 4;
 
-                dots[r][t] += (128 * parts[0] + parts[4]) * keys->level[code[i]];
+                sum += (128 * parts[0] + parts[4]) * keys->level[code[i]];
             }
+            dots[r][t] = sum;
         }
+    }
+}
+
+void tkv_level_dots_c(int32_t *dots, const uint8_t *codes, size_t n, const int8_t *level,
+                      const struct tkv_code_queries *q)
+{
+    for (size_t r = 0; r < q->n; r++) {
+        const int8_t *high = q->bytes + r * 2 * n, *low = high + n;
+
+        dots[r] = 0;
+        for (size_t i = 0; i < n; i++)
+            dots[r] += (128 * high[i] + low[i]) * level[codes[i]];
     }
 }
 

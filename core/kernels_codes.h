@@ -1,5 +1,5 @@
 /*
- * The integer kernels on codes, code_dots and code_sums, written once and included by one file
+ * The integer kernels on codes, code_dots, level_dots and code_sums, written once and included by one file
  * for each instruction set, which first defines
  *
  *   ISA, LANES     suffix of the kernel names; words in a vector: 4, 8, 16
@@ -9,6 +9,7 @@
  *   struct levels, load_levels(level, w, bias), lookup_levels(table, bytes)
  *   dot4(sum, a, b)  sum + the four products of bytes in each word, a as dot_a says: levels + BIAS
  *                    and b signed in code_dots; weights 0..127 and signed levels in code_sums
+ *   sum_words(v)     the sum of all
  *   SLICES_1, _2, _4 vectors of tokens that have their sums in registers beside 1, 2, 4 queries
  *   FIELDS_4       fields that do beside 4 rows of weights
  */
@@ -155,7 +156,12 @@ INLINE void dots_of(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *k
         for (size_t j = 0; j < nq; j++) {
             words_unaligned *to = (words_unaligned *)(dots[r + j] + (slice + s) * LANES);
 
-            *to += (vec_u32)sum[s][j][0] * 128 + (vec_u32)sum[s][j][1];
+            const vec_u32 all = (vec_u32)sum[s][j][0] * 128 + (vec_u32)sum[s][j][1];
+
+            if (q->first)
+                *to = all;
+            else
+                *to += all;
         }
     }
 }
@@ -186,6 +192,26 @@ void KERNEL(code_dots)(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes
     case 2: all_dots(dots, keys, q, 2); break;
     case 3: all_dots(dots, keys, q, 3); break;
     default: all_dots(dots, keys, q, 4); break;
+    }
+}
+
+void KERNEL(level_dots)(int32_t *dots, const uint8_t *codes, size_t n, const int8_t *level,
+                        const struct tkv_code_queries *q)
+{
+    const struct levels levels = load_levels(level, 4, BIAS);
+
+    for (size_t r = 0; r < q->n; r++) {
+        const uint8_t *high = (const uint8_t *)q->bytes + r * 2 * n, *low = high + n;
+        vec_i32 sum[2] = {{0}};
+
+        for (size_t i = 0; i < n; i += 4 * LANES) {
+            const vec_u32 entry = lookup_levels(&levels, words_at(codes + i, LANES));
+
+            sum[0] = dot4(sum[0], entry, words_at(high + i, LANES));
+            sum[1] = dot4(sum[1], entry, words_at(low + i, LANES));
+        }
+        dots[r] = sum_words((vec_i32)((vec_u32)sum[0] * 128 + (vec_u32)sum[1])) -
+                  BIAS * (128 * q->sums[r][0] + q->sums[r][1]);
     }
 }
 

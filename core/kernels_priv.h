@@ -10,6 +10,8 @@
 /* Every instruction set has every kernel: the table has no holes and no mixtures. But one that only
  * adds better integer dot products has just what works on codes, over an older set. */
 #define TKV_DECLARE_CODE_KERNELS(isa)                                                              \
+    void tkv_level_dots_##isa(int32_t *dots, const uint8_t *codes, size_t n, const int8_t *level,  \
+                              const struct tkv_code_queries *q);                                   \
     void tkv_try_scales_##isa(int32_t(*sums)[TKV_N_TRIALS], const float *x, size_t n, float scale, \
                               const uint8_t(*level)[64]);                                          \
     void tkv_code_dots_##isa(int32_t(*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *keys,       \
@@ -70,11 +72,12 @@ TKV_DECLARE_CODE_KERNELS(dotprod);
         .key_tile = tkv_key_tile_##isa, .value_rows = tkv_value_rows_##isa,               \
         .logits = tkv_logits_##isa, .accumulate = tkv_accumulate_##isa,                   \
         .exp_sum = tkv_exp_sum_##isa, .code_dots = tkv_code_dots_##isa,                   \
-        .scale_dots = tkv_scale_dots_##isa, .weigh = tkv_weigh_##isa,                     \
-        .code_sums = tkv_code_sums_##isa, .try_scales = tkv_try_scales_##isa,             \
-        .pick_keys = tkv_pick_keys_##isa, .pick_values = tkv_pick_values_##isa,           \
-        .moments = tkv_moments_##isa, .fold_scores = tkv_fold_scores_##isa,               \
-        .count_from = tkv_count_from_##isa, .pick_halves = tkv_pick_halves_##isa,         \
+        .level_dots = tkv_level_dots_##isa, .scale_dots = tkv_scale_dots_##isa,           \
+        .weigh = tkv_weigh_##isa, .code_sums = tkv_code_sums_##isa,                       \
+        .try_scales = tkv_try_scales_##isa, .pick_keys = tkv_pick_keys_##isa,             \
+        .pick_values = tkv_pick_values_##isa, .moments = tkv_moments_##isa,               \
+        .fold_scores = tkv_fold_scores_##isa, .count_from = tkv_count_from_##isa,         \
+        .pick_halves = tkv_pick_halves_##isa,                                             \
     }
 
 /* The largest weight of a block in its units: two parts of seven bits. */

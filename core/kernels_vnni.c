@@ -30,12 +30,13 @@ struct levels {
 
 static inline struct levels load_levels(const int8_t *level, unsigned w, int bias)
 {
-    const unsigned mask = (1u << w) - 1;
-    int8_t entry[64];
+    const __m512i numbers =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    const __m128i table =
+        _mm_add_epi8(_mm_loadu_si128((const __m128i_u *)level), _mm_set1_epi8((char)bias));
+    const __m512i from = _mm512_and_si512(numbers, _mm512_set1_epi8((char)((1u << w) - 1)));
 
-    for (unsigned i = 0; i < 64; i++)
-        entry[i] = (int8_t)(level[i & mask] + bias);
-    return (struct levels){_mm512_loadu_si512(entry)};
+    return (struct levels){_mm512_permutexvar_epi8(from, _mm512_broadcast_i32x4(table))};
 }
 
 typedef uint32_t words __attribute__((vector_size(64)));
@@ -63,6 +64,11 @@ static inline struct indices split_indices(words index)
 static inline words lookup_64(const uint8_t *table, const struct indices *at)
 {
     return (words)_mm512_permutexvar_epi8((__m512i)at->all, _mm512_loadu_si512(table));
+}
+
+static inline int32_t sum_words(sums v)
+{
+    return _mm512_reduce_add_epi32((__m512i)v);
 }
 
 #include "core/kernels_codes.h"

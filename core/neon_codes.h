@@ -61,4 +61,9 @@ static inline uint32x4_t lookup_64(const uint8_t *table, const struct indices *a
     return vreinterpretq_u32_u8(vqtbl4q_u8(vld1q_u8_x4(table), at->all));
 }
 
+static inline int32_t sum_words(int32x4_t v)
+{
+    return vaddvq_s32(v);
+}
+
 #endif /* TKV_CORE_NEON_CODES_H */

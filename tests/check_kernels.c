@@ -62,7 +62,7 @@ static void test_variants(void **state)
     tkv_kernels_init(&before, 0);
     for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
         const bool partial = flags[i] == TKV_CPU_VNNI || flags[i] == TKV_CPU_DOTPROD;
-        const unsigned expected = partial ? 3 : N_KERNEL_CASES;
+        const unsigned expected = partial ? 4 : N_KERNEL_CASES;
         char isa[32];
 
         if (!(cpu & flags[i]) || (partial && !(cpu & (TKV_CPU_AVX512 | TKV_CPU_NEON))))
@@ -193,6 +193,16 @@ static void wrong_code_dots(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_
     reference.code_dots(dots, keys, &rough);
 }
 
+/* Leaves out the last coordinate. */
+static void wrong_level_dots(int32_t *dots, const uint8_t *codes, size_t n, const int8_t *level,
+                             const struct tkv_code_queries *q)
+{
+    reference.level_dots(dots, codes, n, level, q);
+    for (size_t r = 0; r < q->n; r++)
+        dots[r] -= (128 * q->bytes[r * 2 * n + n - 1] + q->bytes[r * 2 * n + 2 * n - 1]) *
+                   level[codes[n - 1]];
+}
+
 /* Takes the last of the maximum, not of all. */
 static float wrong_scale_dots(float *x, const int32_t *dots, size_t stride, size_t n_blocks,
                               const float *scale, float factor, const float *offset)
@@ -316,6 +326,7 @@ static void test_wrong_kernels_are_noticed(void **state)
         .key_tile = wrong_key_tile,
         .value_rows = wrong_value_rows,
         .code_dots = wrong_code_dots,
+        .level_dots = wrong_level_dots,
         .scale_dots = wrong_scale_dots,
         .weigh = wrong_weigh,
         .code_sums = wrong_code_sums,

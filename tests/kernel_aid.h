@@ -31,6 +31,7 @@ float kernel_under(struct rng *rng, float max);
 void check_key_tile(struct kernel_run *run);
 void check_value_rows(struct kernel_run *run);
 void check_code_dots(struct kernel_run *run);
+void check_level_dots(struct kernel_run *run);
 void check_code_sums(struct kernel_run *run);
 void check_scale_dots(struct kernel_run *run);
 void check_weigh(struct kernel_run *run);

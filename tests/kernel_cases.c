@@ -331,11 +331,11 @@ static void check_exp_sum(struct kernel_run *run)
     }
 
 const struct kernel_case kernel_cases[N_KERNEL_CASES] = {
-    CASE(fwht),      CASE(norm2),       CASE(dot),         CASE(f16_to_f32),  CASE(f32_to_f16),
-    CASE(quantise),  CASE(fit),         CASE(lookup),      CASE(key_tile),    CASE(value_rows),
-    CASE(logits),    CASE(accumulate),  CASE(exp_sum),     CASE(code_dots),   CASE(scale_dots),
-    CASE(weigh),     CASE(code_sums),   CASE(moments),     CASE(fold_scores), CASE(count_from),
-    CASE(pick_keys), CASE(pick_values), CASE(pick_halves), CASE(try_scales),
+    CASE(fwht),       CASE(norm2),      CASE(dot),         CASE(f16_to_f32),  CASE(f32_to_f16),
+    CASE(quantise),   CASE(fit),        CASE(lookup),      CASE(key_tile),    CASE(value_rows),
+    CASE(logits),     CASE(accumulate), CASE(exp_sum),     CASE(code_dots),   CASE(level_dots),
+    CASE(scale_dots), CASE(weigh),      CASE(code_sums),   CASE(moments),     CASE(fold_scores),
+    CASE(count_from), CASE(pick_keys),  CASE(pick_values), CASE(pick_halves), CASE(try_scales),
 };
 
 _Static_assert(sizeof(struct tkv_kernels) == N_KERNEL_CASES * sizeof(void (*)(void)),

@@ -92,7 +92,7 @@ void check_code_dots(struct kernel_run *run)
         int32_t sums[16][2] = {{0}};
         int32_t(*a)[TKV_BLOCK_TOKENS] = guard_alloc(n_dots, GUARD_START);
         int32_t(*b)[TKV_BLOCK_TOKENS] = guard_alloc(n_dots, GUARD_END);
-        struct tkv_code_queries q = {bytes, (const int32_t(*)[2])sums, n};
+        struct tkv_code_queries q = {bytes, (const int32_t(*)[2])sums, n, i % 7 == 3};
 
         for (size_t j = 0; j < n_bytes; j++) {
             const int extreme = j % 2 ? 127 : -127;
@@ -113,6 +113,37 @@ void check_code_dots(struct kernel_run *run)
         guard_free(bytes, n_bytes);
         kernel_release(a, n_dots, run, "code_dots");
         kernel_release(b, n_dots, run, "code_dots");
+    }
+}
+
+void check_level_dots(struct kernel_run *run)
+{
+    for (unsigned i = 0; i < 40; i++) {
+        const size_t n_queries = query_counts[i % 8], n = 64 * (i % 3 ? 1 + i % 4 : 16);
+        const size_t n_bytes = 2 * n * n_queries, dots_bytes = n_queries * sizeof(int32_t);
+        uint8_t *codes = guard_alloc(n, GUARD_END);
+        int8_t *bytes = guard_alloc(n_bytes, GUARD_END), level[16];
+        int32_t *a = guard_alloc(dots_bytes, GUARD_START), *b = guard_alloc(dots_bytes, GUARD_END);
+        int32_t sums[16][2] = {{0}};
+        const struct tkv_code_queries q = {
+            .bytes = bytes, .sums = (const int32_t(*)[2])sums, .n = n_queries};
+
+        for (size_t j = 0; j < 16; j++)
+            level[j] = (int8_t)(i % 5 == 0 ? 63 : (int)rng_below(&run->rng, 127) - 63);
+        for (size_t j = 0; j < n; j++)
+            codes[j] = (uint8_t)rng_below(&run->rng, 16);
+        for (size_t j = 0; j < n_bytes; j++) {
+            bytes[j] = (int8_t)(i % 5 == 0 ? 127 : (int)rng_below(&run->rng, 255) - 127);
+            sums[j / n / 2][j / n % 2] += bytes[j];
+        }
+        run->ref.level_dots(a, codes, n, level, &q);
+        run->now.level_dots(b, codes, n, level, &q);
+        kernel_expect(run, kernel_same(a, b, dots_bytes), "level_dots n=%zu queries=%zu", n,
+                      n_queries);
+        guard_free(codes, n);
+        guard_free(bytes, n_bytes);
+        kernel_release(a, dots_bytes, run, "level_dots");
+        kernel_release(b, dots_bytes, run, "level_dots");
     }
 }
 
