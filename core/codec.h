@@ -30,7 +30,8 @@
  *
  * Stored scale, as a half, saturated at 65504; a zero vector has scale 0. `paper` and
  * `qjl` store s. The others try pre-scales f, code y / (f s), and keep the codes v = alpha *
- * level with the largest <y, v>^2 / <v, v>, which leave the smallest error; values
+ * level with the largest <y, v>^2 / <v, v>, which leave the smallest error (the f is chosen on y
+ * rounded to 7 bits, in integers: kernel try_scales; the codes are then exact); values
  * store the least-squares scale <y, v> / <v, v>, keys |y| / |v|, which keeps the length.
  *
  * Mean. The best codecs code y - m, where m is the mean of some tokens, itself coded: levels of
