@@ -107,13 +107,8 @@ static int send_open(struct trikv_client *c, const struct trikv_session_options 
                      Trikv__OpenRequest *m, struct trikv_session *s)
 {
     struct tkv_request r = TKV_REQUEST_INIT;
-    Trikv__Prefix prefix = TRIKV__PREFIX__INIT;
-    int e = 0;
+    int e = o->prefix ? tkv_prefix_fill(c, o->prefix, m->prefix, &r) : 0;
 
-    if (o->prefix) {
-        e = tkv_prefix_fill(c, o->prefix, &prefix, &r);
-        m->prefix = &prefix;
-    }
     if (e)
         return e;
     r.type = TRIKV_OPEN;
@@ -138,6 +133,7 @@ static int open_with_layers(struct trikv_client *c, const struct trikv_session_o
     Trikv__OpenRequest m = TRIKV__OPEN_REQUEST__INIT;
     Trikv__Policy policy = TRIKV__POLICY__INIT;
     Trikv__Rope rope = TRIKV__ROPE__INIT;
+    Trikv__Prefix prefix = TRIKV__PREFIX__INIT;
 
     for (uint32_t i = 0; i < n_shapes_of(o); i++) {
         trikv__layer__init(&layers[i]);
@@ -148,6 +144,7 @@ static int open_with_layers(struct trikv_client *c, const struct trikv_session_o
     layers[0].repeat = o->same_layers ? o->n_layers : 1;
     m.n_layers = n_shapes_of(o);
     m.layers = list;
+    m.prefix = o->prefix ? &prefix : NULL;
     m.profile = text_of(o->profile);
     m.label = text_of(o->label);
     m.fingerprint = text_of(o->fingerprint);

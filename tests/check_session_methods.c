@@ -126,10 +126,12 @@ static void hold_round(const struct aid *a, const struct aid_tokens *t, struct m
 
     score_all(a, t, m, head, n);
     for (uint32_t left = n; left > BUDGET - PINNED - RECENT; left--) {
-        uint32_t worst = N;
+        uint32_t worst = 0;
 
-        for (uint32_t i = 0; i < n; i++)
-            if (!gone[i] && (worst == N || m->score[i] <= m->score[worst]))
+        while (gone[worst])
+            worst++;
+        for (uint32_t i = worst + 1; i < n; i++)
+            if (!gone[i] && m->score[i] <= m->score[worst])
                 worst = i;
         gone[worst] = true;
     }
