@@ -34,7 +34,7 @@ static void make_scene(struct scene *s, struct rng *rng)
     }
     s->plan = (struct tkv_plan){.heads = s->heads,
                                 .n_heads = N_HEADS,
-                                .n_hot_tokens = 8 << rng_below(rng, 4),
+                                .n_hot_tokens = 8u << rng_below(rng, 4),
                                 .n_cold_tokens = 100 + rng_below(rng, 6000),
                                 .open_tier = rng_below(rng, 4),
                                 .tiers = 15};
