@@ -44,18 +44,20 @@ static const char help_text[] =
     "  --threads N       default all processors\n"
     "  --help, --version\n";
 
-/* percent 0: no eviction. */
+/* percent 0: no eviction; a ratio: method default with so small a part of the fp16 cache's bytes. */
 static const struct {
     const char *name;
     const char *codec;
     unsigned percent;
+    unsigned ratio;
 } rows[] = {
-    {"fp16", "f16", 0},       {"tq4", "tq4", 0},
-    {"tq3.5", "tq3.5", 0},    {"tq3", "tq3", 0},
-    {"tq2.5", "tq2.5", 0},    {"tri50", "f16", 50},
-    {"tri25", "f16", 25},     {"tri10", "f16", 10},
-    {"tri50+tq4", "tq4", 50}, {"tri25+tq3.5", "tq3.5", 25},
-    {"tri10+tq3", "tq3", 10},
+    {"fp16", "f16", 0, 0},           {"tq4", "tq4", 0, 0},
+    {"tq3.5", "tq3.5", 0, 0},        {"tq3", "tq3", 0, 0},
+    {"tq2.5", "tq2.5", 0, 0},        {"default 1/8", NULL, 0, 8},
+    {"default 1/16", NULL, 0, 16},   {"default 1/32", NULL, 0, 32},
+    {"tri50", "f16", 50, 0},         {"tri25", "f16", 25, 0},
+    {"tri10", "f16", 10, 0},         {"tri50+tq4", "tq4", 50, 0},
+    {"tri25+tq3.5", "tq3.5", 25, 0}, {"tri10+tq3", "tq3", 10, 0},
 };
 enum { N_ROWS = sizeof(rows) / sizeof(rows[0]) };
 
@@ -222,6 +224,14 @@ static void print_row(const char *name, const struct tkv_score *s)
     (void)fflush(stdout);
 }
 
+static uint64_t fp16_bytes(const struct demo *d)
+{
+    const struct tkv_model_config *m = &d->engine.model->config;
+
+    return 2 * d->o.n_tokens * m->n_layers * m->shape.n_kv_heads *
+           ((uint64_t)m->shape.head_dim_k + m->shape.head_dim_v);
+}
+
 static struct tkv_remote_options row_options(const struct demo *d, size_t row)
 {
     struct tkv_remote_options o = {
@@ -238,6 +248,13 @@ static struct tkv_remote_options row_options(const struct demo *d, size_t row)
         .normalize_scores = -1,
     };
 
+    if (rows[row].ratio) {
+        o.method = "default";
+        o.profile = d->o.profile;
+        o.recent_tokens = 128; /* at most: a part of the budget decides */
+        o.budget_bytes = fp16_bytes(d) / rows[row].ratio;
+        o.max_tokens = (uint32_t)d->o.n_tokens;
+    }
     /* A cache saw-tooths by beta above its budget: never more than the stated part is kept. */
     if (rows[row].percent)
         o.budget_tokens = (uint32_t)(d->o.n_tokens * rows[row].percent / 100) - BETA_TOKENS;
