@@ -129,6 +129,18 @@ static int append(struct scene *s, struct trikv_session *session, uint32_t layer
     return trikv_append_attend(session, &t);
 }
 
+/* Tokens of the first layer, without attention, until the daemon has no room for more. */
+static int append_until_refused(struct scene *s, struct trikv_session *session)
+{
+    struct trikv_step t = service_step(&s->data[0], 0, 0, 300);
+    int e = 0;
+
+    t.positions = NULL;
+    for (uint32_t i = 0; !e && i < 1000; i++)
+        e = trikv_append(session, &t);
+    return e;
+}
+
 /* The rows as tokens, in every layer; which layer tells the ids changes. */
 static void feed(struct scene *s, struct trikv_session *session, size_t row, size_t n)
 {
@@ -542,7 +554,6 @@ static void stored_ones_go_before_a_request_fails(void **state)
     Trikv__DaemonStats *stats;
     struct trikv_session *session;
     struct scene s;
-    int e = 0;
 
     (void)state;
     scene_init(&s, "memory:\n  cap: 6MiB\nworkers:\n  threads: 2\n");
@@ -558,9 +569,7 @@ static void stored_ones_go_before_a_request_fails(void **state)
     trikv__daemon_stats__free_unpacked(stats, NULL);
 
     session = open_with(&s, &w, NULL, 0);
-    for (uint32_t i = 0; !e && i < 1000; i++)
-        e = append(&s, session, 0, 0, 300, NULL);
-    assert_int_equal(e, TRIKV_E_MEMORY_CAP);
+    assert_int_equal(append_until_refused(&s, session), TRIKV_E_MEMORY_CAP);
     stats = daemon_stats(&s);
     assert_int_equal(stats->n_prefixes, 0);
     assert_int_equal(stats->n_prefixes_evicted, 6);
