@@ -278,7 +278,7 @@ static void forks_go_their_own_ways(void **state)
         open_kind(&a, kind, kind % 2 ? ROLLBACK : 0);
         t = aid_tokens(&a, N_TOKENS, 11);
         h[0].session = a.session;
-        for (int step = 0; step < 160; step++) {
+        for (int step = 0; step < 80; step++) {
             struct history *x = &h[rng_next(&rng) % N_SESSIONS];
             struct history *from = &h[rng_next(&rng) % N_SESSIONS];
 
@@ -492,7 +492,7 @@ static void *work(void *arg)
 static void families_work_on_many_threads(void **state)
 {
     (void)state;
-    for (size_t kind = 0; kind < N_KINDS; kind += 2) {
+    for (size_t kind = 0; kind < N_KINDS; kind += 3) {
         struct aid a;
         struct worker w[4];
 
