@@ -157,18 +157,20 @@ void tkv_arena_destroy(struct tkv_arena **arena)
 {
     struct tkv_arena *a = *arena;
     struct tkv_arena_core *c;
+    struct tkv_budget *budget;
     bool last;
 
     if (!a)
         return;
     c = a->core;
+    budget = c->budget;
     tkv_arena_trim(a);
     lock(a);
     tkv_arena_table_free(c, a->reserved, a->cap_reserved * sizeof(*a->reserved));
     c->table_bytes -= sizeof(*a);
     last = --c->n_users == 0;
-    unlock(a);
-    tkv_budget_free(c->budget, a, sizeof(*a));
+    unlock(a); /* from here on another user may be the last and free the core */
+    tkv_budget_free(budget, a, sizeof(*a));
     if (last)
         core_destroy(c);
     *arena = NULL;
