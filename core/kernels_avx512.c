@@ -123,33 +123,13 @@ static inline words pick_bytes(words row, words places)
     return (words)_mm512_shuffle_epi8((__m512i)row, (__m512i)places);
 }
 
-/* Indices into each of four tables of 16, with bit 7 set where they are into another: those a
- * shuffle makes zero. */
-struct indices {
-    words of[4];
-};
-
-static inline struct indices split_indices(words index)
+/* 16 bytes in every lane that a shuffle looks into. */
+static inline words spread_16(const uint8_t *table)
 {
-    struct indices s;
-
-    for (unsigned i = 0; i < 4; i++)
-        s.of[i] = (index ^ i * 0x10101010u) + 0x70707070u;
-    return s;
+    return (words)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i_u *)table));
 }
 
-static inline words lookup_64(const uint8_t *table, const struct indices *s)
-{
-    words found = {0};
-
-    for (size_t i = 0; i < 4; i++) {
-        const __m128i part = _mm_loadu_si128((const __m128i_u *)(table + 16 * i));
-
-        found |= pick_bytes((words)_mm512_broadcast_i32x4(part), s->of[i]);
-    }
-    return found;
-}
-
+#include "core/kernels_shuffle.h"
 #include "core/kernels_simd.h"
 
 static __mmask16 up_to_16(size_t n)
