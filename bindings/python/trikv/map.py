@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import ctypes
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
 from . import _abi
 from .errors import ErrorCode, StateError
+from .owned import Owned
 from .step import Floats, Step
 from .types import Geometry, read_struct
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from .client import Client
 
 
-class Map:
+class Map(Owned):
     """Made by Client.map and Session.map: the session as it was then, to the bit what the daemon
     would say. It holds memory of the daemon until close()."""
 
-    def __init__(self, client: Client, c_map: ctypes.c_void_p) -> None:
-        self._client = client
-        self._pointer = c_map
-        self.n_layers: int = _abi.library().map_n_layers(c_map)
+    _ending = "unmap"
 
-    @property
-    def closed(self) -> bool:
-        return not self._pointer
+    def __init__(self, client: Client, c_map: ctypes.c_void_p) -> None:
+        super().__init__(client, c_map)
+        self.n_layers: int = _abi.library().map_n_layers(c_map)
 
     def geometry(self, layer: int) -> Geometry:
         g = _abi.Geometry()
@@ -54,30 +49,6 @@ class Map:
             result = step.outputs(g, out, lse)
             self._call("attend_local", step.ready(positions))
         return result
-
-    def close(self) -> None:
-        """Let it go; again: nothing."""
-        with self._client.lock:
-            if self._pointer and not self._client.closed:
-                self._client.call("unmap", ctypes.byref(self._pointer))
-
-    def forget(self) -> None:
-        """The client frees what is behind it."""
-        self._pointer = ctypes.c_void_p()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_pointer", None):
-            try:
-                self.close()
-            except Exception:  # noqa: BLE001  nobody is left to be told
-                pass
 
     def __repr__(self) -> str:
         if self.closed:

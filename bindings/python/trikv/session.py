@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from html import escape
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,16 +14,15 @@ from .arrays import dense, dtype_code, pointer, positions_of
 from .errors import ErrorCode, StateError
 from .handle import Handle
 from .map import Map
+from .owned import Owned
 from .step import Floats, Step
 from .types import Calibration, Geometry, PrefixResult, Stats, Tokens, encoded, read_struct
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from .client import Client
 
 
-class Session:
+class Session(Owned):
     """Made by Client.open and Client.fork; ends with close(), with its client, or when
     nothing refers to it any more.
 
@@ -32,9 +30,10 @@ class Session:
     Dense ones are read where they are.
     """
 
+    _ending = "close"
+
     def __init__(self, client: Client, c_session: ctypes.c_void_p) -> None:
-        self._client = client
-        self._pointer = c_session
+        super().__init__(client, c_session)
         lib = _abi.library()
         self.id: int = lib.session_id(c_session)
         self.reserved_bytes: int = lib.session_reserved_bytes(c_session)
@@ -43,10 +42,6 @@ class Session:
     @property
     def client(self) -> Client:
         return self._client
-
-    @property
-    def closed(self) -> bool:
-        return not self._pointer
 
     def geometry(self, layer: int) -> Geometry:
         g = _abi.Geometry()
@@ -191,32 +186,6 @@ class Session:
             return Calibration(ctypes.string_at(c.yaml, c.yaml_bytes).decode(), c.n_tokens)
         finally:
             _abi.library().calibration_release(ctypes.byref(c))
-
-    # ---- its end ----
-
-    def close(self) -> None:
-        """Close it; again: nothing."""
-        with self._client.lock:
-            if self._pointer and not self._client.closed:
-                self._client.call("close", ctypes.byref(self._pointer))
-
-    def forget(self) -> None:
-        """The client frees what is behind it."""
-        self._pointer = ctypes.c_void_p()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_pointer", None):
-            try:
-                self.close()
-            except Exception:  # noqa: BLE001  nobody is left to be told
-                pass
 
     def __repr__(self) -> str:
         if self.closed:
