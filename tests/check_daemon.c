@@ -28,33 +28,9 @@
 #include "tests/rng.h"
 #include "tests/wire.h"
 
-static const char *const CONFIG = "listen:\n  mode: \"0666\"\n  max_connections: 8\n"
-                                  "memory:\n  cap: 64MiB\nlimits:\n  payload: 32MiB\n"
-                                  "  sessions: 6\n  sessions_per_connection: 4\n"
-                                  "workers:\n  threads: 2\nlog:\n  level: warn\n";
-
-static struct daemon_aid the_daemon;
-
-static int start_daemon(void **state)
-{
-    daemon_start(&the_daemon, CONFIG);
-    *state = &the_daemon;
-    return chmod(the_daemon.directory, 0755); /* for the test with another user */
-}
-
-static int stop_daemon(void **state)
-{
-    return daemon_stop(*state, SIGTERM);
-}
-
-static int hello(void **state)
-{
-    return wire_connect_hello(((const struct daemon_aid *)*state)->socket);
-}
-
 static void check_good_client(void **state)
 {
-    const int fd = hello(state);
+    const int fd = daemon_hello(state);
     struct rng rng = {1};
     struct wire_reply r;
     size_t bytes;
@@ -209,7 +185,7 @@ static int open_case(int fd, const struct open_case *c, char *text)
 
 static void check_open_refused(void **state)
 {
-    const int fd = hello(state);
+    const int fd = daemon_hello(state);
     const Trikv__OpenRequest empty = TRIKV__OPEN_REQUEST__INIT;
     char text[256];
 
@@ -225,7 +201,7 @@ static void check_open_refused(void **state)
 
 static void check_session_limits(void **state)
 {
-    const int a = hello(state), b = hello(state);
+    const int a = daemon_hello(state), b = daemon_hello(state);
     struct wire_daemon_stats s;
     int code;
 
@@ -255,7 +231,7 @@ static void check_connection_limit(void **state)
     struct wire_reply r;
 
     for (int i = 0; i < 8; i++)
-        fd[i] = hello(state);
+        fd[i] = daemon_hello(state);
     last = wire_connect(((const struct daemon_aid *)*state)->socket);
     assert_int_equal(wire_read(last, &r, WIRE_TIMEOUT_MS), 1);
     assert_int_equal(r.code, TRIKV_E_TOO_MANY);
@@ -331,7 +307,7 @@ static int tokens_case(int fd, const struct tokens_case *c, uint64_t session, ch
 
 static void check_tokens_refused(void **state)
 {
-    const int fd = hello(state);
+    const int fd = daemon_hello(state);
     char text[256];
     struct wire_reply r;
     struct rng rng = {2};
@@ -364,5 +340,5 @@ int main(void)
         cmocka_unit_test(check_connection_limit), cmocka_unit_test(check_tokens_refused),
     };
 
-    return cmocka_run_group_tests(tests, start_daemon, stop_daemon);
+    return cmocka_run_group_tests(tests, daemon_set_up, daemon_tear_down);
 }

@@ -28,30 +28,6 @@
 #include "tests/rng.h"
 #include "tests/wire.h"
 
-static const char *const CONFIG = "listen:\n  mode: \"0666\"\n  max_connections: 8\n"
-                                  "memory:\n  cap: 64MiB\nlimits:\n  payload: 32MiB\n"
-                                  "  sessions: 6\n  sessions_per_connection: 4\n"
-                                  "workers:\n  threads: 2\nlog:\n  level: warn\n";
-
-static struct daemon_aid the_daemon;
-
-static int start_daemon(void **state)
-{
-    daemon_start(&the_daemon, CONFIG);
-    *state = &the_daemon;
-    return chmod(the_daemon.directory, 0755); /* for the test with another user */
-}
-
-static int stop_daemon(void **state)
-{
-    return daemon_stop(*state, SIGTERM);
-}
-
-static int hello(void **state)
-{
-    return wire_connect_hello(((const struct daemon_aid *)*state)->socket);
-}
-
 static int make_area(size_t bytes, int seals)
 {
     const int fd = memfd_create("area", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -91,7 +67,7 @@ static int append_zeros(int fd, uint64_t session, const void *payload, size_t by
 /* Over the cap: refused, and the connection goes on. */
 static void check_memory_cap(void **state)
 {
-    const int a = hello(state), b = hello(state), c = hello(state);
+    const int a = daemon_hello(state), b = daemon_hello(state), c = daemon_hello(state);
     const int area = make_area(32 << 20, F_SEAL_SHRINK), small = make_area(24 << 20, F_SEAL_SHRINK);
     const size_t bytes = 31 << 20;
     char *payload = calloc(1, bytes);
@@ -125,7 +101,7 @@ static void check_memory_cap(void **state)
 /* Over the limit of one payload: refused and closed, without reading it. */
 static void check_too_large(void **state)
 {
-    const int fd = hello(state);
+    const int fd = daemon_hello(state);
     struct trikv_frame f = {.type = TRIKV_APPEND, .payload_bytes = (32 << 20) + 1};
     struct wire_reply r;
 
@@ -140,7 +116,7 @@ static void check_too_large(void **state)
 
 static void check_staging_refused(void **state)
 {
-    const int fd = hello(state);
+    const int fd = daemon_hello(state);
     const int open_area = make_area(1 << 20, 0), area = make_area(1 << 20, F_SEAL_SHRINK);
     const int file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
     const int readonly = make_area(1 << 20, F_SEAL_SHRINK | F_SEAL_WRITE);
@@ -188,7 +164,7 @@ static int staged_step(int fd, uint64_t session, uint64_t in, uint64_t in_bytes,
 /* The same step through the area and inline gives the same bits; wrong ranges are refused. */
 static void check_staging(void **state)
 {
-    const int fd = hello(state);
+    const int fd = daemon_hello(state);
     const int area = make_area(1 << 20, F_SEAL_SHRINK);
     char *base = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, area, 0);
     struct rng rng = {5};
@@ -221,7 +197,7 @@ static void check_staging(void **state)
 
 static void check_handle(void **state)
 {
-    const int fd = hello(state);
+    const int fd = daemon_hello(state);
     struct trikv_table_header table;
     struct wire_reply r;
     struct rng rng = {6};
@@ -250,7 +226,7 @@ static void check_handle(void **state)
 
 static void check_other_connection(void **state)
 {
-    const int owner = hello(state), other = hello(state);
+    const int owner = daemon_hello(state), other = daemon_hello(state);
     Trikv__SessionListReply *list;
     struct wire_reply r;
     int code;
@@ -301,7 +277,7 @@ static int stranger(const char *socket, uint64_t id)
 static void check_other_user(void **state)
 {
     const char *socket = ((const struct daemon_aid *)*state)->socket;
-    const int fd = hello(state);
+    const int fd = daemon_hello(state);
     int code, status;
     const uint64_t id = wire_open(fd, 1, &code);
     pid_t pid;
@@ -323,7 +299,7 @@ static void check_other_user(void **state)
 /* A request of another connection waits for the job under way, then is answered. */
 static void check_waiting(void **state)
 {
-    const int owner = hello(state), other = hello(state);
+    const int owner = daemon_hello(state), other = daemon_hello(state);
     Trikv__TokensRequest m = TRIKV__TOKENS_REQUEST__INIT;
     struct wire_reply r;
     struct rng rng = {8};
@@ -359,5 +335,5 @@ int main(void)
         cmocka_unit_test(check_other_user),      cmocka_unit_test(check_waiting),
     };
 
-    return cmocka_run_group_tests(tests, start_daemon, stop_daemon);
+    return cmocka_run_group_tests(tests, daemon_set_up, daemon_tear_down);
 }

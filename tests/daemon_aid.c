@@ -177,3 +177,29 @@ unsigned daemon_fds(const struct daemon_aid *d)
     closedir(dir);
     return n - 2;
 }
+
+/* ---- a daemon for a group of tests ------------------------------------------------------------ */
+
+static const char *const CONFIG = "listen:\n  mode: \"0666\"\n  max_connections: 8\n"
+                                  "memory:\n  cap: 64MiB\nlimits:\n  payload: 32MiB\n"
+                                  "  sessions: 6\n  sessions_per_connection: 4\n"
+                                  "workers:\n  threads: 2\nlog:\n  level: warn\n";
+
+static struct daemon_aid the_daemon;
+
+int daemon_set_up(void **state)
+{
+    daemon_start(&the_daemon, CONFIG);
+    *state = &the_daemon;
+    return chmod(the_daemon.directory, 0755); /* for the test with another user */
+}
+
+int daemon_tear_down(void **state)
+{
+    return daemon_stop(*state, SIGTERM);
+}
+
+int daemon_hello(void **state)
+{
+    return wire_connect_hello(((const struct daemon_aid *)*state)->socket);
+}

@@ -25,6 +25,12 @@ int daemon_stop(struct daemon_aid *d, int signal);
 bool daemon_alive(const struct daemon_aid *d);
 void daemon_write_config(const struct daemon_aid *d, const char *text);
 
+/* For a group of tests: one daemon with small limits, its state a struct daemon_aid, its directory
+ * open to other users; and a connection to it that has said hello. */
+int daemon_set_up(void **state);
+int daemon_tear_down(void **state);
+int daemon_hello(void **state);
+
 /* True once the log has this text; waits for it up to a second. */
 bool daemon_logged(const struct daemon_aid *d, const char *text);
 
