@@ -140,6 +140,18 @@ static void on_signal(uv_signal_t *handle, int signal)
     }
 }
 
+/* One that comes while the daemon starts waits until there is a handler: without one it would kill. */
+static void hold_signals(int how)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    pthread_sigmask(how, &set, NULL);
+}
+
 static void start_signal(struct tkv_server *s, uv_signal_t *handle, int signal)
 {
     uv_signal_init(&s->loop, handle);
@@ -204,6 +216,7 @@ static int start_loop(struct tkv_server *s)
     start_signal(s, &s->on_term, SIGTERM);
     start_signal(s, &s->on_int, SIGINT);
     start_signal(s, &s->on_hup, SIGHUP);
+    hold_signals(SIG_UNBLOCK);
     signal(SIGPIPE, SIG_IGN);
     tkv_listen_start(s);
     tkv_http_start(s);
@@ -257,6 +270,7 @@ int tkv_server_init(struct tkv_server *s, const struct tkv_config *config,
     memset(s, 0, sizeof(*s));
     s->options = options;
     s->listen_fd = -1;
+    hold_signals(SIG_BLOCK);
     tkv_notify_init(&s->notify);
     e = take_config(s, config);
     if (e)

@@ -122,7 +122,7 @@ static void check_term_drains(void **state)
     m.n_tokens = 2000;
     frame = wire_frame(TRIKV_APPEND_ATTEND, 9, &m.base, p, bytes, 0, &n);
     assert_true(wire_write(busy, frame, n / 2, -1));
-    sleep_ms(20);
+    assert_true(wire_taken(busy));
     kill(d.pid, SIGTERM);
     assert_int_equal(wire_read(idle, &r, WIRE_TIMEOUT_MS), 0);
     assert_true(wire_write(busy, frame + n / 2, n - n / 2, -1));
@@ -183,7 +183,7 @@ static void check_second_signal(void **state)
     daemon_start(&d, CONFIG);
     fd = wire_connect(d.socket);
     assert_true(wire_write(fd, &byte, 1, -1)); /* inside a frame: the drain waits */
-    sleep_ms(20);
+    assert_true(wire_taken(fd));
     kill(d.pid, SIGTERM);
     assert_true(daemon_logged(&d, "msg=draining"));
     assert_true(daemon_alive(&d));

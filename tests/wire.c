@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -99,6 +100,19 @@ bool wire_write(int fd, const void *data, size_t n, int passed)
     }
     free(copy);
     return at == n;
+}
+
+bool wire_taken(int fd)
+{
+    int n_left = 1;
+
+    for (int i = 0; i < WIRE_TIMEOUT_MS && n_left > 0; i++) {
+        if (ioctl(fd, TIOCOUTQ, &n_left) < 0)
+            return false;
+        if (n_left > 0)
+            usleep(1000);
+    }
+    return n_left == 0;
 }
 
 /* n bytes: 1; 0: end of the stream before them; -1: time is up. */

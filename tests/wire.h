@@ -33,6 +33,9 @@ void wire_reseal(uint8_t *frame);
 /* All bytes, with a descriptor on the first if passed >= 0. False if the peer is gone. */
 bool wire_write(int fd, const void *data, size_t n, int passed);
 
+/* True once the peer has read all that was written; waits for it as long as for a reply. */
+bool wire_taken(int fd);
+
 /* One reply: 1; 0: the daemon closed the connection; -1: nothing came in time or it is not
  * a frame. */
 int wire_read(int fd, struct wire_reply *r, int timeout_ms);
