@@ -145,6 +145,8 @@ static int open_with_layers(struct trikv_client *c, const struct trikv_session_o
     m.n_layers = n_shapes_of(o);
     m.layers = list;
     m.prefix = o->prefix ? &prefix : NULL;
+    m.has_never_evict = o->never_evict != 0;
+    m.never_evict = m.has_never_evict;
     m.profile = text_of(o->profile);
     m.label = text_of(o->label);
     m.fingerprint = text_of(o->fingerprint);

@@ -66,9 +66,11 @@ enum trikv_error {
     TRIKV_E_STATE = 23,
     TRIKV_E_DENIED = 24,
     TRIKV_E_EXISTS = 25,
+    TRIKV_E_EVICTED = 26,
     TRIKV_E_TOO_LARGE = 40,
     TRIKV_E_MEMORY_CAP = 41,
     TRIKV_E_TOO_MANY = 42,
+    TRIKV_E_QUOTA = 43,
     TRIKV_E_NO_MEMORY = 60,
     TRIKV_E_SYSTEM = 61,
     TRIKV_E_DRAINING = 62,
@@ -195,6 +197,7 @@ struct trikv_session_options {
     uint64_t budget_bytes;    /* method "default": all that the session may occupy, ... */
     uint32_t max_tokens;      /* ... and how many tokens it is planned for */
     const struct trikv_prefix *prefix;
+    int never_evict; /* stay, however idle, when others need memory */
 };
 
 /* What a fork may have of its own. NULL, or a zero field: as its parent. */
@@ -208,7 +211,7 @@ struct trikv_fork_options {
 #define TRIKV_SESSION_OPTIONS_INIT                                                            \
     {                                                                                         \
         sizeof(struct trikv_session_options), 0, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, \
-            NULL, 0, 0, -1, -1, NULL, NULL, 0, -1, -1, 0, 0, NULL                             \
+            NULL, 0, 0, -1, -1, NULL, NULL, 0, -1, -1, 0, 0, NULL, 0                          \
     }
 
 /*

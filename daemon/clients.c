@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "daemon/dispatch.h"
+#include "daemon/evict.h"
 #include "daemon/server.h"
 #include "proto/errors.h"
 
@@ -32,7 +33,7 @@ static bool may_log(struct tkv_server *s, enum tkv_log_level level)
 
 static bool on_no_memory(struct tkv_conn *conn)
 {
-    return tkv_prefixes_evict(client_of(conn)->server);
+    return tkv_evict_now(client_of(conn)->server, client_of(conn)->quota);
 }
 
 static void on_request(struct tkv_conn *conn)
@@ -53,10 +54,12 @@ static void on_bad_frame(struct tkv_conn *conn, const struct tkv_report *why)
                 (int)conn->peer_pid, (unsigned)conn->peer_uid, why->text);
 }
 
-static void on_refused(struct tkv_conn *conn, const struct tkv_report *why)
+static void on_refused(struct tkv_conn *conn, struct tkv_report *why)
 {
     struct tkv_client *const c = client_of(conn);
 
+    if (why->error == TRIKV_E_MEMORY_CAP)
+        (void)tkv_quota_explain(c->quota, why);
     c->server->counters.n_requests++;
     c->server->counters.n_errors++;
     tkv_dispatch_count(conn);
@@ -92,9 +95,10 @@ void tkv_client_release(struct tkv_client *c)
 
     if (!c->socket_closed || c->call.running)
         return;
-    tkv_staging_close(&c->staging, &s->budget);
+    tkv_staging_close(&c->staging, &c->quota->budget);
     tkv_buffer_free(&c->output, &s->budget);
     tkv_conn_deinit(&c->conn);
+    tkv_quota_unref(&c->quota);
     tkv_budget_free(&s->budget, c, sizeof(*c));
     tkv_server_check_drained(s);
 }
@@ -118,15 +122,32 @@ static void link_client(struct tkv_server *s, struct tkv_client *c)
     s->n_clients++;
 }
 
-void tkv_client_accept(struct tkv_server *s, int fd)
+/* NULL: no memory, no event slot, or the peer has no user. */
+static struct tkv_client *create_client(struct tkv_server *s, int fd)
 {
     struct tkv_client *c = tkv_budget_alloc(&s->budget, sizeof(*c));
+    struct ucred peer;
+    socklen_t n = sizeof(peer);
 
-    while (!c && tkv_prefixes_evict(s))
+    while (!c && tkv_evict_now(s, NULL))
         c = tkv_budget_alloc(&s->budget, sizeof(*c));
-    if (!c || tkv_conn_init(&c->conn, &s->loop, fd, &conn_ops, &s->limits, &s->budget) < 0) {
+    if (c && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &n) == 0)
+        c->quota = tkv_quota_of_user(s, peer.uid);
+    if (c && c->quota &&
+        tkv_conn_init(&c->conn, &s->loop, fd, &conn_ops, &s->limits, &c->quota->budget) == 0)
+        return c;
+    if (c)
+        tkv_quota_unref(&c->quota);
+    tkv_budget_free(&s->budget, c, sizeof(*c));
+    return NULL;
+}
+
+void tkv_client_accept(struct tkv_server *s, int fd)
+{
+    struct tkv_client *c = create_client(s, fd);
+
+    if (!c) {
         tkv_log(&s->log, TKV_LOG_ERROR, "msg=\"connection refused: no memory or no event slot\"");
-        tkv_budget_free(&s->budget, c, sizeof(*c));
         close(fd);
         return;
     }

@@ -36,6 +36,9 @@ struct tkv_config {
     uint64_t max_payload_bytes;
     uint32_t max_sessions;
     uint32_t max_sessions_per_connection;
+    uint64_t user_memory_bytes; /* 0: auto, the cap; as the next one */
+    uint64_t session_memory_bytes;
+    uint64_t evict_idle_ms; /* 0: never */
     uint32_t max_prefixes;
     bool prefix_across_users;
     uint64_t request_timeout_ms;

@@ -39,7 +39,7 @@ struct tkv_conn_ops {
     bool (*reclaim)(struct tkv_conn *c);
     /* The frame was read and thrown away (admit said so, or there was no memory): the
      * connection answers with this. */
-    void (*refused)(struct tkv_conn *c, const struct tkv_report *why);
+    void (*refused)(struct tkv_conn *c, struct tkv_report *why);
     /* A whole, checked frame: answer with tkv_conn_reply or tkv_conn_fail, now or later. */
     void (*request)(struct tkv_conn *c);
     /* The frame cannot be trusted; the connection is about to answer and close. */

@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <stddef.h>
 
+#include "daemon/evict.h"
 #include "daemon/requests.h"
 #include "daemon/server.h"
 #include "proto/errors.h"
@@ -155,7 +156,7 @@ void tkv_call_fail(struct tkv_call *call)
     struct tkv_client *const client = call->client;
 
     assert(call->why.error);
-    if (call->why.error == TRIKV_E_MEMORY_CAP && tkv_prefixes_make_room(call))
+    if (call->why.error == TRIKV_E_MEMORY_CAP && tkv_evict_for(call))
         return;
     client->server->counters.n_errors++;
     tkv_metrics_error(&client->server->metrics, call->why.error);
@@ -183,8 +184,7 @@ struct tkv_session_entry *tkv_call_own_session(struct tkv_call *call)
         tkv_fail(&call->why, TRIKV_E_DENIED, "session %llu was opened on another connection",
                  (unsigned long long)call->session_id);
     else
-        tkv_fail(&call->why, TRIKV_E_NO_SESSION, "session %llu is not open",
-                 (unsigned long long)call->session_id);
+        tkv_sessions_missing(&call->client->server->sessions, call->session_id, &call->why);
     return NULL;
 }
 

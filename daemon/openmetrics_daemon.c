@@ -81,6 +81,20 @@ static void write_state(struct tkv_om *w, struct tkv_server *s, const struct tkv
     }
 }
 
+static void write_users(struct tkv_om *w, const struct tkv_server *s)
+{
+    tkv_om_family(w, "trikv_user_memory_bytes", TKV_OM_GAUGE, "bytes",
+                  "What is reserved by users who are connected or have something here.");
+    for (const struct tkv_quota *q = s->users; q; q = q->next) {
+        char uid[16];
+
+        snprintf(uid, sizeof(uid), "%u", (unsigned)q->uid);
+        tkv_om_begin(w);
+        tkv_om_label(w, "uid", uid);
+        tkv_om_count(w, atomic_load(&q->budget.used_bytes));
+    }
+}
+
 static void write_totals(struct tkv_om *w, const struct tkv_server *s)
 {
     const struct tkv_counters *n = &s->counters;
@@ -104,6 +118,8 @@ static void write_totals(struct tkv_om *w, const struct tkv_server *s)
         {"trikv_prefixes_kept", TKV_OM_COUNTER, NULL, "Prefixes stored.", s->prefixes.n_kept},
         {"trikv_prefixes_evicted", TKV_OM_COUNTER, NULL,
          "Stored prefixes that had to go, for memory or for newer ones.", s->prefixes.n_evicted},
+        {"trikv_sessions_evicted", TKV_OM_COUNTER, NULL, "Idle sessions that had to go for memory.",
+         s->sessions.n_evicted},
         {"trikv_reloads", TKV_OM_COUNTER, NULL, "Reloads that took effect.", m->n_reloads},
         {"trikv_reloads_failed", TKV_OM_COUNTER, NULL, "Reloads that changed nothing.",
          m->n_reloads_failed},
@@ -252,6 +268,7 @@ void tkv_om_write_daemon(struct tkv_om *w, struct tkv_server *s, const struct tk
 
     write_build(w, s);
     write_state(w, s, v, n_left_out);
+    write_users(w, s);
     write_totals(w, s);
     write_requests(w, m);
     write_errors(w, m);

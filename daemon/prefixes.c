@@ -225,7 +225,7 @@ int tkv_prefixes_take(struct tkv_session_entry *e, struct tkv_report *why)
         return tkv_fail(why, TRIKV_E_EXISTS, "keep: these %u tokens are stored", e->prefix.ids.n);
     }
     tkv_sessions_disown(e, TKV_ENTRY_PREFIX);
-    tkv_observation_destroy(&e->observation, &s->budget);
+    tkv_observation_destroy(&e->observation, &e->quota->budget);
     link_newest(e);
     s->prefixes.n_kept++;
     e->used_ms = uv_now(&s->loop);
@@ -235,36 +235,14 @@ int tkv_prefixes_take(struct tkv_session_entry *e, struct tkv_report *why)
 
 /* ---- giving up -------------------------------------------------------------------------- */
 
+void tkv_prefixes_evict(struct tkv_session_entry *e)
+{
+    prefixes_of(e)->n_evicted += !e->server->draining;
+    tkv_sessions_doom(e, NULL);
+}
+
 void tkv_prefixes_trim(struct tkv_server *s, uint32_t n)
 {
-    while (s->prefixes.n > n) {
-        s->prefixes.n_evicted += !s->draining;
-        tkv_sessions_doom(s->prefixes.oldest, NULL);
-    }
-}
-
-bool tkv_prefixes_make_room(struct tkv_call *call)
-{
-    struct tkv_client *const client = call->client;
-    struct tkv_server *const s = client->server;
-    struct tkv_session_entry *const e = s->prefixes.oldest;
-
-    if (!e || s->draining)
-        return false;
-    tkv_prefixes_trim(s, s->prefixes.n - 1);
-    *call = (struct tkv_call){.client = client};
-    tkv_call_wait(call, e);
-    return true;
-}
-
-bool tkv_prefixes_evict(struct tkv_server *s)
-{
-    struct tkv_session_entry *const e = s->prefixes.oldest;
-
-    if (!e)
-        return false;
-    (void)tkv_sessions_stats(e); /* the last there is to count */
-    tkv_session_destroy(&e->session);
-    tkv_prefixes_trim(s, s->prefixes.n - 1);
-    return true;
+    while (s->prefixes.n > n)
+        tkv_prefixes_evict(s->prefixes.oldest);
 }

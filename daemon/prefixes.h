@@ -113,11 +113,7 @@ void tkv_prefixes_forget(struct tkv_session_entry *e);
 /* Destroy the oldest ones until n are left. */
 void tkv_prefixes_trim(struct tkv_server *s, uint32_t n);
 
-/* The request failed for memory: let the oldest stored prefix go and serve the request anew after
- * that. False if there is none. */
-bool tkv_prefixes_make_room(struct tkv_call *call);
-
-/* The same at once, for those who cannot wait. */
-bool tkv_prefixes_evict(struct tkv_server *s);
+/* Destroy this one. */
+void tkv_prefixes_evict(struct tkv_session_entry *e);
 
 #endif /* TKV_DAEMON_PREFIXES_H */

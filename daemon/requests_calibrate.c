@@ -20,8 +20,8 @@ static int need_observation(struct tkv_call *call)
     if (!e->has_rope)
         return tkv_fail(&call->why, TRIKV_E_STATE,
                         "OBSERVE: the session has no rope: say it in OPEN, or name a profile");
-    return tkv_observation_create(&e->observation, e->session, &e->rope,
-                                  &call->client->server->budget, &call->why);
+    return tkv_observation_create(&e->observation, e->session, &e->rope, &e->quota->budget,
+                                  &call->why);
 }
 
 static void observe_work(struct tkv_job *job)

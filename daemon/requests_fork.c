@@ -74,6 +74,7 @@ static int make_child(struct tkv_call *call, const struct tkv_session_entry *par
     child->profile = parent->profile ? tkv_profile_ref(parent->profile) : NULL;
     child->has_rope = parent->has_rope;
     child->rope = parent->rope;
+    child->never_evict = parent->never_evict;
     child->prefix.is_named = parent->prefix.is_named;
     child->prefix.is_forced = parent->prefix.is_forced || m->has_budget_tokens;
     child->prefix.key = parent->prefix.key;
@@ -100,8 +101,7 @@ static void reply_fork(struct tkv_call *call, struct tkv_session_entry *child)
 static void fork_session(struct tkv_call *call, const struct tkv_session_entry *parent,
                          const Trikv__ForkRequest *m)
 {
-    struct tkv_server *const s = call->client->server;
-    struct tkv_session_entry *child = tkv_sessions_add(s, call->client);
+    struct tkv_session_entry *child = tkv_sessions_add(call->client, parent);
 
     if (!child) {
         tkv_fail(&call->why, TRIKV_E_MEMORY_CAP, "memory cap reached: no room for a session");

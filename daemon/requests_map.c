@@ -84,7 +84,7 @@ static int make_snapshot(struct tkv_call *call, struct tkv_session_entry *e,
 
 static void start_map(struct tkv_call *call, const struct tkv_session_entry *of)
 {
-    struct tkv_session_entry *e = tkv_sessions_add(call->client->server, call->client);
+    struct tkv_session_entry *e = tkv_sessions_add(call->client, of);
 
     if (!e) {
         tkv_fail(&call->why, TRIKV_E_MEMORY_CAP, "memory cap reached: no room for a map");

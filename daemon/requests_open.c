@@ -278,8 +278,8 @@ static void open_work(struct tkv_job *job)
     struct tkv_call *const call = tkv_call_of(job);
     struct tkv_server *const s = call->client->server;
 
-    tkv_session_create(&call->entry->session, &call->open->config, &s->budget, &s->kernels,
-                       &call->why);
+    tkv_session_create(&call->entry->session, &call->open->config, &call->entry->quota->budget,
+                       &s->kernels, &call->why);
 }
 
 static void reply_open(struct tkv_call *call, struct tkv_session_entry *e, uint64_t reserved_bytes)
@@ -422,7 +422,7 @@ static int start_open(struct tkv_call *call, const Trikv__OpenRequest *m)
         return tkv_fail(&call->why, TRIKV_E_MEMORY_CAP,
                         "memory cap reached: no room for a session");
     fill_open(call->open, m, &n, &base, &asked, p);
-    call->entry = tkv_sessions_add(s, call->client);
+    call->entry = tkv_sessions_add(call->client, NULL);
     if (!call->entry) {
         tkv_budget_free(&s->budget, call->open, call->open->bytes);
         return tkv_fail(&call->why, TRIKV_E_MEMORY_CAP,
@@ -435,6 +435,7 @@ static int start_open(struct tkv_call *call, const Trikv__OpenRequest *m)
     if (m->label)
         memcpy(call->entry->label, m->label, strlen(m->label) + 1);
     call->entry->prefix = prefix;
+    call->entry->never_evict = m->never_evict;
     find_prefix(call, p);
     if (call->match.entry)
         open_from_prefix(call);

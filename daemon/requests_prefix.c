@@ -48,8 +48,11 @@ int tkv_prefix_fork(struct tkv_call *call, const struct tkv_prefix_match *match,
 {
     struct tkv_session_entry *const stored = match->entry;
     uint64_t least, most;
-    int e = tkv_session_fork(&entry->session, stored->session, &call->why);
+    int e;
 
+    tkv_quota_unref(&entry->quota);
+    entry->quota = tkv_quota_ref(stored->quota);
+    e = tkv_session_fork(&entry->session, stored->session, &call->why);
     if (e)
         return e;
     tkv_session_seen(entry->session, &least, &most);
@@ -99,7 +102,7 @@ static void reply_keep(struct tkv_call *call, uint32_t n_tokens, bool was_stored
 
 static void keep(struct tkv_call *call, const struct tkv_session_entry *e)
 {
-    struct tkv_session_entry *copy = tkv_sessions_add(call->client->server, call->client);
+    struct tkv_session_entry *copy = tkv_sessions_add(call->client, e);
     uint32_t n_tokens;
     int error;
 

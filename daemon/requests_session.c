@@ -15,8 +15,7 @@ static struct tkv_session_entry *find_any(struct tkv_call *call, struct tkv_sess
     const uid_t uid = call->client->conn.peer_uid;
 
     if (!e)
-        tkv_fail(&call->why, TRIKV_E_NO_SESSION, "session %llu is not open",
-                 (unsigned long long)call->session_id);
+        tkv_sessions_missing(&call->client->server->sessions, call->session_id, &call->why);
     else if (uid != 0 && uid != e->uid)
         tkv_fail(&call->why, TRIKV_E_DENIED, "session %llu belongs to another user",
                  (unsigned long long)call->session_id);
@@ -140,7 +139,7 @@ void tkv_handle_staging(struct tkv_call *call, const ProtobufCMessage *message)
     const Trikv__Empty reply = TRIKV__EMPTY__INIT;
 
     /* The connection closes its descriptor after the reply: the mapping is enough. */
-    if (tkv_staging_open(&client->staging, &client->server->budget, client->conn.in_fd,
+    if (tkv_staging_open(&client->staging, &client->quota->budget, client->conn.in_fd,
                          m->staging_bytes, client->server->limits.max_payload_bytes, &call->why))
         tkv_call_fail(call);
     else

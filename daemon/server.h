@@ -22,6 +22,7 @@
 #include "daemon/pool.h"
 #include "daemon/profile.h"
 #include "daemon/pulse.h"
+#include "daemon/quota.h"
 #include "daemon/sessions.h"
 #include "daemon/staging.h"
 #include "store/budget.h"
@@ -60,6 +61,7 @@ struct tkv_call {
 struct tkv_client {
     struct tkv_conn conn;
     struct tkv_server *server;
+    struct tkv_quota *quota;         /* of its user */
     struct tkv_client *next, **link; /* of server->clients */
     uint64_t id;                     /* for logs */
     bool said_hello;
@@ -112,6 +114,7 @@ struct tkv_server {
     uint32_t n_log_lines;
     struct tkv_sessions sessions;
     struct tkv_prefixes prefixes;
+    struct tkv_quota *users;
 
     struct tkv_message_arena arena;
     void *arena_memory;

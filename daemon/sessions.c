@@ -17,13 +17,20 @@ static struct tkv_session_entry **bucket_of(struct tkv_sessions *t, uint64_t id)
     return &t->bucket[id % TKV_SESSION_BUCKETS];
 }
 
-struct tkv_session_entry *tkv_sessions_add(struct tkv_server *s, struct tkv_client *owner)
+struct tkv_session_entry *tkv_sessions_add(struct tkv_client *owner,
+                                           const struct tkv_session_entry *of)
 {
+    struct tkv_server *const s = owner->server;
     struct tkv_session_entry *e = tkv_budget_alloc(&s->budget, sizeof(*e));
     struct tkv_session_entry **bucket;
 
     if (!e)
         return NULL;
+    e->quota = of ? tkv_quota_ref(of->quota) : tkv_quota_of_family(owner->quota);
+    if (!e->quota) {
+        tkv_budget_free(&s->budget, e, sizeof(*e));
+        return NULL;
+    }
     e->server = s;
     e->owner = owner;
     e->uid = owner->conn.peer_uid;
@@ -73,6 +80,22 @@ struct tkv_session_entry *tkv_sessions_find_kind(const struct tkv_sessions *t, u
     return NULL;
 }
 
+struct tkv_session_entry *tkv_sessions_missing(const struct tkv_sessions *t, uint64_t id,
+                                               struct tkv_report *why)
+{
+    const uint64_t n = t->n_evicted < TKV_EVICTED_IDS ? t->n_evicted : TKV_EVICTED_IDS;
+
+    for (uint64_t i = 0; i < n; i++) {
+        if (t->evicted[i] != id)
+            continue;
+        tkv_fail(why, TRIKV_E_EVICTED, "session %llu was idle when memory was needed: it is gone",
+                 (unsigned long long)id);
+        return NULL;
+    }
+    tkv_fail(why, TRIKV_E_NO_SESSION, "session %llu is not open", (unsigned long long)id);
+    return NULL;
+}
+
 struct tkv_session_entry *tkv_sessions_find(const struct tkv_sessions *t, uint64_t id)
 {
     return tkv_sessions_find_kind(t, id, TKV_ENTRY_SESSION);
@@ -109,6 +132,7 @@ static void remove_entry(struct tkv_session_entry *e)
     tkv_profile_unref(&e->profile);
     tkv_token_ids_release(&e->prefix.ids, &s->budget);
     tkv_budget_free(&s->budget, e->layers, e->stats.n_layers * sizeof(e->layers[0]));
+    tkv_quota_unref(&e->quota);
     tkv_budget_free(&s->budget, e, sizeof(*e));
     tkv_server_check_drained(s);
 }
@@ -119,7 +143,7 @@ static void destroy_work(struct tkv_job *job)
         (struct tkv_session_entry *)((char *)job - offsetof(struct tkv_session_entry, destruction));
 
     tkv_session_destroy(&e->session);
-    tkv_observation_destroy(&e->observation, &e->server->budget);
+    tkv_observation_destroy(&e->observation, &e->quota->budget);
 }
 
 /* Those who wait look the session up again: it may be gone. */

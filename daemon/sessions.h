@@ -22,7 +22,7 @@ struct tkv_observation;
 struct tkv_profile;
 struct tkv_server;
 
-enum { TKV_SESSION_BUCKETS = 256 };
+enum { TKV_SESSION_BUCKETS = 256, TKV_EVICTED_IDS = 64 };
 
 enum tkv_entry_kind {
     TKV_ENTRY_SESSION = 0,
@@ -39,6 +39,7 @@ struct tkv_session_entry {
     struct tkv_session *session;    /* NULL until OPEN has succeeded */
     struct tkv_client *owner;       /* NULL: it is gone, and so will the session be */
     uid_t uid;
+    struct tkv_quota *quota; /* where its memory counts; forks have it in common */
     char label[TRIKV_MAX_NAME_BYTES + 1];
     struct tkv_profile *profile; /* a reference, or NULL */
     bool has_rope;               /* the profile or OPEN said it */
@@ -47,8 +48,9 @@ struct tkv_session_entry {
     enum tkv_method method;
     uint64_t opened_ms;
     uint64_t used_ms;
-    bool busy;   /* a job works on it */
-    bool doomed; /* no request sees it any more */
+    bool busy;        /* a job works on it */
+    bool doomed;      /* no request sees it any more */
+    bool never_evict; /* for memory, however idle it is */
     enum tkv_entry_kind kind;
     struct tkv_prefix prefix;
     struct tkv_call *waiting;       /* for the end of the job */
@@ -65,16 +67,24 @@ struct tkv_sessions {
     uint32_t n; /* those being opened and destroyed included */
     uint32_t n_of[TKV_N_ENTRY_KINDS];
     uint64_t last_id;
+    uint64_t evicted[TKV_EVICTED_IDS]; /* the last ones, a ring */
+    uint64_t n_evicted;                /* sessions ever */
 };
 
-/* A new entry in the table, busy, without a session yet; NULL over the memory cap. */
-struct tkv_session_entry *tkv_sessions_add(struct tkv_server *s, struct tkv_client *owner);
+/* A new entry in the table, busy, without a session yet, that will share memory with `of` (or with
+ * nobody, if that is NULL); NULL over the memory cap. */
+struct tkv_session_entry *tkv_sessions_add(struct tkv_client *owner,
+                                           const struct tkv_session_entry *of);
 
 /* What a client may still open: 0 or TOO_MANY. */
 int tkv_sessions_check_room(const struct tkv_client *c, struct tkv_report *why);
 
 /* 0, or an error if the label (or NULL) is too long. */
 int tkv_sessions_check_label(const char *label, struct tkv_report *why);
+
+/* Say why the session is not there. Returns NULL. */
+struct tkv_session_entry *tkv_sessions_missing(const struct tkv_sessions *t, uint64_t id,
+                                               struct tkv_report *why);
 
 /* Open and not doomed, or NULL. */
 struct tkv_session_entry *tkv_sessions_find(const struct tkv_sessions *t, uint64_t id);

@@ -23,9 +23,11 @@
     X(23, STATE, "session is not in a state for this request")    \
     X(24, DENIED, "not allowed for this user")                    \
     X(25, EXISTS, "already there")                                \
+    X(26, EVICTED, "the session had to go for memory")            \
     X(40, TOO_LARGE, "larger than the limit")                     \
     X(41, MEMORY_CAP, "memory cap reached")                       \
     X(42, TOO_MANY, "too many sessions, connections or requests") \
+    X(43, QUOTA, "the user's or session's share is used up")      \
     X(60, NO_MEMORY, "out of memory")                             \
     X(61, SYSTEM, "system call failed")                           \
     X(62, DRAINING, "daemon is shutting down")                    \

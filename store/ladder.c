@@ -175,7 +175,7 @@ static int check_budget(const struct tkv_session *s, struct tkv_report *why)
 
     if (bytes <= s->config.budget_bytes)
         return 0;
-    return tkv_fail(why, TRIKV_E_MEMORY_CAP,
+    return tkv_fail(why, TRIKV_E_QUOTA,
                     "the session would take %llu bytes, its budget_bytes are %llu, planned for %u "
                     "tokens",
                     (unsigned long long)bytes, (unsigned long long)s->config.budget_bytes,

@@ -210,7 +210,7 @@ static void the_budget_is_kept(void **state)
                 assert_int_equal(tkv_session_n_seen(a.session, l), seen);
             assert_true(tkv_session_resident_bytes(a.session) <= a.config.budget_bytes);
         }
-    assert_int_equal(e, TRIKV_E_MEMORY_CAP);
+    assert_int_equal(e, TRIKV_E_QUOTA);
     assert_non_null(strstr(a.why.text, "budget_bytes"));
     assert_true(seen >= N_TOKENS);
     config = a.config;

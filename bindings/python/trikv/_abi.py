@@ -112,6 +112,7 @@ class SessionOptions(Structure):
         ("budget_bytes", c_uint64),
         ("max_tokens", c_uint32),
         ("prefix", POINTER(Prefix)),
+        ("never_evict", c_int),
     ]
 
 

@@ -24,9 +24,11 @@ class ErrorCode(IntEnum):
     STATE = 23
     DENIED = 24
     EXISTS = 25
+    EVICTED = 26
     TOO_LARGE = 40
     MEMORY_CAP = 41
     TOO_MANY = 42
+    QUOTA = 43
     NO_MEMORY = 60
     SYSTEM = 61
     DRAINING = 62
@@ -67,10 +69,10 @@ class ConnectionLostError(TrikvError, ConnectionError):
 _CLASSES: dict[type[TrikvError], tuple[ErrorCode, ...]] = {
     RequestError: (ErrorCode.ARGUMENT, ErrorCode.SIZE, ErrorCode.VALUE, ErrorCode.POSITION,
                    ErrorCode.NO_PROFILE, ErrorCode.GEOMETRY, ErrorCode.UNKNOWN_REQUEST),
-    StateError: (ErrorCode.NO_SESSION, ErrorCode.STATE, ErrorCode.DENIED, ErrorCode.EXISTS,
+    StateError: (ErrorCode.NO_SESSION, ErrorCode.EVICTED, ErrorCode.STATE, ErrorCode.DENIED, ErrorCode.EXISTS,
                  ErrorCode.DRAINING),
-    LimitError: (ErrorCode.TOO_LARGE, ErrorCode.MEMORY_CAP, ErrorCode.TOO_MANY,
-                 ErrorCode.NO_MEMORY),
+    LimitError: (ErrorCode.TOO_LARGE, ErrorCode.MEMORY_CAP, ErrorCode.QUOTA,
+                 ErrorCode.TOO_MANY,                 ErrorCode.NO_MEMORY),
     ConnectionLostError: (ErrorCode.PROTOCOL, ErrorCode.VERSION, ErrorCode.CHECKSUM,
                           ErrorCode.CONNECT, ErrorCode.DISCONNECTED, ErrorCode.DEADLINE,
                           ErrorCode.STALE),

@@ -1,0 +1,122 @@
+/* The order of eviction; see evict.h. */
+#include "daemon/evict.h"
+
+#include "daemon/requests.h"
+#include "daemon/server.h"
+#include "proto/errors.h"
+
+/* `user` NULL: everybody's. */
+static bool is_of(const struct tkv_session_entry *e, const struct tkv_quota *user)
+{
+    return !user || e->quota->user == user;
+}
+
+static struct tkv_session_entry *oldest_prefix(const struct tkv_server *s,
+                                               const struct tkv_quota *user)
+{
+    struct tkv_session_entry *e = s->prefixes.oldest;
+
+    while (e && !is_of(e, user))
+        e = e->prefix.newer;
+    return e;
+}
+
+static bool may_go(const struct tkv_session_entry *e, uint64_t now_ms)
+{
+    const uint64_t limit_ms = e->server->config.evict_idle_ms;
+
+    return e->kind == TKV_ENTRY_SESSION && e->session && !e->busy && !e->doomed &&
+           !e->never_evict && !e->waiting && limit_ms && now_ms - e->used_ms >= limit_ms;
+}
+
+static struct tkv_session_entry *idlest_session(const struct tkv_server *s,
+                                                const struct tkv_quota *user, uint64_t but_id)
+{
+    const uint64_t now_ms = uv_now(&s->loop);
+    struct tkv_session_entry *found = NULL;
+
+    for (size_t b = 0; b < TKV_SESSION_BUCKETS; b++)
+        for (struct tkv_session_entry *e = s->sessions.bucket[b]; e; e = e->next)
+            if (e->id != but_id && is_of(e, user) && may_go(e, now_ms) &&
+                (!found || e->used_ms < found->used_ms))
+                found = e;
+    return found;
+}
+
+/* The next to go, NULL if there is none; the session of the request itself is not. */
+static struct tkv_session_entry *next_victim(const struct tkv_server *s,
+                                             const struct tkv_quota *user, uint64_t but_id)
+{
+    struct tkv_session_entry *e = oldest_prefix(s, user);
+
+    return e ? e : idlest_session(s, user, but_id);
+}
+
+static void evict_session(struct tkv_session_entry *e)
+{
+    struct tkv_sessions *const t = &e->server->sessions;
+
+    tkv_log(&e->server->log, TKV_LOG_INFO,
+            "msg=\"session evicted\" session=%llu uid=%u idle_ms=%llu resident_bytes=%llu",
+            (unsigned long long)e->id, (unsigned)e->uid,
+            (unsigned long long)(uv_now(&e->server->loop) - e->used_ms),
+            (unsigned long long)e->stats.resident_bytes);
+    t->evicted[t->n_evicted++ % TKV_EVICTED_IDS] = e->id;
+    tkv_sessions_doom(e, NULL);
+}
+
+static void evict(struct tkv_session_entry *e)
+{
+    if (e->kind == TKV_ENTRY_PREFIX)
+        tkv_prefixes_evict(e);
+    else
+        evict_session(e);
+}
+
+/* The share of the session that the call is about; NULL if that is not known any more. */
+static struct tkv_quota *family_of(const struct tkv_call *call)
+{
+    const struct tkv_session_entry *e =
+        call->entry ? call->entry
+                    : tkv_sessions_find(&call->client->server->sessions, call->session_id);
+
+    return e ? e->quota : NULL;
+}
+
+bool tkv_evict_for(struct tkv_call *call)
+{
+    struct tkv_client *const client = call->client;
+    struct tkv_quota *family = family_of(call);
+    struct tkv_quota *user = client->quota;
+    struct tkv_session_entry *victim;
+
+    if (client->server->draining)
+        return false;
+    if (family && tkv_quota_explain(family, &call->why))
+        return false; /* its own memory is what is too much */
+    if (!tkv_quota_explain(user, &call->why))
+        user = NULL;
+    victim = next_victim(client->server, user, call->session_id);
+    if (!victim)
+        return false;
+    evict(victim);
+    *call = (struct tkv_call){.client = client};
+    tkv_call_wait(call, victim);
+    return true;
+}
+
+bool tkv_evict_now(struct tkv_server *s, struct tkv_quota *user)
+{
+    struct tkv_report why = {0};
+    struct tkv_session_entry *victim;
+
+    if (user && !tkv_quota_explain(user, &why))
+        user = NULL;
+    victim = next_victim(s, user, 0);
+    if (!victim)
+        return false;
+    (void)tkv_sessions_stats(victim); /* the last there is to count */
+    tkv_session_destroy(&victim->session);
+    evict(victim);
+    return true;
+}
