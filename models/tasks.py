@@ -58,7 +58,7 @@ class Tasks:
 
     def prose(self, rng, source, n):
         start = rng.randint(0, len(source) - n)
-        return np.asarray(source[start:start + n], np.int64), np.zeros(n, bool)
+        return np.array(source[start:start + n], np.int64), np.zeros(n, bool)  # a copy: callers write
 
     def repeat(self, rng, source, n):
         ids, mask = self.prose(rng, source, n)
