@@ -175,6 +175,38 @@ static int check_planned(const struct tkv_session_config *c, struct tkv_report *
     return 0;
 }
 
+static bool is_limit(float x)
+{
+    return x >= 0; /* INFINITY is one, NaN is none */
+}
+
+/* Heads that keep a surplus keep different tokens. */
+static int check_gate(const struct tkv_session_config *c, struct tkv_report *why)
+{
+    const struct tkv_gate_config *g = &c->gate;
+
+    if (g->n_probes == 0)
+        return 0;
+    if (c->method == TKV_METHOD_NONE || c->method == TKV_METHOD_DEFAULT)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "gate: method %s drops no tokens in rounds",
+                        tkv_method_names[c->method]);
+    if (c->eviction_mode != TKV_PER_LAYER_PERHEAD)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "gate: eviction_mode is %s, want per_layer_perhead: a head that keeps more "
+                        "keeps tokens of its own",
+                        tkv_eviction_mode_names[c->eviction_mode]);
+    if (g->n_probes > TKV_MAX_PROBES || g->surplus_tokens > TRIKV_MAX_REQUEST_TOKENS)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "gate: %u probes and a surplus of %u tokens, want at most %d and %d",
+                        g->n_probes, g->surplus_tokens, TKV_MAX_PROBES, TRIKV_MAX_REQUEST_TOKENS);
+    if (!is_limit(g->limits.output_error) || !is_limit(g->limits.lse_change) ||
+        !is_limit(g->limits.lost_mass))
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "gate: limits are %g, %g and %g, want 0 or more",
+                        (double)g->limits.output_error, (double)g->limits.lse_change,
+                        (double)g->limits.lost_mass);
+    return 0;
+}
+
 static int check_method(const struct tkv_session_config *c, struct tkv_report *why)
 {
     switch (c->method) {
@@ -228,5 +260,6 @@ int tkv_session_check(const struct tkv_session_config *c, struct tkv_report *why
         e = e ? e : check_attention(i, &c->layers[i], why);
         e = e ? e : check_codecs(i, &c->layers[i], why);
     }
+    e = e ? e : check_gate(c, why);
     return e ? e : check_method(c, why);
 }

@@ -22,6 +22,14 @@ static bool same_geometry(const struct tkv_layer_config *a, const struct tkv_lay
            same_sinks(a, b);
 }
 
+static bool same_gate(const struct tkv_gate_config *a, const struct tkv_gate_config *b)
+{
+    return a->n_probes == b->n_probes && a->surplus_tokens == b->surplus_tokens &&
+           a->limits.output_error == b->limits.output_error &&
+           a->limits.lse_change == b->limits.lse_change &&
+           a->limits.lost_mass == b->limits.lost_mass;
+}
+
 /* Everything that decides what is kept and how, budgets only where something is evicted. */
 static bool same_policy(const struct tkv_session *s, const struct tkv_session_config *c)
 {
@@ -35,8 +43,9 @@ static bool same_policy(const struct tkv_session *s, const struct tkv_session_co
     if (!tkv_session_evicts(s))
         return true;
     return o->beta_tokens == tkv_align(c->beta_tokens, TKV_BLOCK_TOKENS) &&
-           o->eviction_mode == c->eviction_mode && o->normalize_scores == c->normalize_scores &&
-           o->tri.offset_max == c->tri.offset_max && o->tri.aggregation == c->tri.aggregation;
+           same_gate(&o->gate, &c->gate) && o->eviction_mode == c->eviction_mode &&
+           o->normalize_scores == c->normalize_scores && o->tri.offset_max == c->tri.offset_max &&
+           o->tri.aggregation == c->tri.aggregation;
 }
 
 static bool same_layer_policy(const struct tkv_session *s, const struct tkv_layer_config *a,

@@ -50,12 +50,33 @@ static size_t keep_count(const struct tkv_session *s, const struct tkv_layer *l)
     return l->config.budget_tokens > fixed ? l->config.budget_tokens - fixed : 0;
 }
 
+/* Sum over KV heads, which may keep different numbers. */
+static size_t count_cold(const struct tkv_layer *l)
+{
+    size_t n = 0;
+
+    for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)
+        n += l->heads[h].n_cold;
+    return n;
+}
+
+static size_t mean_cold(const struct tkv_layer *l)
+{
+    return count_cold(l) / l->config.shape.n_kv_heads;
+}
+
+/* The most that one of them has after a round. */
+static size_t most_kept(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    return keep_count(s, l) + s->config.gate.surplus_tokens;
+}
+
 /* Folds until one at which a round is due: the one after it would bring a cache over budget + beta. */
 static uint64_t folds_left(const struct tkv_session *s, const struct tkv_layer *l)
 {
     const uint64_t fixed = (uint64_t)l->pinned.most + s->config.recent_tokens + TKV_BLOCK_TOKENS;
     const uint64_t most = (uint64_t)l->config.budget_tokens + s->config.beta_tokens;
-    const uint64_t used = fixed + most_cold(l);
+    const uint64_t used = fixed + mean_cold(l);
 
     return used < most ? (most - used) / TKV_BLOCK_TOKENS : 0;
 }
@@ -128,7 +149,7 @@ static struct bound layer_bound(const struct tkv_session *s, const struct tkv_la
                                 uint32_t n_new, int32_t last_position)
 {
     const size_t spans = (size_t)(last_position > 0 ? last_position : 0) / TKV_BLOCK_SPAN + 1;
-    const size_t keep = keep_count(s, l), cold = cold_before(s, l) + TKV_BLOCK_TOKENS;
+    const size_t keep = most_kept(s, l), cold = cold_before(s, l) + TKV_BLOCK_TOKENS;
     const size_t most = keep + s->config.beta_tokens;
     struct bound b = {.candidates = most_cold(l) + l->tail.n + n_new,
                       .blocks = most_blocks(l) + fold_blocks(s, l, n_new, last_position),
@@ -172,14 +193,16 @@ static size_t select_bytes(size_t n_candidates)
            2 * tkv_align(n_candidates * sizeof(uint32_t), 64);
 }
 
-/* Working memory of one head in a round: its selection, then scoring or rebuilding. */
+/* Working memory of one head in a round: its selection, then scoring, the gate or rebuilding. */
 static size_t head_bytes(const struct tkv_session *s, const struct tkv_layer *l,
                          size_t n_candidates)
 {
     const size_t rebuild = tkv_rebuild_bytes(most_cap_blocks(l));
     const size_t score = tkv_policy_bytes(s, l, n_candidates);
+    const size_t gate = tkv_gate_bytes(s, l, n_candidates);
+    const size_t most = score > rebuild ? score : rebuild;
 
-    return select_bytes(n_candidates) + (score > rebuild ? score : rebuild);
+    return select_bytes(n_candidates) + (gate > most ? gate : most);
 }
 
 /* Working memory of a layer's folds and rounds, which share it. */
@@ -193,7 +216,7 @@ static size_t layer_bytes(const struct tkv_session *s, const struct tkv_layer *l
 
     if (!b->rounds)
         return fold;
-    round = tkv_policy_common_bytes(s) + 64 +
+    round = tkv_policy_common_bytes(s) + tkv_gate_common_bytes(s, l) + 64 +
             n_kv_heads * (sizeof(struct tkv_keep) + shared + head_bytes(s, l, b->candidates));
     return round > fold ? round : fold;
 }
@@ -400,9 +423,10 @@ struct round {
     struct tkv_layer *l;
     struct tkv_keep *keep; /* [n_kv_heads] */
     void *common;
+    void *gate;
     uint8_t *heads;
     size_t head_bytes;
-    size_t n_candidates; /* of every head: they keep the same number */
+    size_t n_candidates; /* of the head that has most */
     size_t n_keep;
     size_t first_head; /* of those worked on */
 };
@@ -438,8 +462,8 @@ static void select_one(const struct round *r, size_t kv_head, const float *score
     uint32_t *scratch = index + tkv_align(r->n_candidates, 16);
 
     r->keep[kv_head].index = index;
-    r->keep[kv_head].n =
-        (uint32_t)tkv_select_top(r->s->kn, scores, r->n_candidates, r->n_keep, index, scratch);
+    r->keep[kv_head].n = (uint32_t)tkv_select_top(r->s->kn, scores, r->l->heads[kv_head].n_cold,
+                                                  r->n_keep, index, scratch);
 }
 
 static void rebuild_one(void *arg, size_t i)
@@ -456,9 +480,12 @@ static void rebuild_one(void *arg, size_t i)
 static void score_and_rebuild(void *arg, size_t i)
 {
     const struct round *r = arg;
+    const size_t kv_head = r->first_head + i;
 
-    score_one(arg, r->first_head + i);
-    select_one(r, r->first_head + i, head_scores(r, r->first_head + i));
+    score_one(arg, kv_head);
+    select_one(r, kv_head, head_scores(r, kv_head));
+    tkv_gate_head(r->s, r->l, (uint32_t)kv_head, r->gate, &r->keep[kv_head], head_index(r, kv_head),
+                  head_work(r, kv_head));
     rebuild_one(arg, i);
 }
 
@@ -472,7 +499,8 @@ static struct round round_begin(struct tkv_session *s, struct tkv_layer *l, uint
     r.n_candidates = most_cold(l);
     r.n_keep = keep_count(s, l);
     r.common = memory + keep_bytes;
-    r.heads = memory + keep_bytes + tkv_policy_common_bytes(s) + offset;
+    r.gate = memory + keep_bytes + tkv_policy_common_bytes(s);
+    r.heads = (uint8_t *)r.gate + tkv_gate_common_bytes(s, l) + offset;
     r.head_bytes = head_bytes(s, l, r.n_candidates);
     return r;
 }
@@ -481,14 +509,14 @@ static void change_heads(struct round *r, void (*work)(void *arg, size_t i),
                          const struct tkv_exec *exec)
 {
     const size_t n = r->l->config.shape.n_kv_heads;
+    const size_t n_before = count_cold(r->l);
 
     for (; r->first_head < n; r->first_head += HEADS_AT_ONCE) {
         const size_t left = n - r->first_head;
 
         tkv_exec_run(exec, left < HEADS_AT_ONCE ? left : HEADS_AT_ONCE, work, r);
     }
-    for (size_t h = 0; h < n; h++)
-        r->s->n_evicted += r->n_candidates - r->l->heads[h].n_cold;
+    r->s->n_evicted += n_before - count_cold(r->l);
     r->l->n_rounds++;
     r->s->generation++;
 }
@@ -501,7 +529,9 @@ static void round_of_layer(struct tkv_session *s, struct tkv_layer *l, uint8_t *
 
     if (r.n_candidates > r.n_keep) {
         tkv_policy_common(s, l, r.common);
+        tkv_gate_begin(s, l, r.gate, exec);
         change_heads(&r, score_and_rebuild, exec);
+        tkv_gate_end(s, l, r.gate);
         return;
     }
     for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)

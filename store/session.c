@@ -110,7 +110,7 @@ static bool layer_create(struct tkv_session *s, struct tkv_layer *l,
     l->heads = tkv_session_alloc(s, c->shape.n_kv_heads * sizeof(*l->heads));
     tkv_halves_init(s, l);
     return l->heads && tkv_checkpoint_create(s, l) && (!scores || layer_make_weights(s, l)) &&
-           tkv_mass_create(s, l, NULL);
+           tkv_mass_create(s, l, NULL) && tkv_probes_create(s, l, NULL);
 }
 
 static void layer_destroy(struct tkv_session *s, struct tkv_layer *l)
@@ -121,6 +121,7 @@ static void layer_destroy(struct tkv_session *s, struct tkv_layer *l)
         tkv_head_release(s, &l->heads[h]);
     tkv_checkpoint_destroy(s, l);
     tkv_mass_destroy(s, l);
+    tkv_probes_destroy(s, l);
     tkv_session_free(s, l->heads, n_kv_heads * sizeof(*l->heads));
     tkv_halves_release(s, l);
     tkv_shared_unref(s, l->ladder);

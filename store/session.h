@@ -24,6 +24,7 @@
 
 #include "core/attention.h"
 #include "core/codec.h"
+#include "core/gate.h"
 #include "core/plan.h"
 #include "core/rope.h"
 #include "core/select.h"
@@ -67,6 +68,15 @@ struct tkv_layer_config {
                              * NULL if the method needs none */
 };
 
+/* The coherence gate (store/gate.c). */
+struct tkv_gate_config {
+    struct tkv_gate_measure limits;
+    uint32_t surplus_tokens; /* that a KV head may keep beyond its budget */
+    uint32_t n_probes;       /* queries that a layer remembers; 0: no gate */
+};
+
+enum { TKV_MAX_PROBES = 256 };
+
 struct tkv_session_config {
     uint32_t n_layers;
     const struct tkv_layer_config *layers; /* copied */
@@ -79,6 +89,7 @@ struct tkv_session_config {
     bool normalize_scores;
     uint64_t budget_bytes; /* method default: what all of the session may occupy, ... */
     uint32_t max_tokens;   /* ... planned for so many tokens */
+    struct tkv_gate_config gate;
     struct tkv_tri_params tri;
     const struct tkv_rope *rope; /* copied; NULL if the method needs none */
 };
@@ -108,6 +119,18 @@ struct tkv_layer_stats {
     uint32_t n_blocks;
     const char *codec_k;
     const char *codec_v;
+};
+
+/* What a layer's gate decided, for each KV head in each round that dropped tokens. */
+struct tkv_gate_stats {
+    uint64_t n_passed;    /* within the limits */
+    uint64_t n_kept_more; /* within them with some of the surplus */
+    uint64_t n_exceeded;  /* over them with all of it */
+    uint64_t n_surplus_tokens;
+    /* Of the last round: */
+    uint64_t n_dropped; /* tokens, sum over KV heads */
+    uint32_t n_probes;
+    struct tkv_gate_measure measure; /* the worst head's, before more was kept */
 };
 
 struct tkv_session_stats {
@@ -227,6 +250,15 @@ unsigned tkv_session_marks(const struct tkv_session *s);
 
 /* In every layer fold what is warm, and come down to the budget. */
 int tkv_session_round(struct tkv_session *s, const struct tkv_exec *exec, struct tkv_report *why);
+
+/* Per layer, stats[n_layers]: what a round would drop now and what the gate says to it. Nothing changes:
+ * a fork holds the round. An error if the session has no gate. */
+int tkv_session_gate(struct tkv_session *s, const struct tkv_exec *exec,
+                     struct tkv_gate_stats *stats, struct tkv_report *why);
+/* Of the rounds so far; zero without a gate. */
+bool tkv_session_gates(const struct tkv_session *s);
+void tkv_session_gate_stats(const struct tkv_session *s, uint32_t layer,
+                            struct tkv_gate_stats *out);
 
 /*
  * Of a session that shares with forks: resident_bytes is all that it refers to, shared or not, with an

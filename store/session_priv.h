@@ -66,6 +66,13 @@ struct tkv_mass {
     size_t cap;
 };
 
+/* The queries that a layer's gate remembers: a ring, oldest at `first`, positions ascending from there. */
+struct tkv_probes {
+    uint32_t first, n;
+    uint16_t *q;        /* [gate.n_probes][n_q_heads][head_dim_k] halves */
+    int32_t *positions; /* [gate.n_probes] */
+};
+
 /* Block tables (struct tkv_head) may be shared with forks: who changes one makes it its own first
  * (tkv_head_own). */
 struct tkv_layer {
@@ -77,8 +84,10 @@ struct tkv_layer {
     struct tkv_half_buffer *halves; /* of both tiers */
     struct tkv_half_tier pinned;
     struct tkv_half_tier tail;
-    struct tkv_head *heads; /* [n_kv_heads] */
-    struct tkv_mass *mass;  /* [n_kv_heads]; NULL if attention is not observed */
+    struct tkv_head *heads;    /* [n_kv_heads] */
+    struct tkv_mass *mass;     /* [n_kv_heads]; NULL if attention is not observed */
+    struct tkv_probes *probes; /* NULL without a gate */
+    struct tkv_gate_stats gate;
     uint64_t n_seen;
     uint32_t n_rounds;
     int32_t last_position; /* -1 before the first token */
@@ -335,5 +344,24 @@ void tkv_mass_keep(const struct tkv_session *s, struct tkv_layer *l, uint32_t kv
 size_t tkv_observe_bytes(const struct tkv_session *s, const struct tkv_layer *l);
 void tkv_observe(const struct tkv_session *s, const struct tkv_layer *l,
                  const struct tkv_queries *q, void *memory, const struct tkv_exec *exec);
+
+/*
+ * store/gate.c, which does nothing in sessions without a gate. A layer's probes start empty, or as a copy
+ * of another's; record is told of queries after their attention. In a round begin comes first, then
+ * for each head that was selected, several of them at once, tkv_gate_head, which may add to
+ * keep, whose index[n_cold] this is; at last end. Memory of tkv_gate_common_bytes(), and for each head of
+ * tkv_gate_bytes(); so far only n_cold tokens are in its table.
+ */
+bool tkv_probes_create(struct tkv_session *s, struct tkv_layer *l, const struct tkv_probes *from);
+void tkv_probes_destroy(struct tkv_session *s, struct tkv_layer *l);
+void tkv_probes_record(const struct tkv_session *s, const struct tkv_layer *l,
+                       const struct tkv_queries *q);
+size_t tkv_gate_common_bytes(const struct tkv_session *s, const struct tkv_layer *l);
+void tkv_gate_begin(const struct tkv_session *s, const struct tkv_layer *l, void *memory,
+                    const struct tkv_exec *exec);
+size_t tkv_gate_bytes(const struct tkv_session *s, const struct tkv_layer *l, size_t n_candidates);
+void tkv_gate_head(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head,
+                   void *common, struct tkv_keep *keep, uint32_t *index, void *memory);
+void tkv_gate_end(const struct tkv_session *s, struct tkv_layer *l, void *common);
 
 #endif /* TKV_STORE_SESSION_PRIV_H */

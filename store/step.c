@@ -318,6 +318,7 @@ static void attend_part(const struct run *r, uint32_t first, uint32_t n)
         .lse = r->step->lse ? r->step->lse + (size_t)first * shape->n_q_heads : NULL,
     };
 
+    tkv_probes_record(r->s, r->l, &part);
     if (!tkv_session_observes(r->s)) {
         tkv_cache_attend(&c, &part, r->attend, attend_exec(r, n));
         return;
