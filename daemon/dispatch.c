@@ -47,6 +47,7 @@ static const struct request requests[] = {
     {TRIKV_CALIBRATE, "CALIBRATE", &trikv__calibrate_request__descriptor, tkv_handle_calibrate,
      false, false},
     {TRIKV_READ, "READ", &trikv__read_request__descriptor, tkv_handle_read, false, false},
+    {TRIKV_GATE, "GATE", &trikv__session_request__descriptor, tkv_handle_gate, false, false},
     {TRIKV_HANDLE, "HANDLE", &trikv__session_request__descriptor, tkv_handle_handle, false, false},
     {TRIKV_MAP, "MAP", &trikv__session_request__descriptor, tkv_handle_map, false, false},
     {TRIKV_UNMAP, "UNMAP", &trikv__session_request__descriptor, tkv_handle_unmap, false, false},

@@ -187,6 +187,52 @@ static void write_layer_info(struct tkv_om *w, const struct tkv_session_entry *e
     tkv_om_count(w, 1);
 }
 
+static void write_gate_heads(struct tkv_om *w, const struct tkv_session_entry *e, uint32_t layer)
+{
+    const struct tkv_gate_stats *g = &e->layers[layer].gate;
+    const struct {
+        const char *decision;
+        uint64_t n;
+    } rows[] = {
+        {"passed", g->n_passed}, {"kept_more", g->n_kept_more}, {"exceeded", g->n_exceeded}};
+
+    for (size_t i = 0; tkv_session_gates(e->session) && i < sizeof(rows) / sizeof(rows[0]); i++) {
+        begin_layer(w, e, layer);
+        tkv_om_label(w, "decision", rows[i].decision);
+        tkv_om_count(w, rows[i].n);
+    }
+}
+
+static void write_gate_tokens(struct tkv_om *w, const struct tkv_session_entry *e, uint32_t layer)
+{
+    if (!tkv_session_gates(e->session))
+        return;
+    begin_layer(w, e, layer);
+    tkv_om_count(w, e->layers[layer].gate.n_surplus_tokens);
+}
+
+static void write_gate_error(struct tkv_om *w, const struct tkv_session_entry *e, uint32_t layer)
+{
+    if (!tkv_session_gates(e->session))
+        return;
+    begin_layer(w, e, layer);
+    tkv_om_number(w, (double)e->layers[layer].gate.measure.output_error);
+}
+
+static void write_layer_gates(struct tkv_om *w, const struct tkv_survey *v, size_t n_shown)
+{
+    tkv_om_family(w, "trikv_layer_gate_heads", TKV_OM_COUNTER, NULL,
+                  "Decisions of the coherence gate, one for each KV head in each round.");
+    each_layer(w, v, n_shown, write_gate_heads);
+    tkv_om_family(w, "trikv_layer_gate_surplus_tokens", TKV_OM_COUNTER, "tokens",
+                  "Tokens that the gate made rounds keep.");
+    each_layer(w, v, n_shown, write_gate_tokens);
+    tkv_om_family(
+        w, "trikv_layer_gate_error_ratio", TKV_OM_GAUGE, "ratio",
+        "Output error of the worst KV head in the last round, had the gate kept nothing.");
+    each_layer(w, v, n_shown, write_gate_error);
+}
+
 void tkv_om_write_layers(struct tkv_om *w, const struct tkv_survey *v, size_t n_shown)
 {
     tkv_om_family(w, "trikv_layer", TKV_OM_INFO, NULL, "Codecs of a layer.");
@@ -200,4 +246,5 @@ void tkv_om_write_layers(struct tkv_om *w, const struct tkv_survey *v, size_t n_
     each_layer(w, v, n_shown, write_layer_blocks);
     tkv_om_family(w, "trikv_layer_tier_bytes", TKV_OM_GAUGE, "bytes", "Bytes by tier.");
     each_layer(w, v, n_shown, write_layer_tiers);
+    write_layer_gates(w, v, n_shown);
 }

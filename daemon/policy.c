@@ -20,6 +20,7 @@ void tkv_policy_merge(struct tkv_policy *p, const struct tkv_policy *over)
     TAKE(TKV_POLICY_NORMALIZE, normalize_scores);
     TAKE(TKV_POLICY_AGGREGATION, aggregation);
     TAKE(TKV_POLICY_OFFSET_MAX, offset_max);
+    TAKE(TKV_POLICY_GATE, gate);
 #undef TAKE
     p->said |= over->said;
 }

@@ -1,10 +1,11 @@
 /* The policy of a profile: tokens, bits, and what single layers say for themselves. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "daemon/profile_priv.h"
 
-enum { MAX_CODEC_NAMES = 64 };
+enum { MAX_CODEC_NAMES = 64, MAX_LIMIT = 1000 };
 
 static bool codec(struct tkv_profile_reader *r, const struct tkv_yaml_node *map, const char *what,
                   const char *key, bool needed, uint32_t *out)
@@ -115,6 +116,43 @@ static void read_tokens(struct tkv_profile_reader *r, const struct tkv_yaml_node
          TKV_POLICY_AGGREGATION);
 }
 
+/* A limit; without one INFINITY stays. */
+static void read_limit(struct tkv_profile_reader *r, const struct tkv_yaml_node *m, const char *key,
+                       float *out)
+{
+    const struct tkv_yaml_node *n = tkv_yaml_find(m, key);
+    char name[64];
+    double x;
+
+    snprintf(name, sizeof(name), "gate.%s", key);
+    *out = INFINITY;
+    if (!n)
+        return;
+    if (tkv_yaml_double(r->y, n, name, 0, MAX_LIMIT, &x))
+        *out = (float)x;
+    else
+        r->good = false;
+}
+
+static void read_gate(struct tkv_profile_reader *r, const struct tkv_yaml_node *policy)
+{
+    static const char *const keys[] = {"output_error", "lse_change", "lost_mass",
+                                       "surplus",      "probes",     NULL};
+    const struct tkv_yaml_node *m = tkv_profile_part(r, policy, "policy", "gate", keys, false);
+    struct tkv_policy *p = &r->p->policy;
+
+    if (!m)
+        return;
+    read_limit(r, m, "output_error", &p->gate.limits.output_error);
+    read_limit(r, m, "lse_change", &p->gate.limits.lse_change);
+    read_limit(r, m, "lost_mass", &p->gate.limits.lost_mass);
+    said(p,
+         tkv_profile_number(r, m, "gate", "surplus", true, 0, TKV_MAX_POLICY_TOKENS,
+                            &p->gate.surplus_tokens) &&
+             tkv_profile_number(r, m, "gate", "probes", true, 1, TKV_MAX_PROBES, &p->gate.n_probes),
+         TKV_POLICY_GATE);
+}
+
 static void read_bits(struct tkv_profile_reader *r, const struct tkv_yaml_node *policy)
 {
     static const char *const keys[] = {"k", "v", NULL};
@@ -197,7 +235,7 @@ static void read_override(struct tkv_profile_reader *r, const struct tkv_yaml_no
 
 void tkv_profile_read_policy(struct tkv_profile_reader *r)
 {
-    static const char *const keys[] = {"tokens", "bits", "layers", NULL};
+    static const char *const keys[] = {"tokens", "bits", "layers", "gate", NULL};
     const struct tkv_yaml_node *m =
         tkv_profile_part(r, r->y->root, "profile", "policy", keys, true);
     const struct tkv_yaml_node *layers = tkv_yaml_find(m, "layers");
@@ -206,6 +244,7 @@ void tkv_profile_read_policy(struct tkv_profile_reader *r)
         return;
     read_tokens(r, m);
     read_bits(r, m);
+    read_gate(r, m);
     if (!layers || r->p->n_layers == 0)
         return;
     if (layers->kind != TKV_YAML_SEQUENCE) {

@@ -8,6 +8,7 @@
 #include "proto/trikv.pb-c.h"
 
 struct tkv_call;
+struct tkv_gate_stats;
 struct tkv_prefix;
 struct tkv_prefix_match;
 struct tkv_profile;
@@ -103,6 +104,10 @@ bool tkv_call_take_step(struct tkv_call *call, const ProtobufCMessage *message, 
 /* requests_calibrate.c */
 void tkv_handle_observe(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_calibrate(struct tkv_call *call, const ProtobufCMessage *message);
+
+/* requests_gate.c */
+void tkv_fill_gate(Trikv__GateStats *m, const struct tkv_gate_stats *s);
+void tkv_handle_gate(struct tkv_call *call, const ProtobufCMessage *message);
 
 /* requests_read.c */
 void tkv_handle_read(struct tkv_call *call, const ProtobufCMessage *message);

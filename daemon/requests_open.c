@@ -234,6 +234,14 @@ static struct tkv_open *new_open(struct tkv_budget *budget, const struct sizes *
     return o;
 }
 
+/* A profile's gate is for the methods that drop tokens in rounds; a request may ask for another. */
+static struct tkv_gate_config gate_of(const struct tkv_policy *p)
+{
+    const struct tkv_gate_config none = {.n_probes = 0};
+
+    return p->method == TKV_METHOD_NONE || p->method == TKV_METHOD_DEFAULT ? none : p->gate;
+}
+
 /* base: defaults and profile; asked: the request's own policy. */
 static void fill_open(struct tkv_open *o, const Trikv__OpenRequest *m, const struct sizes *n,
                       const struct tkv_policy *base, const struct tkv_policy *asked,
@@ -268,6 +276,7 @@ static void fill_open(struct tkv_open *o, const Trikv__OpenRequest *m, const str
         .max_tokens = all.max_tokens,
         .eviction_mode = (enum tkv_eviction_mode)all.eviction_mode,
         .normalize_scores = all.normalize_scores,
+        .gate = gate_of(&all),
         .tri = {.offset_max = all.offset_max, .aggregation = (enum tkv_aggregation)all.aggregation},
         .rope = p && p->has_rope ? &p->rope : NULL,
     };

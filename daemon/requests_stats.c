@@ -40,7 +40,9 @@ static void fill_session(Trikv__SessionStats *m, struct tkv_session_entry *e)
     m->idle_s = e->busy ? 0 : (double)(now_ms - e->used_ms) / 1000;
 }
 
-static void fill_layer(Trikv__LayerStats *m, const struct tkv_session *session, uint32_t layer)
+/* With gate, where it goes if the session has one. */
+static void fill_layer(Trikv__LayerStats *m, Trikv__GateStats *gate,
+                       const struct tkv_session *session, uint32_t layer)
 {
     struct tkv_layer_stats s;
 
@@ -57,6 +59,10 @@ static void fill_layer(Trikv__LayerStats *m, const struct tkv_session *session, 
     m->n_blocks = s.n_blocks;
     m->codec_k = tkv_pb_text(s.codec_k);
     m->codec_v = tkv_pb_text(s.codec_v);
+    if (tkv_session_gates(session)) {
+        tkv_fill_gate(gate, &s.gate);
+        m->gate = gate;
+    }
 }
 
 static void reply_stats(struct tkv_call *call, struct tkv_session_entry *e)
@@ -64,10 +70,11 @@ static void reply_stats(struct tkv_call *call, struct tkv_session_entry *e)
     Trikv__SessionStats reply;
     Trikv__LayerStats layer[TRIKV_MAX_LAYERS];
     Trikv__LayerStats *layers[TRIKV_MAX_LAYERS];
+    Trikv__GateStats gate[TRIKV_MAX_LAYERS];
 
     fill_session(&reply, e);
     for (uint32_t i = 0; i < reply.n_layers; i++) {
-        fill_layer(&layer[i], e->session, i);
+        fill_layer(&layer[i], &gate[i], e->session, i);
         layers[i] = &layer[i];
     }
     reply.has_shared_bytes = true;

@@ -42,6 +42,7 @@ enum trikv_frame_type {
     TRIKV_OBSERVE = 36,
     TRIKV_CALIBRATE = 37,
     TRIKV_READ = 38,
+    TRIKV_GATE = 40, /* what a round would drop */
     TRIKV_HANDLE = 48,
     TRIKV_STAGING = 49, /* carries one descriptor */
     TRIKV_MAP = 50,

@@ -447,8 +447,3 @@ int tkv_session_gate(struct tkv_session *s, const struct tkv_exec *exec,
     tkv_session_destroy(&child);
     return e;
 }
-
-void tkv_session_gate_stats(const struct tkv_session *s, uint32_t layer, struct tkv_gate_stats *out)
-{
-    *out = s->layers[layer].gate;
-}

@@ -107,6 +107,18 @@ struct tkv_step {
     float *lse; /* or NULL */
 };
 
+/* What a layer's gate decided, for each KV head in each round that dropped tokens. */
+struct tkv_gate_stats {
+    uint64_t n_passed;    /* within the limits */
+    uint64_t n_kept_more; /* within them with some of the surplus */
+    uint64_t n_exceeded;  /* over them with all of it */
+    uint64_t n_surplus_tokens;
+    /* Of the last round: */
+    uint64_t n_dropped; /* tokens, sum over KV heads */
+    uint32_t n_probes;
+    struct tkv_gate_measure measure; /* the worst head's, before more was kept */
+};
+
 struct tkv_layer_stats {
     uint64_t n_seen;
     uint64_t n_kept; /* sum over KV heads */
@@ -119,18 +131,7 @@ struct tkv_layer_stats {
     uint32_t n_blocks;
     const char *codec_k;
     const char *codec_v;
-};
-
-/* What a layer's gate decided, for each KV head in each round that dropped tokens. */
-struct tkv_gate_stats {
-    uint64_t n_passed;    /* within the limits */
-    uint64_t n_kept_more; /* within them with some of the surplus */
-    uint64_t n_exceeded;  /* over them with all of it */
-    uint64_t n_surplus_tokens;
-    /* Of the last round: */
-    uint64_t n_dropped; /* tokens, sum over KV heads */
-    uint32_t n_probes;
-    struct tkv_gate_measure measure; /* the worst head's, before more was kept */
+    struct tkv_gate_stats gate; /* of the rounds so far; zero without a gate */
 };
 
 struct tkv_session_stats {
@@ -255,10 +256,7 @@ int tkv_session_round(struct tkv_session *s, const struct tkv_exec *exec, struct
  * a fork holds the round. An error if the session has no gate. */
 int tkv_session_gate(struct tkv_session *s, const struct tkv_exec *exec,
                      struct tkv_gate_stats *stats, struct tkv_report *why);
-/* Of the rounds so far; zero without a gate. */
 bool tkv_session_gates(const struct tkv_session *s);
-void tkv_session_gate_stats(const struct tkv_session *s, uint32_t layer,
-                            struct tkv_gate_stats *out);
 
 /*
  * Of a session that shares with forks: resident_bytes is all that it refers to, shared or not, with an

@@ -40,6 +40,7 @@ void tkv_session_layer_stats(const struct tkv_session *s, uint32_t layer,
     for (uint32_t h = 0; l->ladder && h < l->config.shape.n_kv_heads; h++)
         for (uint32_t b = 0; b < l->heads[h].n_blocks; b++)
             add_blocks(tkv_layer_layout(l, &l->heads[h].blocks[b]), 1, out);
+    out->gate = l->gate;
     out->codec_k = l->ladder ? "by head" : l->config.codec_k->name;
     out->codec_v = l->ladder ? "by head" : l->config.codec_v->name;
 }

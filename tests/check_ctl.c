@@ -169,6 +169,7 @@ static void wrong_usage_is_64(void **state)
             fail_msg("'%s' is accepted", wrong[i]);
     }
     assert_int_equal(ctl("session show 123"), 1);
+    assert_int_equal(ctl("session show --gate 123"), 1);
     assert_int_equal(ctl("--socket /nonexistent ping"), 69);
     assert_int_equal(ctl("--help"), 0);
     assert_int_equal(ctl("--version"), 0);

@@ -256,6 +256,14 @@ static void append_all(struct aid *a, const struct aid_tokens *t, uint32_t part)
             assert_int_equal(aid_step(a, l, t, at, at + part < N ? part : N - at), 0);
 }
 
+static void gate_stats(const struct aid *a, uint32_t layer, struct tkv_gate_stats *out)
+{
+    struct tkv_layer_stats stats;
+
+    tkv_session_layer_stats(a->session, layer, &stats);
+    *out = stats.gate;
+}
+
 /* The window alone loses the needle; the gate keeps it, and little else. */
 static void test_saves_what_probes_see(void **state)
 {
@@ -268,7 +276,7 @@ static void test_saves_what_probes_see(void **state)
     t = with_needle(&a);
     append_all(&a, &t, 50);
     assert_false(has_position(&a, 0, 0, NEEDLE));
-    tkv_session_gate_stats(a.session, 0, &stats);
+    gate_stats(&a, 0, &stats);
     assert_true(stats.n_passed > 0 && stats.n_kept_more == 0 && stats.n_surplus_tokens == 0);
     aid_close(&a);
 
@@ -276,7 +284,7 @@ static void test_saves_what_probes_see(void **state)
     append_all(&a, &t, 50);
     assert_true(has_position(&a, 0, 0, NEEDLE));
     assert_false(has_position(&a, 0, 1, NEEDLE)); /* its queries do not ask for it */
-    tkv_session_gate_stats(a.session, 0, &stats);
+    gate_stats(&a, 0, &stats);
     assert_true(stats.n_kept_more > 0 && stats.n_passed > 0);
     assert_int_equal(stats.n_exceeded, 0);
     assert_int_equal(stats.n_probes, 8);
@@ -296,7 +304,7 @@ static void test_surplus_is_bounded(void **state)
     open_window(&a, "tq2", 0); /* nothing may be lost */
     t = with_needle(&a);
     append_all(&a, &t, 7);
-    tkv_session_gate_stats(a.session, 1, &stats);
+    gate_stats(&a, 1, &stats);
     assert_true(stats.n_exceeded > 0);
     assert_int_equal(stats.n_passed + stats.n_kept_more, 0);
     assert_int_equal(stats.n_surplus_tokens, stats.n_exceeded * SURPLUS);
@@ -374,10 +382,10 @@ static void test_dry_run(void **state)
     t = with_needle(&a);
     append_all(&a, &t, 50);
     tkv_session_stats(a.session, &then);
-    tkv_session_gate_stats(a.session, 0, &before);
+    gate_stats(&a, 0, &before);
     assert_int_equal(tkv_session_gate(a.session, NULL, dry, &a.why), 0);
     tkv_session_stats(a.session, &now);
-    tkv_session_gate_stats(a.session, 0, &after);
+    gate_stats(&a, 0, &after);
     assert_int_equal(now.n_evicted, then.n_evicted);
     assert_int_equal(now.n_rounds, then.n_rounds);
     assert_memory_equal(&before, &after, sizeof(before));
@@ -385,7 +393,7 @@ static void test_dry_run(void **state)
     assert_int_equal(dry[0].n_kept_more, 1);
 
     assert_int_equal(tkv_session_round(a.session, NULL, &a.why), 0);
-    tkv_session_gate_stats(a.session, 0, &after);
+    gate_stats(&a, 0, &after);
     assert_int_equal(after.n_dropped, dry[0].n_dropped);
     assert_int_equal(after.n_surplus_tokens - before.n_surplus_tokens, dry[0].n_surplus_tokens);
     assert_memory_equal(&after.measure, &dry[0].measure, sizeof(after.measure));

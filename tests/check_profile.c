@@ -273,6 +273,10 @@ static const struct mutation mutations[] = {
     {"offset_max: 1024", "offset_max: 0", "25:17: ", "offset_max"},
     {"k: tq4", "k: tq5", "27:8: ", "tq4"},
     {"v: tq3", "v: tq4-qjl", "28:8: ", "keys only"},
+    {"  bits:", "  gate:\n    probes: 4\n  bits:", "27:5: ", "\"surplus\" is missing"},
+    {"  bits:", "  gate:\n    surplus: 64\n    probes: 0\n  bits:", "28:13: ", "gate.probes"},
+    {"  bits:", "  gate:\n    lost_mass: -1\n  bits:", "27:16: ", "gate.lost_mass"},
+    {"  bits:", "  gate:\n    mass: 1\n  bits:", "27:5: ", "unknown key \"mass\""},
     {"bits:", "bit:", "26:3: ", "did you mean \"bits\""},
     {"[0, 2]", "[0, 3]", "30:19: ", "from 0 to 2"},
     {"[0, 2]", "[]", "30:15: ", "a list of layer numbers"},
@@ -296,6 +300,29 @@ static const struct mutation mutations[] = {
     {"statistics:", "statistic:", "34:1: ", "did you mean \"statistics\""},
     {"  n_tokens", "  data: x\n  data: y\n  n_tokens", "36:3: ", "already there"},
 };
+
+/* Limits that a gate does not name do not bind. */
+static void check_gate(void **state)
+{
+    char *good = good_profile();
+    char *text = replace(
+        good, "  bits:", "  gate:\n    lost_mass: 0.25\n    surplus: 64\n    probes: 16\n  bits:");
+    struct tkv_diag diag;
+    struct tkv_profile *p = parse(text, &diag);
+
+    (void)state;
+    assert_non_null(p);
+    assert_int_equal(p->policy.said,
+                     (TKV_POLICY_ALL & ~(unsigned)TKV_POLICY_ROLLBACK) | TKV_POLICY_GATE);
+    assert_true(p->policy.gate.limits.lost_mass == 0.25f);
+    assert_true(isinf(p->policy.gate.limits.output_error));
+    assert_true(isinf(p->policy.gate.limits.lse_change));
+    assert_int_equal(p->policy.gate.surplus_tokens, 64);
+    assert_int_equal(p->policy.gate.n_probes, 16);
+    tkv_profile_unref(&p);
+    free(text);
+    free(good);
+}
 
 static void check_mutations(void **state)
 {
@@ -500,10 +527,11 @@ static void check_shipped(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(check_good),      cmocka_unit_test(check_mutations),
-        cmocka_unit_test(check_errors),    cmocka_unit_test(check_values),
-        cmocka_unit_test(check_hash),      cmocka_unit_test(check_truncated),
-        cmocka_unit_test(check_directory), cmocka_unit_test(check_shipped),
+        cmocka_unit_test(check_good),      cmocka_unit_test(check_gate),
+        cmocka_unit_test(check_mutations), cmocka_unit_test(check_errors),
+        cmocka_unit_test(check_values),    cmocka_unit_test(check_hash),
+        cmocka_unit_test(check_truncated), cmocka_unit_test(check_directory),
+        cmocka_unit_test(check_shipped),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -66,7 +66,7 @@ static int ask(const struct ctl_context *x, struct tkv_request *r, uint16_t type
                const ProtobufCMessageDescriptor *reply_type)
 {
     Trikv__SessionRequest m = TRIKV__SESSION_REQUEST__INIT;
-    const bool names_session = type == TRIKV_STATS || type == TRIKV_DROP;
+    const bool names_session = type == TRIKV_STATS || type == TRIKV_DROP || type == TRIKV_GATE;
     int e;
 
     m.session = x->session;
@@ -194,7 +194,54 @@ static void print_session(const struct ctl_context *x, const Trikv__SessionStats
     ctl_print_table(stdout, layers, s->n_layer_stats);
 }
 
-int ctl_session_show(const struct ctl_context *x)
+static void describe_gate(struct ctl_record *r, size_t layer, const Trikv__GateStats *g)
+{
+    ctl_add_count(r, "layer", "layer", CTL_COUNT, layer);
+    ctl_add_count(r, "n_probes", "probes", CTL_COUNT, g->n_probes);
+    ctl_add_count(r, "n_dropped", "dropped", CTL_COUNT, g->n_dropped);
+    ctl_add_number(r, "output_error", "output error", CTL_NUMBER, (double)g->output_error);
+    ctl_add_number(r, "lse_change", "LSE change", CTL_NUMBER, (double)g->lse_change);
+    ctl_add_number(r, "lost_mass", "lost mass", CTL_NUMBER, (double)g->lost_mass);
+    ctl_add_count(r, "n_passed", "heads passed", CTL_COUNT, g->n_passed);
+    ctl_add_count(r, "n_kept_more", "kept more", CTL_COUNT, g->n_kept_more);
+    ctl_add_count(r, "n_exceeded", "exceeded", CTL_COUNT, g->n_exceeded);
+    ctl_add_count(r, "n_surplus_tokens", "surplus", CTL_COUNT, g->n_surplus_tokens);
+}
+
+static void print_gate(const struct ctl_context *x, const struct ctl_record *layers, size_t n)
+{
+    if (!x->json) {
+        ctl_print_table(stdout, layers, n);
+        return;
+    }
+    fputs("{\"gate\":\n", stdout);
+    ctl_json_array(stdout, layers, n);
+    puts("}");
+}
+
+static int show_gate(const struct ctl_context *x)
+{
+    struct tkv_request r = TKV_REQUEST_INIT;
+    struct ctl_record *layers;
+    int e = ask(x, &r, TRIKV_GATE, &trikv__gate_reply__descriptor);
+
+    if (!e) {
+        const Trikv__GateReply *m = (const Trikv__GateReply *)r.reply;
+
+        layers = alloc_records(m->n_layers);
+        for (size_t i = 0; layers && i < m->n_layers; i++)
+            describe_gate(&layers[i], i, m->layers[i]);
+        if (layers)
+            print_gate(x, layers, m->n_layers);
+        else
+            e = TRIKV_E_NO_MEMORY;
+        free(layers);
+    }
+    tkv_request_deinit(&r);
+    return e;
+}
+
+static int show_session(const struct ctl_context *x)
 {
     struct tkv_request r = TKV_REQUEST_INIT;
     struct ctl_record *layers;
@@ -214,6 +261,11 @@ int ctl_session_show(const struct ctl_context *x)
     }
     tkv_request_deinit(&r);
     return e;
+}
+
+int ctl_session_show(const struct ctl_context *x)
+{
+    return x->gate ? show_gate(x) : show_session(x);
 }
 
 static void describe_daemon(struct ctl_record *r, const Trikv__DaemonStats *s)

@@ -14,6 +14,7 @@ struct ctl_context {
     double connect_s;   /* how long connecting took */
     uint64_t session;   /* of commands that name one */
     bool json;
+    bool gate;                           /* session show: --gate */
     bool once;                           /* top: print and leave */
     const char *page;                    /* top: --page, or NULL */
     const struct trikv_options *options; /* for commands that connect when they want to */

@@ -23,6 +23,8 @@ static const char help[] =
     "  sessions          your sessions (all of them for root)\n"
     "  prefixes          sessions that ended, stored for others that begin the same\n"
     "  session show ID   one session, layer by layer\n"
+    "                    --gate: what a round would drop now, and what the coherence\n"
+    "                    gate says to it; nothing is changed\n"
     "  drop ID           end a session, its client gets an error at its next request; or\n"
     "                    forget a stored prefix\n"
     "  profiles          the calibrated models the daemon knows\n"
@@ -135,11 +137,15 @@ static int read_command(char **words, int n_words, struct arguments *a)
 /* 0: go on; -1: done; else the exit status. */
 static int read_options(int argc, char **argv, struct arguments *a)
 {
-    static const struct option options[] = {
-        {"json", no_argument, NULL, 'j'},          {"socket", required_argument, NULL, 's'},
-        {"timeout", required_argument, NULL, 't'}, {"help", no_argument, NULL, 'h'},
-        {"version", no_argument, NULL, 'V'},       {"page", required_argument, NULL, 'p'},
-        {"once", no_argument, NULL, '1'},          {NULL, 0, NULL, 0}};
+    static const struct option options[] = {{"json", no_argument, NULL, 'j'},
+                                            {"socket", required_argument, NULL, 's'},
+                                            {"timeout", required_argument, NULL, 't'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {"version", no_argument, NULL, 'V'},
+                                            {"page", required_argument, NULL, 'p'},
+                                            {"once", no_argument, NULL, '1'},
+                                            {"gate", no_argument, NULL, 'g'},
+                                            {NULL, 0, NULL, 0}};
 
     for (int o; (o = getopt_long(argc, argv, "s:t:hV1", options, NULL)) != -1;) {
         switch (o) {
@@ -147,6 +153,7 @@ static int read_options(int argc, char **argv, struct arguments *a)
         case 's': a->context.socket = optarg; break;
         case 'p': a->context.page = optarg; break;
         case '1': a->context.once = true; break;
+        case 'g': a->context.gate = true; break;
         case 't':
             if (!read_timeout(optarg, &a->timeout_ms))
                 return wrong_usage("--timeout wants seconds, 0.001 to 86400", optarg);
