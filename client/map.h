@@ -19,11 +19,11 @@ struct trikv_map {
     uint32_t n_layers;
     uint64_t *n_seen;                 /* [n_layers] */
     struct tkv_cache *caches;         /* [n_layers]; point to the rest */
-    struct tkv_block_layout *layouts; /* [n_layers] */
+    struct tkv_block_layout *layouts; /* of a layer one, or as many as it says */
     struct tkv_head *heads;
     struct tkv_block *blocks;
     float *sinks;
-    struct tkv_coder **coders; /* [2 * n_layers], each in memory of its own */
+    struct tkv_coder **coders; /* two for each layout at most, each in memory of its own */
     uint32_t n_coders;
     void *scratch;
     size_t scratch_bytes;

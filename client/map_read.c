@@ -7,6 +7,8 @@
 
 #include "core/codec.h"
 
+enum { MAX_LAYOUTS = 16 }; /* of a layer: more than there are codecs to mix */
+
 /* Where the parts of the payload are, in its own memory. */
 struct parts {
     const struct trikv_map_header *header;
@@ -14,9 +16,11 @@ struct parts {
     const struct trikv_map_head *heads;
     const struct trikv_map_block *blocks;
     const float *sinks;
+    const struct trikv_map_layout *layouts;
     uint32_t heads_left; /* not given to a layer yet */
     uint64_t blocks_left;
     uint64_t sinks_left;
+    uint64_t layouts_left;
 };
 
 static const char *check_header(const struct trikv_map *m, const struct trikv_map_header *h)
@@ -28,7 +32,8 @@ static const char *check_header(const struct trikv_map *m, const struct trikv_ma
         return "map and message differ";
     if (h->n_layers == 0 || h->n_layers > TRIKV_MAX_LAYERS ||
         h->n_heads > TRIKV_MAX_LAYERS * TRIKV_MAX_HEADS || h->n_blocks > h->arena_bytes / 64 ||
-        h->n_sinks > TRIKV_MAX_LAYERS * TRIKV_MAX_HEADS)
+        h->n_sinks > TRIKV_MAX_LAYERS * TRIKV_MAX_HEADS ||
+        h->n_layouts > TRIKV_MAX_LAYERS * MAX_LAYOUTS)
         return "it counts too much";
     if (h->pin_value == 0 || h->pin_offset % sizeof(uint64_t) != 0 ||
         h->pin_offset > h->arena_bytes - sizeof(uint64_t))
@@ -59,11 +64,13 @@ static const char *find_parts(const struct trikv_map *m, const void *payload, si
     *p = (struct parts){.header = h,
                         .heads_left = h->n_heads,
                         .blocks_left = h->n_blocks,
-                        .sinks_left = h->n_sinks};
+                        .sinks_left = h->n_sinks,
+                        .layouts_left = h->n_layouts};
     p->layers = part(payload, &at, h->n_layers * sizeof(*p->layers));
     p->heads = part(payload, &at, h->n_heads * sizeof(*p->heads));
     p->blocks = part(payload, &at, h->n_blocks * sizeof(*p->blocks));
     p->sinks = part(payload, &at, h->n_sinks * sizeof(*p->sinks));
+    p->layouts = part(payload, &at, h->n_layouts * sizeof(*p->layouts));
     return at == bytes ? NULL : "its length does not fit its parts";
 }
 
@@ -123,7 +130,7 @@ static bool take_tier(const struct trikv_map *m, const struct trikv_map_tier *t,
     return true;
 }
 
-static bool take_blocks(const struct trikv_map *m, struct parts *p, uint32_t block_bytes,
+static bool take_blocks(const struct trikv_map *m, struct parts *p, const struct tkv_cache *c,
                         struct tkv_head *head)
 {
     const uint32_t n = p->heads->n_blocks;
@@ -133,13 +140,15 @@ static bool take_blocks(const struct trikv_map *m, struct parts *p, uint32_t blo
     for (uint32_t b = 0; b < n; b++) {
         const struct trikv_map_block *from = &p->blocks[b];
 
-        if (from->block_offset % 64 != 0 || from->block_offset > m->arena_bytes ||
-            block_bytes > m->arena_bytes - from->block_offset || from->first_position < 0 ||
-            from->n_tokens == 0 || from->n_tokens > TKV_BLOCK_TOKENS)
+        if (from->layout >= c->n_tiers || from->block_offset % 64 != 0 ||
+            from->block_offset > m->arena_bytes ||
+            c->tiers[from->layout].bytes > m->arena_bytes - from->block_offset ||
+            from->first_position < 0 || from->n_tokens == 0 || from->n_tokens > TKV_BLOCK_TOKENS)
             return false;
         head->blocks[b] = (struct tkv_block){.id = {from->block_offset / 64 << TKV_SLAB_BITS},
                                              .first_position = from->first_position,
-                                             .n_tokens = (uint16_t)from->n_tokens};
+                                             .n_tokens = from->n_tokens,
+                                             .tier = from->layout};
     }
     head->n_blocks = head->cap_blocks = n;
     head->n_cold = p->heads->n_tokens;
@@ -159,7 +168,7 @@ static const char *take_heads(const struct trikv_map *m, struct parts *p, struct
     p->heads_left -= n;
     for (uint32_t h = 0; h < n; h++) {
         heads[h].blocks = blocks;
-        if (!take_blocks(m, p, (uint32_t)c->tiers->bytes, &heads[h]))
+        if (!take_blocks(m, p, c, &heads[h]))
             return "a block lies outside the arena, or is not whole";
         blocks += heads[h].n_blocks;
     }
@@ -167,25 +176,64 @@ static const char *take_heads(const struct trikv_map *m, struct parts *p, struct
     return NULL;
 }
 
-static const char *take_layer(struct trikv_map *m, struct parts *p, const struct trikv_map_layer *l,
-                              struct tkv_block_layout *layout, struct tkv_cache *c)
+static const char *take_layout(struct trikv_map *m, const struct tkv_shape *shape,
+                               const struct trikv_map_layout *from, struct tkv_block_layout *layout)
 {
-    const struct tkv_coder *k, *v;
+    const struct tkv_coder *k = coder_get(m, from->codec_k, shape->head_dim_k);
+    const struct tkv_coder *v = k ? coder_get(m, from->codec_v, shape->head_dim_v) : NULL;
 
-    *c = (struct tkv_cache){.kn = &m->kn, .base = m->base, .tiers = layout, .n_tiers = 1};
+    if (!k || !v || v->codec->qjl)
+        return "a layer has a codec that is not known here";
+    if (from->n_score_heads > tkv_group(shape))
+        return "a layer's numbers are out of range";
+    tkv_block_layout_init(layout, k, v, from->n_score_heads);
+    return layout->bytes == from->block_bytes ? NULL : "blocks have another size here";
+}
+
+/* Queries are turned once for all of a layer's layouts, and outputs turned back once. */
+static bool mixes(const struct tkv_block_layout *a, const struct tkv_block_layout *b)
+{
+    return a->k->codec->rotated == b->k->codec->rotated &&
+           a->v->codec->rotated == b->v->codec->rotated && !a->k->codec->qjl && !b->k->codec->qjl;
+}
+
+/* The layer's own layout, or those of the list that are next. */
+static const char *take_layouts(struct trikv_map *m, struct parts *p,
+                                const struct trikv_map_layer *l, struct tkv_block_layout *layouts,
+                                struct tkv_cache *c)
+{
+    const struct trikv_map_layout own = {l->codec_k, l->codec_v, l->block_bytes, l->n_score_heads};
+    const struct trikv_map_layout *from = l->n_layouts > 0 ? p->layouts : &own;
+    const char *why = NULL;
+
+    if (l->n_layouts > p->layouts_left || l->n_layouts > MAX_LAYOUTS)
+        return "a layer has layouts that are not there";
+    c->tiers = layouts;
+    c->n_tiers = l->n_layouts > 0 ? l->n_layouts : 1;
+    for (uint32_t i = 0; !why && i < c->n_tiers; i++) {
+        why = take_layout(m, &c->shape, &from[i], &layouts[i]);
+        if (!why && !mixes(&layouts[0], &layouts[i]) && i > 0)
+            why = "a layer mixes what cannot be mixed";
+    }
+    p->layouts += l->n_layouts;
+    p->layouts_left -= l->n_layouts;
+    return why;
+}
+
+static const char *take_layer(struct trikv_map *m, struct parts *p, const struct trikv_map_layer *l,
+                              struct tkv_block_layout *layouts, struct tkv_cache *c)
+{
+    const char *why;
+
+    *c = (struct tkv_cache){.kn = &m->kn, .base = m->base};
     c->shape = (struct tkv_shape){l->n_q_heads, l->n_kv_heads, l->head_dim_k, l->head_dim_v};
     c->attn = (struct tkv_attn_params){
         .scale = l->scale, .softcap = l->softcap, .window_tokens = l->window_tokens};
-    if (!shape_is_sound(&c->shape) || !isfinite(l->scale) || !isfinite(l->softcap) ||
-        l->n_score_heads > tkv_group(&c->shape))
+    if (!shape_is_sound(&c->shape) || !isfinite(l->scale) || !isfinite(l->softcap))
         return "a layer's numbers are out of range";
-    k = coder_get(m, l->codec_k, l->head_dim_k);
-    v = k ? coder_get(m, l->codec_v, l->head_dim_v) : NULL;
-    if (!k || !v || v->codec->qjl)
-        return "a layer has a codec that is not known here";
-    tkv_block_layout_init(layout, k, v, l->n_score_heads);
-    if (layout->bytes != l->block_bytes)
-        return "blocks have another size here";
+    why = take_layouts(m, p, l, layouts, c);
+    if (why)
+        return why;
     if ((l->n_sinks != 0 && l->n_sinks != l->n_q_heads) || l->n_sinks > p->sinks_left)
         return "a layer has sinks that are not there";
     p->sinks_left -= l->n_sinks;
@@ -200,11 +248,11 @@ static bool make_tables(struct trikv_map *m, const struct trikv_map_header *h)
     m->n_layers = h->n_layers;
     m->n_seen = calloc(h->n_layers, sizeof(*m->n_seen));
     m->caches = calloc(h->n_layers, sizeof(*m->caches));
-    m->layouts = calloc(h->n_layers, sizeof(*m->layouts));
+    m->layouts = calloc(h->n_layers + h->n_layouts, sizeof(*m->layouts));
     m->heads = calloc((size_t)h->n_heads + 1, sizeof(*m->heads));
     m->blocks = calloc(h->n_blocks + 1, sizeof(*m->blocks));
     m->sinks = calloc(h->n_sinks + 1, sizeof(*m->sinks));
-    m->coders = calloc(2 * (size_t)h->n_layers, sizeof(*m->coders));
+    m->coders = calloc(2 * (h->n_layers + h->n_layouts), sizeof(*m->coders));
     return m->n_seen && m->caches && m->layouts && m->heads && m->blocks && m->sinks && m->coders;
 }
 
@@ -214,6 +262,7 @@ const char *tkv_map_read(struct trikv_map *m, const void *payload, size_t bytes)
     const char *why = find_parts(m, payload, bytes, &p);
     struct tkv_head *heads;
     struct tkv_block *blocks;
+    struct tkv_block_layout *layouts;
     const float *sinks;
 
     if (why)
@@ -225,20 +274,23 @@ const char *tkv_map_read(struct trikv_map *m, const void *payload, size_t bytes)
     memcpy(m->sinks, p.sinks, p.header->n_sinks * sizeof(*m->sinks));
     heads = m->heads;
     blocks = m->blocks;
+    layouts = m->layouts;
     sinks = m->sinks;
     for (uint32_t i = 0; !why && i < m->n_layers; i++) {
         struct tkv_cache *c = &m->caches[i];
 
         m->n_seen[i] = p.layers[i].n_seen;
-        why = take_layer(m, &p, &p.layers[i], &m->layouts[i], c);
+        why = take_layer(m, &p, &p.layers[i], layouts, c);
         if (!why)
             why = take_heads(m, &p, c, heads, blocks);
         c->sinks = p.layers[i].n_sinks ? sinks : NULL;
         sinks += p.layers[i].n_sinks;
+        layouts += c->n_tiers;
         heads += c->shape.n_kv_heads;
         blocks = m->blocks + (p.header->n_blocks - p.blocks_left);
     }
-    return why || (p.heads_left == 0 && p.blocks_left == 0 && p.sinks_left == 0)
+    return why || (p.heads_left == 0 && p.blocks_left == 0 && p.sinks_left == 0 &&
+                   p.layouts_left == 0)
                ? why
                : "it has more than its layers need";
 }

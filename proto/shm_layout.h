@@ -74,6 +74,7 @@ _Static_assert(offsetof(struct trikv_table_entry, reserved) == 40, "table entry 
  *   struct trikv_map_head [n_heads], layer by layer
  *   struct trikv_map_block [n_blocks], head by head, ascending in position
  *   float sinks [n_sinks], of the layers that have any
+ *   struct trikv_map_layout [n_layouts], of the layers that have several
  * Offsets are in bytes from the start of the arena. Nothing that they lead to changes while the
  * 8 bytes at pin_offset (read atomically) are pin_value.
  */
@@ -91,7 +92,8 @@ struct trikv_map_header {
     uint32_t n_heads;
     uint64_t n_blocks;
     uint64_t n_sinks;
-    uint8_t reserved[56]; /* zero */
+    uint64_t n_layouts;
+    uint8_t reserved[48]; /* zero */
 };
 _Static_assert(sizeof(struct trikv_map_header) == 128, "map header is 128 bytes");
 _Static_assert(offsetof(struct trikv_map_header, generation) == 8, "map header layout");
@@ -103,7 +105,8 @@ _Static_assert(offsetof(struct trikv_map_header, n_layers) == 48, "map header la
 _Static_assert(offsetof(struct trikv_map_header, n_heads) == 52, "map header layout");
 _Static_assert(offsetof(struct trikv_map_header, n_blocks) == 56, "map header layout");
 _Static_assert(offsetof(struct trikv_map_header, n_sinks) == 64, "map header layout");
-_Static_assert(offsetof(struct trikv_map_header, reserved) == 72, "map header layout");
+_Static_assert(offsetof(struct trikv_map_header, n_layouts) == 72, "map header layout");
+_Static_assert(offsetof(struct trikv_map_header, reserved) == 80, "map header layout");
 
 /* Half tiers: K [n_kv_heads][cap][head_dim_k] from the first token held on, V likewise, halves. */
 struct trikv_map_tier {
@@ -130,7 +133,7 @@ struct trikv_map_layer {
     uint32_t block_bytes;
     uint64_t n_seen;
     uint32_t n_rounds;
-    uint32_t reserved; /* 0 */
+    uint32_t n_layouts; /* 0: all blocks have the one above; else blocks say which of these */
     struct trikv_map_tier pinned;
     struct trikv_map_tier tail;
 };
@@ -149,9 +152,21 @@ struct trikv_map_head {
 struct trikv_map_block {
     uint64_t block_offset; /* multiple of 64 */
     int32_t first_position;
-    uint32_t n_tokens; /* 1..64 */
+    uint16_t n_tokens; /* 1..64 */
+    uint16_t layout;   /* of the layer's layouts; 0 if there is one */
+};
+
+/* How blocks are laid out; none of a layer's several has a sketch. */
+struct trikv_map_layout {
+    uint32_t codec_k; /* core/codec.h ids */
+    uint32_t codec_v;
+    uint32_t block_bytes;
+    uint32_t n_score_heads;
 };
 _Static_assert(sizeof(struct trikv_map_head) == 8, "map head is 8 bytes");
 _Static_assert(sizeof(struct trikv_map_block) == 16, "map block is 16 bytes");
+_Static_assert(offsetof(struct trikv_map_block, n_tokens) == 12, "map block layout");
+_Static_assert(offsetof(struct trikv_map_block, layout) == 14, "map block layout");
+_Static_assert(sizeof(struct trikv_map_layout) == 16, "map layout is 16 bytes");
 
 #endif /* TRIKV_PROTO_SHM_LAYOUT_H */

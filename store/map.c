@@ -21,10 +21,6 @@ int tkv_session_pin(struct tkv_session *s, uint64_t value, struct tkv_report *wh
 {
     int e;
 
-    if (tkv_session_plans(s)) /* the map has one codec for each layer */
-        return tkv_fail(why, TRIKV_E_STATE,
-                        "a session of method default cannot be mapped: its KV heads have codecs of "
-                        "their own");
     e = tkv_arena_buffer(s->arena, PIN_BYTES, &s->pin, why);
     if (e)
         return e;
@@ -50,7 +46,13 @@ struct counts {
     uint32_t n_heads;
     uint64_t n_blocks;
     uint64_t n_sinks;
+    uint64_t n_layouts;
 };
+
+static uint32_t count_layouts(const struct tkv_layer *l)
+{
+    return l->ladder ? l->ladder->n_tiers : 0;
+}
 
 static struct counts count_parts(const struct tkv_session *s)
 {
@@ -61,6 +63,7 @@ static struct counts count_parts(const struct tkv_session *s)
 
         n.n_heads += l->config.shape.n_kv_heads;
         n.n_sinks += l->sinks ? l->config.shape.n_q_heads : 0;
+        n.n_layouts += count_layouts(l);
         for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)
             n.n_blocks += l->heads[h].n_blocks;
     }
@@ -73,6 +76,7 @@ struct parts {
     struct trikv_map_head *heads;
     struct trikv_map_block *blocks;
     float *sinks;
+    struct trikv_map_layout *layouts;
     size_t bytes;
 };
 
@@ -93,6 +97,7 @@ static struct parts lay_out(const struct tkv_session *s, const struct counts *n,
     p.heads = part(map, &p.bytes, n->n_heads * sizeof(*p.heads));
     p.blocks = part(map, &p.bytes, n->n_blocks * sizeof(*p.blocks));
     p.sinks = part(map, &p.bytes, n->n_sinks * sizeof(*p.sinks));
+    p.layouts = part(map, &p.bytes, n->n_layouts * sizeof(*p.layouts));
     return p;
 }
 
@@ -124,12 +129,13 @@ static struct trikv_map_layer map_layer(const struct tkv_session *s, const struc
         .softcap = c->attn.softcap,
         .window_tokens = c->attn.window_tokens,
         .n_sinks = l->sinks ? c->shape.n_q_heads : 0,
-        .codec_k = (uint32_t)c->codec_k->id,
-        .codec_v = (uint32_t)c->codec_v->id,
+        .codec_k = (uint32_t)l->layout.k->codec->id,
+        .codec_v = (uint32_t)l->layout.v->codec->id,
         .n_score_heads = l->layout.n_score_heads,
         .block_bytes = (uint32_t)l->layout.bytes,
         .n_seen = l->n_seen,
         .n_rounds = l->n_rounds,
+        .n_layouts = count_layouts(l),
         .pinned = map_tier(s, l, &l->pinned),
         .tail = map_tier(s, l, &l->tail),
     };
@@ -145,7 +151,20 @@ static void map_heads(const struct tkv_layer *l, struct parts *p)
             *p->blocks++ =
                 (struct trikv_map_block){.block_offset = tkv_block_offset(head->blocks[b].id),
                                          .first_position = head->blocks[b].first_position,
-                                         .n_tokens = head->blocks[b].n_tokens};
+                                         .n_tokens = head->blocks[b].n_tokens,
+                                         .layout = head->blocks[b].tier};
+    }
+}
+
+static void map_layouts(const struct tkv_layer *l, struct parts *p)
+{
+    for (uint32_t t = 0; t < count_layouts(l); t++) {
+        const struct tkv_block_layout *layout = &l->ladder->tiers[t];
+
+        *p->layouts++ = (struct trikv_map_layout){.codec_k = (uint32_t)layout->k->codec->id,
+                                                  .codec_v = (uint32_t)layout->v->codec->id,
+                                                  .block_bytes = (uint32_t)layout->bytes,
+                                                  .n_score_heads = layout->n_score_heads};
     }
 }
 
@@ -175,12 +194,14 @@ void tkv_session_map(const struct tkv_session *s, void *map)
         .n_heads = n.n_heads,
         .n_blocks = n.n_blocks,
         .n_sinks = n.n_sinks,
+        .n_layouts = n.n_layouts,
     };
     for (uint32_t i = 0; i < s->config.n_layers; i++) {
         const struct tkv_layer *l = &s->layers[i];
 
         p.layers[i] = map_layer(s, l);
         map_heads(l, &p);
+        map_layouts(l, &p);
         if (l->sinks)
             memcpy(p.sinks, l->sinks, p.layers[i].n_sinks * sizeof(float));
         p.sinks += p.layers[i].n_sinks;
