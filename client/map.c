@@ -208,6 +208,11 @@ static int find_positions(const struct trikv_map *m, const struct tkv_cache *c,
             return tkv_fail(why, TRIKV_E_POSITION,
                             "layer %u: position of query %u is %d, want increasing from 0",
                             t->layer, i, t->positions[i]);
+    if (t->positions && t->positions[0] < m->first_query[t->layer])
+        return tkv_fail(why, TRIKV_E_POSITION,
+                        "layer %u: a query at %d looks back %u tokens, some of which are gone: "
+                        "queries from %d on see all of their window",
+                        t->layer, t->positions[0], c->attn.window_tokens, m->first_query[t->layer]);
     return 0;
 }
 

@@ -18,6 +18,7 @@ struct trikv_map {
     uint64_t pin_value;
     uint32_t n_layers;
     uint64_t *n_seen;                 /* [n_layers] */
+    int32_t *first_query;             /* [n_layers] queries before it would miss keys */
     struct tkv_cache *caches;         /* [n_layers]; point to the rest */
     struct tkv_block_layout *layouts; /* of a layer one, or as many as it says */
     struct tkv_head *heads;

@@ -247,13 +247,15 @@ static bool make_tables(struct trikv_map *m, const struct trikv_map_header *h)
 {
     m->n_layers = h->n_layers;
     m->n_seen = calloc(h->n_layers, sizeof(*m->n_seen));
+    m->first_query = calloc(h->n_layers, sizeof(*m->first_query));
     m->caches = calloc(h->n_layers, sizeof(*m->caches));
     m->layouts = calloc(h->n_layers + h->n_layouts, sizeof(*m->layouts));
     m->heads = calloc((size_t)h->n_heads + 1, sizeof(*m->heads));
     m->blocks = calloc(h->n_blocks + 1, sizeof(*m->blocks));
     m->sinks = calloc(h->n_sinks + 1, sizeof(*m->sinks));
     m->coders = calloc(2 * (h->n_layers + h->n_layouts), sizeof(*m->coders));
-    return m->n_seen && m->caches && m->layouts && m->heads && m->blocks && m->sinks && m->coders;
+    return m->n_seen && m->first_query && m->caches && m->layouts && m->heads && m->blocks &&
+           m->sinks && m->coders;
 }
 
 const char *tkv_map_read(struct trikv_map *m, const void *payload, size_t bytes)
@@ -280,6 +282,7 @@ const char *tkv_map_read(struct trikv_map *m, const void *payload, size_t bytes)
         struct tkv_cache *c = &m->caches[i];
 
         m->n_seen[i] = p.layers[i].n_seen;
+        m->first_query[i] = p.layers[i].first_query;
         why = take_layer(m, &p, &p.layers[i], layouts, c);
         if (!why)
             why = take_heads(m, &p, c, heads, blocks);
@@ -301,6 +304,7 @@ void tkv_map_forget(struct trikv_map *m)
         free(m->coders[i]);
     free(m->coders);
     free(m->n_seen);
+    free(m->first_query);
     free(m->caches);
     free(m->layouts);
     free(m->heads);

@@ -134,10 +134,12 @@ struct trikv_map_layer {
     uint64_t n_seen;
     uint32_t n_rounds;
     uint32_t n_layouts; /* 0: all blocks have the one above; else blocks say which of these */
+    int32_t first_query; /* queries before this position miss keys that have left the window */
+    uint32_t reserved;
     struct trikv_map_tier pinned;
     struct trikv_map_tier tail;
 };
-_Static_assert(sizeof(struct trikv_map_layer) == 128, "map layer is 128 bytes");
+_Static_assert(sizeof(struct trikv_map_layer) == 136, "map layer is 136 bytes");
 _Static_assert(offsetof(struct trikv_map_layer, scale) == 16, "map layer layout");
 _Static_assert(offsetof(struct trikv_map_layer, codec_k) == 32, "map layer layout");
 _Static_assert(offsetof(struct trikv_map_layer, n_seen) == 48, "map layer layout");

@@ -104,6 +104,15 @@ static int check_triattention_layer(const struct tkv_session_config *c, uint32_t
 {
     const struct tkv_layer_config *l = &c->layers[layer];
 
+    if (tkv_layer_config_slides(c, l)) {
+        if (c->eviction_mode != TKV_PER_LAYER_PERHEAD)
+            return tkv_fail(
+                why, TRIKV_E_ARGUMENT,
+                "layer %u: window_tokens is %u, so it keeps other tokens than the rest; "
+                "eviction_mode %s keeps one set for all layers",
+                layer, l->attn.window_tokens, tkv_eviction_mode_names[c->eviction_mode]);
+        return check_budget(c, layer, why);
+    }
     if (!l->stats)
         return tkv_fail(why, TRIKV_E_ARGUMENT,
                         "layer %u: method triattention needs calibrated statistics", layer);

@@ -44,11 +44,17 @@ void tkv_checkpoint_destroy(struct tkv_session *s, struct tkv_layer *l)
     l->checkpoint.heads = NULL;
 }
 
+/* Do blocks of a layer ever go? */
+static bool drops_blocks(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    return tkv_session_evicts(s) || l->slides;
+}
+
 int tkv_checkpoint_prepare(struct tkv_session *s, struct tkv_layer *l, struct tkv_report *why)
 {
     int e = 0;
 
-    if (s->config.rollback_tokens == 0 || !tkv_session_evicts(s))
+    if (s->config.rollback_tokens == 0 || !drops_blocks(s, l))
         return 0;
     for (uint32_t h = 0; !e && h < l->config.shape.n_kv_heads; h++)
         e = tkv_head_own(s, &l->checkpoint.next[h], l->heads[h].cap_blocks, why);
@@ -79,6 +85,7 @@ void tkv_checkpoint_take(struct tkv_session *s, struct tkv_layer *l)
     c->first = l->tail.first;
     c->n = l->tail.n;
     c->n_rounds = l->n_rounds;
+    c->first_query = l->first_query;
 }
 
 void tkv_checkpoint_drop(struct tkv_session *s, struct tkv_layer *l)
@@ -91,13 +98,14 @@ void tkv_checkpoint_drop(struct tkv_session *s, struct tkv_layer *l)
 void tkv_checkpoint_restore(struct tkv_session *s, struct tkv_layer *l)
 {
     struct tkv_checkpoint *c = &l->checkpoint;
-    const uint32_t n_warm = c->n > s->config.recent_tokens ? c->n - s->config.recent_tokens : 0;
+    const uint32_t recent = tkv_layer_recent(s, l);
+    const uint32_t n_warm = c->n > recent ? c->n - recent : 0;
 
     for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++) {
         struct tkv_head *head = &l->heads[h];
 
         s->n_evicted -= c->heads[h].n_cold + n_warm - head->n_cold;
-        if (tkv_session_evicts(s)) {
+        if (drops_blocks(s, l)) {
             tkv_head_release(s, head);
             *head = c->heads[h];
         } else {
@@ -109,6 +117,7 @@ void tkv_checkpoint_restore(struct tkv_session *s, struct tkv_layer *l)
     tkv_tier_rewind(&l->tail, &l->config.shape, c->first, c->n);
     l->n_seen = c->n_seen;
     l->n_rounds = c->n_rounds;
+    l->first_query = c->first_query;
     l->floor = c->floor;
     c->is_live = false;
     s->generation++;

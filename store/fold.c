@@ -3,7 +3,7 @@
  * whenever it is full, so encoding is spread evenly over appends, and a round (round.c) has to do with
  * codes only. Room in the tables and the arena was prepared (tkv_round_prepare).
  *
- * A block has the mean of its own tokens if no token is ever dropped. Where tokens are dropped,
+ * A block has the mean of its own tokens if tokens are never dropped, or in whole blocks only. Where tokens are dropped,
  * survivors of many blocks meet in one, which needs the same mean in all: there it is zero, because a
  * mean of the first tokens turns away from later keys with their RoPE phases, which was measured to
  * be worse than none (tests/check_kv_quality.c).
@@ -46,11 +46,11 @@ static void encode(const struct fold *f, size_t kv_head, uint32_t first, uint32_
     uint8_t mean[TKV_MAX_MEAN_BYTES] = {0};
 
     kn->f16_to_f32(x, l->tail.k + at * dk, n * dk);
-    if (!tkv_session_evicts(f->s))
+    if (!tkv_layer_evicts(f->s, l))
         tkv_code_mean(l->layout.k, kn, TKV_KEYS, x, n, mean);
     tkv_encode_keys(l->layout.k, kn, mean, x, n, block);
     kn->f16_to_f32(x, l->tail.v + at * dv, n * dv);
-    if (!tkv_session_evicts(f->s))
+    if (!tkv_layer_evicts(f->s, l))
         tkv_code_mean(l->layout.v, kn, TKV_VALUES, x, n, mean);
     tkv_encode_values(l->layout.v, kn, mean, x, n, tkv_block_values(&l->layout, block));
     for (uint32_t g = 0; g < l->layout.n_score_heads; g++) {
@@ -120,5 +120,6 @@ void tkv_layer_fold(struct tkv_session *s, struct tkv_layer *l, void *memory,
         l->heads[h].n_cold += n_warm;
     }
     tkv_tail_drop(&l->tail, &l->config.shape, n_warm);
+    tkv_layer_slide(s, l);
     s->generation++;
 }

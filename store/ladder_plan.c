@@ -275,6 +275,14 @@ static uint16_t rank_of(const struct planning *p, uint32_t tier)
     return (uint16_t)count_tiers(p->plan.tiers & ((1u << tier) - 1));
 }
 
+/* So many tokens after it no query sees a token any more. */
+static uint32_t within_window(const struct tkv_layer *l, uint32_t reach_tokens)
+{
+    const uint32_t window = l->config.attn.window_tokens;
+
+    return window > 0 && window < reach_tokens ? window : reach_tokens;
+}
+
 static void fill_ladder(const struct planning *p, struct tkv_layer *l,
                         const struct tkv_plan_choice *choices)
 {
@@ -293,7 +301,7 @@ static void fill_ladder(const struct planning *p, struct tkv_layer *l,
         ladder->rungs[h] = (struct tkv_rung){
             .tier = rank_of(p, choices[h].tier),
             .open_tier = rank_of(p, tkv_plan_open_tier(&p->plan, choices[h])),
-            .reach_tokens = choices[h].reach_tokens,
+            .reach_tokens = within_window(l, choices[h].reach_tokens),
         };
     l->layout = ladder->tiers[0];
 }

@@ -136,6 +136,7 @@ static struct trikv_map_layer map_layer(const struct tkv_session *s, const struc
         .n_seen = l->n_seen,
         .n_rounds = l->n_rounds,
         .n_layouts = count_layouts(l),
+        .first_query = l->first_query,
         .pinned = map_tier(s, l, &l->pinned),
         .tail = map_tier(s, l, &l->tail),
     };

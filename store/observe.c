@@ -45,7 +45,7 @@ bool tkv_mass_create(struct tkv_session *s, struct tkv_layer *l, const struct tk
 {
     const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
 
-    if (!tkv_session_observes(s))
+    if (!tkv_session_observes(s) || l->slides)
         return true;
     l->mass = tkv_session_alloc(s, n_kv_heads * sizeof(*l->mass));
     for (uint32_t h = 0; l->mass && h < n_kv_heads; h++) {
@@ -140,7 +140,7 @@ static struct work work_layout(const struct tkv_layer *l, uint8_t *base)
 
 size_t tkv_observe_bytes(const struct tkv_session *s, const struct tkv_layer *l)
 {
-    if (!tkv_session_observes(s))
+    if (!tkv_session_observes(s) || !l->mass)
         return 0;
     return l->config.shape.n_kv_heads * work_layout(l, NULL).bytes;
 }
@@ -259,9 +259,12 @@ static int32_t first_position(const struct tkv_session *s, const struct tkv_laye
 void tkv_observe(const struct tkv_session *s, const struct tkv_layer *l,
                  const struct tkv_queries *q, void *memory, const struct tkv_exec *exec)
 {
-    const int32_t from = first_position(s, l);
     struct observe o = {.s = s, .l = l, .q = q, .memory = memory};
+    int32_t from;
 
+    if (!l->mass)
+        return;
+    from = first_position(s, l);
     o.work_bytes = work_layout(l, NULL).bytes;
     while (o.first < q->n_tokens && q->positions[o.first] < from)
         o.first++;

@@ -85,12 +85,12 @@ uint64_t tkv_round_distance(const struct tkv_session *s, const struct tkv_layer 
 {
     const uint32_t room = l->pinned.most - l->pinned.n + l->tail.most - l->tail.n;
 
-    return tkv_session_evicts(s) ? room + folds_left(s, l) * TKV_BLOCK_TOKENS : UINT64_MAX;
+    return tkv_layer_evicts(s, l) ? room + folds_left(s, l) * TKV_BLOCK_TOKENS : UINT64_MAX;
 }
 
 bool tkv_round_is_near(const struct tkv_session *s, const struct tkv_layer *l)
 {
-    return tkv_session_evicts(s) && folds_left(s, l) == 0;
+    return tkv_layer_evicts(s, l) && folds_left(s, l) == 0;
 }
 
 bool tkv_round_is_due(const struct tkv_session *s, const struct tkv_layer *l)
@@ -102,7 +102,7 @@ bool tkv_round_has_work(const struct tkv_session *s, const struct tkv_layer *l)
 {
     if (tkv_session_plans(s))
         return tkv_layer_warm(s, l) > 0;
-    return tkv_layer_warm(s, l) > 0 || (tkv_session_evicts(s) && most_cold(l) > keep_count(s, l));
+    return tkv_layer_warm(s, l) > 0 || (tkv_layer_evicts(s, l) && most_cold(l) > keep_count(s, l));
 }
 
 /* ---- bounds ----------------------------------------------------------------------------------- */
@@ -121,16 +121,21 @@ static size_t fold_blocks(const struct tkv_session *s, const struct tkv_layer *l
 {
     const uint32_t room = l->pinned.most - l->pinned.n + l->tail.most - l->tail.n;
     const int32_t first = l->tail.n > 0 ? l->tail.positions[0] : l->last_position;
+    /* A fold makes a block for every token if they lie far apart; two folds' may be there. */
+    const size_t spans = last_position - (int64_t)first > TKV_BLOCK_SPAN ? 2 * TKV_BLOCK_TOKENS : 0;
     size_t n = tkv_layer_warm(s, l) > 0;
 
     if (n_new > 0)
         n = n_new > room ? (n_new - room + TKV_BLOCK_TOKENS - 1) / TKV_BLOCK_TOKENS : 0;
-    return n + (last_position > first ? (size_t)(last_position - first) / TKV_BLOCK_SPAN : 0);
+    n += last_position > first ? (size_t)(last_position - first) / TKV_BLOCK_SPAN : 0;
+    if (l->slides && n > tkv_window_blocks(l) + spans)
+        n = tkv_window_blocks(l) + spans;
+    return n;
 }
 
 static bool has_rounds(const struct tkv_session *s, const struct tkv_layer *l, uint32_t n_new)
 {
-    if (!tkv_session_evicts(s))
+    if (!tkv_layer_evicts(s, l))
         return false;
     return n_new > 0 ? tkv_round_distance(s, l) < n_new : tkv_round_has_work(s, l);
 }
@@ -454,6 +459,7 @@ static void score_one(void *arg, size_t kv_head)
 
     tkv_policy_score(r->s, r->l, (uint32_t)kv_head, r->common, head_scores(r, kv_head),
                      head_work(r, kv_head));
+    tkv_window_hide(r->s, r->l, (uint32_t)kv_head, head_scores(r, kv_head));
 }
 
 static void select_one(const struct round *r, size_t kv_head, const float *scores)
@@ -593,7 +599,7 @@ static void round_of_all(struct tkv_session *s, uint8_t *memory, const struct tk
 static void fold_and_round(struct tkv_session *s, struct tkv_layer *l, bool held, uint8_t *memory,
                            const struct tkv_exec *exec)
 {
-    held = held && tkv_round_has_work(s, l);
+    held = held && tkv_layer_evicts(s, l) && tkv_round_has_work(s, l);
     tkv_layer_fold(s, l, memory, exec);
     if (held)
         round_of_layer(s, l, memory, exec);

@@ -91,10 +91,12 @@ static bool layer_make_weights(struct tkv_session *s, struct tkv_layer *l)
 static bool layer_create(struct tkv_session *s, struct tkv_layer *l,
                          const struct tkv_layer_config *c)
 {
-    const bool scores = s->config.method == TKV_METHOD_TRIATTENTION;
     const size_t sink_bytes = c->shape.n_q_heads * sizeof(float);
+    bool scores;
 
     l->config = *c;
+    l->slides = tkv_layer_config_slides(&s->config, c);
+    scores = s->config.method == TKV_METHOD_TRIATTENTION && !l->slides;
     l->last_position = -1;
     if (c->sinks) {
         l->sinks = tkv_shared_alloc(s, sink_bytes);

@@ -42,7 +42,9 @@ struct tkv_checkpoint {
     struct tkv_floor floor;
     uint32_t first, n; /* of the tail */
     uint32_t n_rounds;
-    struct tkv_head *heads; /* [n_kv_heads]; without eviction blocks is NULL: the table has grown */
+    int32_t first_query;
+    struct tkv_head *heads; /* [n_kv_heads]; where nothing is dropped blocks is NULL: the table has
+                             * only grown */
     struct tkv_head *next;  /* [n_kv_heads] tables prepared for the next round's checkpoint */
 };
 
@@ -91,6 +93,8 @@ struct tkv_layer {
     uint64_t n_seen;
     uint32_t n_rounds;
     int32_t last_position; /* -1 before the first token */
+    int32_t first_query;   /* queries before this position would miss keys that left the window */
+    bool slides;           /* the window alone says what stays: window.c */
     struct tkv_floor floor;
     struct tkv_checkpoint checkpoint;
 };
@@ -140,6 +144,8 @@ size_t tkv_shared_bytes(const void *p);
 int tkv_head_own(struct tkv_session *s, struct tkv_head *h, size_t n, struct tkv_report *why);
 void tkv_head_share(struct tkv_session *s, struct tkv_head *to, const struct tkv_head *from);
 void tkv_head_release(struct tkv_session *s, struct tkv_head *h);
+/* Forget the first n blocks of an own table, which hold n_tokens. */
+void tkv_head_drop_front(struct tkv_session *s, struct tkv_head *h, uint32_t n, uint32_t n_tokens);
 /* Forget all blocks but the first n. */
 void tkv_head_cut(struct tkv_session *s, struct tkv_head *h, uint32_t n);
 
@@ -155,9 +161,19 @@ void tkv_checkpoint_share(struct tkv_session *s, struct tkv_layer *to,
                           const struct tkv_layer *from);
 void tkv_checkpoint_destroy(struct tkv_session *s, struct tkv_layer *l);
 
+/* Newest tokens that stay halves: no more than a window sees. */
+static inline uint32_t tkv_layer_recent(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    const uint32_t window = l->config.attn.window_tokens;
+
+    return l->slides && window < s->config.recent_tokens ? window : s->config.recent_tokens;
+}
+
 static inline uint32_t tkv_layer_warm(const struct tkv_session *s, const struct tkv_layer *l)
 {
-    return l->tail.n > s->config.recent_tokens ? l->tail.n - s->config.recent_tokens : 0;
+    const uint32_t recent = tkv_layer_recent(s, l);
+
+    return l->tail.n > recent ? l->tail.n - recent : 0;
 }
 
 static inline bool tkv_layer_full(const struct tkv_layer *l)
@@ -168,6 +184,12 @@ static inline bool tkv_layer_full(const struct tkv_layer *l)
 static inline bool tkv_session_evicts(const struct tkv_session *s)
 {
     return s->config.method != TKV_METHOD_NONE;
+}
+
+/* Does a layer hold rounds? */
+static inline bool tkv_layer_evicts(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    return tkv_session_evicts(s) && !l->slides;
 }
 
 static inline bool tkv_session_plans(const struct tkv_session *s)
@@ -209,6 +231,19 @@ static inline uint64_t tkv_session_ahead(const struct tkv_session *s, const stru
 /* store/check.c: 0, or what is wrong with a config, field and layer named. */
 int tkv_session_check(const struct tkv_session_config *c, struct tkv_report *why);
 int tkv_check_budget(const struct tkv_session_config *c, uint32_t layer, uint32_t tokens,
+                     struct tkv_report *why);
+
+/* store/window.c: does this layer of a (checked) configuration keep its window and nothing else? */
+bool tkv_layer_config_slides(const struct tkv_session_config *c, const struct tkv_layer_config *l);
+/* After a fold: drop what has left the window. */
+void tkv_layer_slide(struct tkv_session *s, struct tkv_layer *l);
+/* The most new blocks of a KV head that are there at a time, however many tokens come. */
+size_t tkv_window_blocks(const struct tkv_layer *l);
+/* Scores of cold tokens that no query sees any more become the lowest. */
+void tkv_window_hide(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head,
+                     float *scores);
+/* Is all there that a query at this position sees? */
+int tkv_window_check(const struct tkv_layer *l, uint32_t layer, int32_t position,
                      struct tkv_report *why);
 
 /* store/tail.c: set the half tiers up; their memory comes with the first own. */

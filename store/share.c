@@ -115,6 +115,15 @@ static void thaw(struct tkv_session *s, struct tkv_head *h)
     header_of(h->blocks)->is_frozen = false;
 }
 
+void tkv_head_drop_front(struct tkv_session *s, struct tkv_head *h, uint32_t n, uint32_t n_tokens)
+{
+    assert(n <= h->n_blocks && !tkv_is_shared(h->blocks));
+    tkv_arena_unref_each(s->arena, &h->blocks->id, sizeof(*h->blocks), n);
+    h->n_blocks -= n;
+    h->n_cold -= n_tokens;
+    memmove(h->blocks, h->blocks + n, h->n_blocks * sizeof(*h->blocks));
+}
+
 void tkv_head_cut(struct tkv_session *s, struct tkv_head *h, uint32_t n)
 {
     assert(n <= h->n_blocks);

@@ -86,8 +86,12 @@ static uint64_t fp16_bytes(const struct tkv_session *s)
 
     for (uint32_t i = 0; i < s->config.n_layers; i++) {
         const struct tkv_shape *shape = &s->layers[i].config.shape;
+        const uint32_t window = s->layers[i].config.attn.window_tokens;
+        const uint64_t n_seen = s->layers[i].n_seen;
+        /* Uncompressed caches keep no more than the window either. */
+        const uint64_t n_tokens = window > 0 && window < n_seen ? window : n_seen;
 
-        n += s->layers[i].n_seen * shape->n_kv_heads * (shape->head_dim_k + shape->head_dim_v) * 2;
+        n += n_tokens * shape->n_kv_heads * (shape->head_dim_k + shape->head_dim_v) * 2;
     }
     return n;
 }

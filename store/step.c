@@ -113,7 +113,7 @@ static int query_positions(struct run *r, struct tkv_report *why)
                 return tkv_fail(why, TRIKV_E_POSITION,
                                 "layer %u: position of query %u is %d, want increasing from 0",
                                 r->step->layer, i, r->positions[i]);
-        return 0;
+        return tkv_window_check(r->l, r->step->layer, r->positions[0], why);
     }
     if (n > tail->n)
         return tkv_fail(why, TRIKV_E_POSITION,

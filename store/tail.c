@@ -47,9 +47,10 @@ void tkv_halves_init(const struct tkv_session *s, struct tkv_layer *l)
 {
     const struct tkv_session_config *c = &s->config;
 
-    l->pinned = make_tier(&l->config.shape, c->pinned_tokens, 0, false);
-    l->tail = make_tier(&l->config.shape, c->recent_tokens + tkv_session_fold_tokens(s),
-                        c->rollback_tokens, tkv_session_evicts(s) && !tkv_session_plans(s));
+    /* What leaves a window is seen by nobody, pinned or not. */
+    l->pinned = make_tier(&l->config.shape, l->slides ? 0 : c->pinned_tokens, 0, false);
+    l->tail = make_tier(&l->config.shape, tkv_layer_recent(s, l) + tkv_session_fold_tokens(s),
+                        c->rollback_tokens, tkv_layer_evicts(s, l) && !tkv_session_plans(s));
 }
 
 /* Point at the token `first` of the tier whose memory is at base. */

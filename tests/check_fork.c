@@ -35,13 +35,18 @@ static const struct {
     uint32_t budget; /* 0: no eviction */
     uint32_t beta;
     enum tkv_eviction_mode mode;
+    uint32_t window; /* of layer 1; 0: none */
 } kinds[] = {
-    {"none", "tq4", 0, 64, TKV_PER_LAYER_PERHEAD},
-    {"none f16", "f16", 0, 64, TKV_PER_LAYER_PERHEAD},
-    {"triattention", "tq3", 150, 64, TKV_PER_LAYER_PERHEAD},
-    {"union", "tq4", 150, 64, TKV_UNION},
-    {"triattention, folds between rounds", "tq4", 150, 130, TKV_PER_LAYER_PERHEAD},
-    {"union, folds between rounds", "tq3", 150, 192, TKV_UNION},
+    {"none", "tq4", 0, 64, TKV_PER_LAYER_PERHEAD, 0},
+    {"none f16", "f16", 0, 64, TKV_PER_LAYER_PERHEAD, 0},
+    {"triattention", "tq3", 150, 64, TKV_PER_LAYER_PERHEAD, 0},
+    {"union", "tq4", 150, 64, TKV_UNION, 0},
+    {"triattention, folds between rounds", "tq4", 150, 130, TKV_PER_LAYER_PERHEAD, 0},
+    {"union, folds between rounds", "tq3", 150, 192, TKV_UNION, 0},
+    {"window", "tq4", 0, 64, TKV_PER_LAYER_PERHEAD, 70},
+    {"narrow window", "tq3", 0, 64, TKV_PER_LAYER_PERHEAD, 20},
+    {"triattention, window", "tq4", 150, 64, TKV_PER_LAYER_PERHEAD, 100},
+    {"triattention, window over the budget", "tq4", 150, 64, TKV_PER_LAYER_PERHEAD, 190},
 };
 enum { N_KINDS = sizeof(kinds) / sizeof(kinds[0]) };
 
@@ -53,6 +58,7 @@ static void open_kind(struct aid *a, size_t kind, uint32_t rollback)
     a->config.beta_tokens = kinds[kind].beta;
     a->config.eviction_mode = kinds[kind].mode;
     a->config.rollback_tokens = rollback;
+    a->layers[1].attn.window_tokens = kinds[kind].window;
     assert_int_equal(aid_open(a), 0);
 }
 
@@ -97,16 +103,19 @@ static void assert_same(struct aid *a, const struct tkv_session *x, const struct
     const size_t row = (size_t)a->shape.n_q_heads * a->shape.head_dim_v;
     float *out = calloc(2, (row + a->shape.n_q_heads) * sizeof(float));
     float *other = out + row + a->shape.n_q_heads;
-    const int32_t far = 100000;
     struct tkv_session_stats sx, sy;
 
     assert_non_null(out);
     for (uint32_t layer = 0; layer < a->config.n_layers; layer++) {
-        struct tkv_step step = {.layer = layer, .n_tokens = 1, .positions = &far, .q = t->q};
+        /* Far off, or where a window is, on the next token. */
+        const int32_t at =
+            a->layers[layer].attn.window_tokens ? x->layers[layer].last_position + 1 : 100000;
+        struct tkv_step step = {.layer = layer, .n_tokens = 1, .positions = &at, .q = t->q};
 
         assert_int_equal(tkv_session_n_seen(x, layer), tkv_session_n_seen(y, layer));
         assert_int_equal(tkv_session_n_kept(x, layer), tkv_session_n_kept(y, layer));
         assert_int_equal(x->layers[layer].last_position, y->layers[layer].last_position);
+        assert_int_equal(x->layers[layer].first_query, y->layers[layer].first_query);
         step.out = out;
         step.lse = out + row;
         assert_int_equal(tkv_session_attend((struct tkv_session *)(uintptr_t)x, &step, NULL, NULL),
