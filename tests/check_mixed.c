@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "client/map.h"
+#include "core/cpu.h"
 #include "core/half.h"
 #include "proto/errors.h"
 #include "store/session_priv.h"
@@ -93,7 +94,7 @@ static void world_init(struct world *w, enum tkv_method method)
     memset(w, 0, sizeof(*w));
     w->rng.state = seed + (uint64_t)method;
     tkv_budget_init(&w->budget, (size_t)256 << 20);
-    tkv_kernels_init(&w->kn, 0);
+    tkv_kernels_init(&w->kn, tkv_cpu_flags(getenv("TRIKV_CPU_DISABLE")));
     for (uint32_t i = 0; i < N_LAYERS; i++) {
         const struct tkv_shape *s = &layers[i].shape;
 
