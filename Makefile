@@ -144,7 +144,7 @@ core_tests := $(filter $(addprefix $B/tests/check_,attention% codebook% codec% h
 run_tests := TRIKV_BUILD=$B tests/run
 
 .PHONY: FORCE setup test demo build-tests check check-programs check-isa check-asan check-tsan \
-	check-clang check-layers check-neon check-fuzz fuzzers check-all lint format install uninstall clean help
+	check-clang check-layers check-stress check-neon check-fuzz fuzzers check-all lint format install uninstall clean help
 
 setup: ## install the missing Debian packages for all of this, saying which and why
 	./setup.sh build test ci
@@ -176,6 +176,10 @@ check-asan: ## every test program under AddressSanitizer and UBSan
 
 check-tsan: ## every test program under ThreadSanitizer
 	@$(MAKE) BUILD=tsan check-programs
+
+check-stress: build-tests ## sharing for a minute, 10,000 clients killed (docs/reliability.md)
+	@TRIKV_STRESS_SECONDS=60 TRIKV_KILL_CYCLES=10000 $(run_tests) $B/tests/check_stress \
+		$B/tests/check_kills
 
 check-clang: ## build everything with clang, warnings are errors
 	@$(MAKE) CC=clang WERROR=1 build-tests
