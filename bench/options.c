@@ -13,7 +13,7 @@ const char tkv_bench_option_help[] =
     "  --kv-heads K     KV heads of a layer (8)\n"
     "  --group G        query heads for each KV head (4)\n"
     "  --layers L       layers of a session\n"
-    "  --codec C        fp16, tq4, tq3.5, tq3, tq2.5, tq2, or any other that trikvd knows\n"
+    "  --codec C        fp16, int8, tq4, tq3.5, tq3, tq2.5, tq2, or any other trikvd knows\n"
     "  --budget B       appliance: tokens kept (4096)\n"
     "  --threads T      (1)\n"
     "  --seconds S      how long to measure each thing (2)\n"

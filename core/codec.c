@@ -25,6 +25,7 @@
 
 const struct tkv_codec tkv_codecs[] = {
     {.id = TKV_CODEC_F16, .name = "f16", .bits_first = 16, .bits_second = 16},
+    {.id = TKV_CODEC_INT8, .name = "int8", .bits_first = 8, .bits_second = 8, .rotated = true},
     TQ("tq1", TKV_CODEC_TQ1, 1, 1),
     TQ("tq2", TKV_CODEC_TQ2, 2, 2),
     TQ("tq2.5", TKV_CODEC_TQ2_5, 3, 2),
@@ -113,12 +114,30 @@ static void add_section(struct tkv_coder *c, uint32_t n, unsigned w)
     struct tkv_section *s = &c->section[c->n_sections++];
 
     *s = (struct tkv_section){.n = n, .w = w, .slot = c->n_slots, .k_offset = c->k_pair_bytes};
-    s->first = c->tile_dim;
+    s->first = s->code = c->tile_dim;
     s->v_offset = c->v_block_bytes;
     c->tile_dim += n;
     c->n_slots += (uint32_t)tkv_key_slots(n, w);
     c->k_pair_bytes += tkv_key_section_bytes(n, w);
     c->v_block_bytes += tkv_value_section_bytes(n, w);
+}
+
+/* Both halves of a byte, over the same coordinates. */
+static void add_bytes(struct tkv_coder *c)
+{
+    for (uint32_t i = 0; i < 2; i++) {
+        struct tkv_section *s = &c->section[i];
+
+        add_section(c, c->dim, 4);
+        s->adds = i == 1;
+        s->first = 0;
+        s->alpha = i ? 1.0f / 16 : 1;
+        for (int code = 0; code < 16; code++) {
+            s->levels[code] = s->level[code] = (int8_t)(2 * code - 15);
+            s->lut[code] = s->alpha * s->levels[code];
+        }
+    }
+    c->tile_dim = c->dim;
 }
 
 static void fill_sections(struct tkv_coder *c)
@@ -131,6 +150,10 @@ static void fill_sections(struct tkv_coder *c)
         c->mean_bytes[side] = sizeof(uint16_t) + tkv_align(c->dim, 16) * c->mean[side].w / 8;
     }
     c->v_block_bytes = c->v_codes_offset = TKV_HALVES_BYTES + c->mean_bytes[TKV_VALUES];
+    if (codec->bits_first == 8) {
+        add_bytes(c);
+        return;
+    }
     if (codec->bits_first == codec->bits_second) {
         add_section(c, c->dim, codec->bits_first);
     } else {

@@ -5,6 +5,7 @@
  *
  *   name       bits per value (codes only)   method
  *   f16        16                            halves, not rotated
+ *   int8       8     256 equal steps between the largest coordinate and its negative
  *   tq4        4     TurboQuant_mse codes of what a block's mean leaves, scale searched
  *   tq3.5      4 | 3 the first half of the rotated coordinates gets the larger width
  *   tq3        3
@@ -28,6 +29,11 @@
  * alpha is the least-squares factor from levels to the Lloyd-Max centroids of core/codebook.h, and
  * the edges between codes lie midway between neighbours.
  *
+ * int8 codes a coordinate by u = 0..255, which stands for (2 u - 255) / 16 of the token's scale, in
+ * two sections of all coordinates: u / 16, at levels -15, -13, ..., 15, and u % 16, at the same
+ * levels, a sixteenth as much. So it is two codes of 4 bits for every kernel, which add up. The
+ * scale puts the largest coordinate in the middle of its outermost step.
+ *
  * Stored scale, as a half, saturated at 65504; a zero vector has scale 0. `paper` and
  * `qjl` store s. The others try pre-scales f, code y / (f s), and keep the codes v = alpha *
  * level with the largest <y, v>^2 / <v, v>, which leave the smallest error (the f is chosen on y
@@ -43,9 +49,9 @@
  * block with the same mean bytes without coding it again.
  *
  *   key block     tokens 0..31, then 32..63: the sections of codes, one for each half of the
- *                 coordinates if their widths differ, else one for all, as core/pack.h
- *                 draws them (qjl: then one of sign bits, 1: >= 0); then 64 scales
- *                 (half); qjl: then 64 residual norms (half), of what the codes with
+ *                 coordinates if their widths differ, for int8 the two halves of a code, else one
+ *                 for all, as core/pack.h draws them (qjl: then one of sign bits, 1: >= 0); then
+ *                 64 scales (half); qjl: then 64 residual norms (half), of what the codes with
  *                 the scale as stored leave of the rotated key; then the mean, if any:
  *                 scale (half), then its codes in planes: of 4 bits, or of the low 2 bits
  *                 and then of bit 2. In a plane of b bits over n codes, n = dim padded
@@ -69,6 +75,7 @@ struct tkv_kernels;
 /* Wire and shared-memory values: never renumbered. */
 enum tkv_codec_id {
     TKV_CODEC_F16 = 1,
+    TKV_CODEC_INT8 = 8,
     TKV_CODEC_TQ1 = 15,
     TKV_CODEC_TQ2 = 16,
     TKV_CODEC_TQ2_5 = 17,
@@ -88,7 +95,7 @@ enum tkv_codec_id {
 struct tkv_codec {
     enum tkv_codec_id id;
     const char *name;
-    uint8_t bits_first;  /* of the first half of the coordinates; 16 for f16 */
+    uint8_t bits_first;  /* of the first half of the coordinates; 16 for f16, 8 for int8 */
     uint8_t bits_second; /* of the second half */
     bool rotated;
     bool best; /* mean and searched scale, else the paper's rule */
@@ -106,11 +113,13 @@ enum tkv_side { TKV_KEYS = 0, TKV_VALUES = 1 };
 /* Coordinates coded alike. */
 struct tkv_section {
     uint32_t first; /* row of a key tile */
+    uint32_t code;  /* place of the first code in struct tkv_coded */
     uint32_t n;
     uint32_t w;
     uint32_t slot;   /* place of the first in a list padded to whole units of each section */
     size_t k_offset; /* bytes from the start of 32 tokens */
     size_t v_offset;
+    bool adds; /* int8: to what the section before gives the same coordinates */
     float alpha;
     int8_t level[16];
     float levels[16]; /* the same */

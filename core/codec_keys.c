@@ -15,7 +15,7 @@ static void put_codes(const struct tkv_coder *c, uint8_t *block, size_t t,
         const struct tkv_section *s = &c->section[i];
 
         tkv_key_put4(block + section_at(c, s, t), s->n, s->w, t % TKV_PAIR_TOKENS,
-                     i < c->n_sections ? v->codes + s->first : v->signs, sizeof(*v));
+                     v->codes + s->code, sizeof(*v));
     }
 }
 
@@ -25,8 +25,8 @@ static void get_token(const struct tkv_coder *c, const uint8_t *block, size_t t,
     for (uint32_t i = 0; i < tkv_k_sections(c); i++) {
         const struct tkv_section *s = &c->section[i];
 
-        tkv_key_get(i < c->n_sections ? v->codes + s->first : v->signs, block + section_at(c, s, t),
-                    s->n, s->w, t % TKV_PAIR_TOKENS);
+        tkv_key_get(v->codes + s->code, block + section_at(c, s, t), s->n, s->w,
+                    t % TKV_PAIR_TOKENS);
     }
     v->scale = tkv_f16_to_f32(tkv_load_half(block + tkv_k_scales_at(c), t));
     if (c->codec->qjl)
@@ -92,6 +92,22 @@ static void load_scales(const struct tkv_kernels *kn, const uint8_t *halves, flo
         floats[t] *= factor;
 }
 
+/* The tile of a section that adds to one that is there, part by part. */
+static void add_to_tile(const struct tkv_kernels *kn, struct tkv_codes codes, const float *lut,
+                        const float *scales, float *tile)
+{
+    float part[TKV_ADDED_DIM * TKV_BLOCK_TOKENS];
+    size_t left = codes.n;
+
+    for (; left > 0; left -= codes.n, tile += codes.n * TKV_BLOCK_TOKENS) {
+        codes.n = left < TKV_ADDED_DIM ? left : TKV_ADDED_DIM;
+        kn->key_tile(part, &codes, lut, scales, NULL);
+        for (size_t i = 0; i < codes.n * TKV_BLOCK_TOKENS; i++)
+            tile[i] += part[i];
+        codes.bytes += tkv_key_section_bytes(codes.n, codes.w);
+    }
+}
+
 void tkv_key_tile(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *block,
                   float *tile)
 {
@@ -111,8 +127,11 @@ void tkv_key_tile(const struct tkv_coder *c, const struct tkv_kernels *kn, const
             load_scales(kn, from + tkv_k_scales_at(c), 1, scales);
         else
             load_scales(kn, from + tkv_k_residuals_at(c), c->sketch_scale, scales);
-        kn->key_tile(tile + (size_t)c->section[i].first * TKV_BLOCK_TOKENS, &codes,
-                     c->section[i].lut, scales, m ? m + c->section[i].first : NULL);
+        if (c->section[i].adds)
+            add_to_tile(kn, codes, c->section[i].lut, scales, tile);
+        else
+            kn->key_tile(tile + (size_t)c->section[i].first * TKV_BLOCK_TOKENS, &codes,
+                         c->section[i].lut, scales, m ? m + c->section[i].first : NULL);
     }
 }
 
@@ -134,7 +153,8 @@ static void add_sketch(const struct tkv_coder *c, const struct tkv_kernels *kn,
 {
     float r[TKV_MAX_HEAD_DIM];
 
-    kn->lookup(r, v->signs, c->dim, c->section[c->n_sections].lut, v->residual * c->sketch_scale);
+    kn->lookup(r, v->codes + c->dim, c->dim, c->section[c->n_sections].lut,
+               v->residual * c->sketch_scale);
     tkv_unrotate(&c->sketch, kn, r);
     for (uint32_t j = 0; j < c->dim; j++)
         x[j] += r[j];
@@ -152,11 +172,7 @@ void tkv_decode_key(const struct tkv_coder *c, const struct tkv_kernels *kn, con
         return;
     }
     get_token(c, block, t, &v);
-    for (uint32_t i = 0; i < c->n_sections; i++) {
-        const struct tkv_section *s = &c->section[i];
-
-        kn->lookup(x + s->first, v.codes + s->first, s->n, s->lut, v.scale);
-    }
+    tkv_decode_codes(c, kn, &v, x);
     if (c->codec->qjl)
         add_sketch(c, kn, &v, x);
     if (tkv_load_mean(c, kn, TKV_KEYS, (const uint8_t *)block + tkv_k_mean_at(c), mean))

@@ -11,8 +11,8 @@
 
 /* A vector coded but not yet packed. */
 struct tkv_coded {
-    uint8_t codes[TKV_MAX_HEAD_DIM];
-    uint8_t signs[TKV_MAX_HEAD_DIM]; /* qjl: 1 where the sketched residual is >= 0 */
+    /* [dim]; then, of qjl, 1 where the sketched residual is >= 0; of int8, the lower halves. */
+    uint8_t codes[2 * TKV_MAX_HEAD_DIM];
     float scale;
     float residual; /* qjl: the length of what the codes leave */
 };
@@ -58,6 +58,10 @@ void tkv_coding_init(struct tkv_coding *g, const struct tkv_coder *c, const stru
 
 /* out[TKV_CODED_TOKENS] = the codes of the first of x[n][dim]; those beyond n become 0. */
 void tkv_code_vectors(const struct tkv_coding *g, const float *x, size_t n, struct tkv_coded *out);
+
+/* x[dim] = what a token's codes stand for, in the rotated domain, without sketch and mean. */
+void tkv_decode_codes(const struct tkv_coder *c, const struct tkv_kernels *kn,
+                      const struct tkv_coded *v, float *x);
 
 /* codes[dim, and zeros to a multiple of 64] of a coded mean, which stand for its levels times the
  * number returned; if that is 0, so is the mean, or the codec has none: no codes. */
@@ -149,5 +153,8 @@ static inline struct tkv_codes tkv_value_codes(const struct tkv_coder *c, uint32
                               .level = s->level,
                               .next = next ? (const uint8_t *)next + s->v_offset : NULL};
 }
+
+/* Coordinates of a section that are unpacked to a small tile, to be added to a larger one. */
+enum { TKV_ADDED_DIM = 64 };
 
 #endif /* TKV_CORE_CODEC_PRIV_H */

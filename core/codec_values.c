@@ -8,7 +8,7 @@ static void put_codes(const struct tkv_coder *c, uint8_t *block, size_t t,
     for (uint32_t i = 0; i < c->n_sections; i++) {
         const struct tkv_section *s = &c->section[i];
 
-        tkv_value_put4(block + s->v_offset, s->n, s->w, t, v->codes + s->first, sizeof(*v));
+        tkv_value_put4(block + s->v_offset, s->n, s->w, t, v->codes + s->code, sizeof(*v));
     }
 }
 
@@ -18,7 +18,7 @@ static void get_token(const struct tkv_coder *c, const uint8_t *block, size_t t,
     for (uint32_t i = 0; i < c->n_sections; i++) {
         const struct tkv_section *s = &c->section[i];
 
-        tkv_value_get(v->codes + s->first, block + s->v_offset, s->n, s->w, t);
+        tkv_value_get(v->codes + s->code, block + s->v_offset, s->n, s->w, t);
     }
     v->scale = tkv_f16_to_f32(tkv_load_half(block, t));
 }
@@ -58,6 +58,23 @@ void tkv_encode_values(const struct tkv_coder *c, const struct tkv_kernels *kn, 
     tkv_put_value_mean(c, block, mean);
 }
 
+/* The rows of a section that adds to what is there, some coordinates at a time. */
+static void add_to_rows(const struct tkv_kernels *kn, struct tkv_codes codes, size_t n_tokens,
+                        const float *lut, const float *scales, float *rows, size_t stride)
+{
+    float part[TKV_BLOCK_TOKENS * TKV_ADDED_DIM];
+    size_t left = codes.n;
+
+    for (; left > 0; left -= codes.n, rows += codes.n) {
+        codes.n = left < TKV_ADDED_DIM ? left : TKV_ADDED_DIM;
+        kn->value_rows(part, codes.n, &codes, n_tokens, lut, scales, NULL);
+        for (size_t t = 0; t < n_tokens; t++)
+            for (size_t i = 0; i < codes.n; i++)
+                rows[t * stride + i] += part[t * codes.n + i];
+        codes.bytes += tkv_value_section_bytes(codes.n, codes.w);
+    }
+}
+
 void tkv_value_rows(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *block,
                     size_t n, float *rows)
 {
@@ -74,8 +91,11 @@ void tkv_value_rows(const struct tkv_coder *c, const struct tkv_kernels *kn, con
     for (uint32_t i = 0; i < c->n_sections; i++) {
         const struct tkv_codes codes = tkv_value_codes(c, i, block, NULL);
 
-        kn->value_rows(rows + c->section[i].first, c->dim, &codes, n, c->section[i].lut, scales,
-                       m ? m + c->section[i].first : NULL);
+        if (c->section[i].adds)
+            add_to_rows(kn, codes, n, c->section[i].lut, scales, rows, c->dim);
+        else
+            kn->value_rows(rows + c->section[i].first, c->dim, &codes, n, c->section[i].lut, scales,
+                           m ? m + c->section[i].first : NULL);
     }
 }
 
@@ -97,11 +117,7 @@ void tkv_decode_value(const struct tkv_coder *c, const struct tkv_kernels *kn, c
         return;
     }
     get_token(c, from, t, &v);
-    for (uint32_t i = 0; i < c->n_sections; i++) {
-        const struct tkv_section *s = &c->section[i];
-
-        kn->lookup(x + s->first, v.codes + s->first, s->n, s->lut, v.scale);
-    }
+    tkv_decode_codes(c, kn, &v, x);
     if (tkv_load_mean(c, kn, TKV_VALUES, from + tkv_v_mean_at(), mean))
         for (uint32_t j = 0; j < c->dim; j++)
             x[j] += mean[j];

@@ -70,7 +70,7 @@ static void sketch(const struct tkv_coder *c, const struct tkv_kernels *kn, floa
         y[j] -= decoded[j];
     out->residual = ldexpf(sqrtf(kn->norm2(y, c->dim)), exponent);
     tkv_rotate(&c->sketch, kn, y, y);
-    kn->quantise(out->signs, y, c->dim, zero, 1, 1);
+    kn->quantise(out->codes + c->dim, y, c->dim, zero, 1, 1);
 }
 
 /* Pre-scales tried, in the order of how often they win. */
@@ -228,7 +228,9 @@ static void code_vector(const struct tkv_coding *g, float *y, float norm, int ex
     const struct tkv_coder *c = g->c;
     float scale = norm * c->rotation.scale;
 
-    if (c->codec->best && norm > 0)
+    if (c->codec->id == TKV_CODEC_INT8)
+        scale = g->kn->split_bytes(out->codes, out->codes + c->dim, y, c->dim) * (8 / 127.5f);
+    else if (c->codec->best && norm > 0)
         scale = tkv_search_codes(&g->search, g->kn, y, norm, scale, out->codes);
     else
         code_plain(c, g->kn, y, scale, out->codes);
@@ -236,6 +238,20 @@ static void code_vector(const struct tkv_coding *g, float *y, float norm, int ex
     out->residual = 0;
     if (c->codec->qjl)
         sketch(c, g->kn, y, exponent, out);
+}
+
+void tkv_decode_codes(const struct tkv_coder *c, const struct tkv_kernels *kn,
+                      const struct tkv_coded *v, float *x)
+{
+    float low[TKV_MAX_HEAD_DIM];
+
+    for (uint32_t i = 0; i < c->n_sections; i++) {
+        const struct tkv_section *s = &c->section[i];
+
+        kn->lookup(s->adds ? low : x + s->first, v->codes + s->code, s->n, s->lut, v->scale);
+        for (uint32_t j = 0; s->adds && j < s->n; j++)
+            x[s->first + j] += low[j];
+    }
 }
 
 void tkv_coding_init(struct tkv_coding *g, const struct tkv_coder *c, const struct tkv_kernels *kn,

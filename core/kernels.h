@@ -97,6 +97,13 @@ struct tkv_kernels {
     void (*try_scales)(int32_t (*sums)[TKV_N_TRIALS], const float *x, size_t n, float scale,
                        const uint8_t (*level)[64]);
 
+    /*
+     * Codes of 8 bits in two halves: with m the largest |x[i]|, high[i] and low[i] are the upper and
+     * the lower 4 bits of the whole part of x[i] * (127.5 / m) + 128, which is 0..255. Returns m,
+     * which must be 0 (all codes are 128) or over 1e-30. Exact.
+     */
+    float (*split_bytes)(uint8_t *high, uint8_t *low, const float *x, size_t n);
+
     /* dst[i] = lut[codes[i]] * scale for n one-byte codes below 16 and lut[16]. Exact. */
     void (*lookup)(float *dst, const uint8_t *codes, size_t n, const float *lut, float scale);
 

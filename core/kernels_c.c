@@ -117,6 +117,22 @@ void tkv_try_scales_c(int32_t (*sums)[TKV_N_TRIALS], const float *x, size_t n, f
     }
 }
 
+float tkv_split_bytes_c(uint8_t *high, uint8_t *low, const float *x, size_t n)
+{
+    float largest = 0, units;
+
+    for (size_t i = 0; i < n; i++)
+        largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
+    units = largest > 0 ? 127.5f / largest : 0;
+    for (size_t i = 0; i < n; i++) {
+        const unsigned code = (unsigned)(x[i] * units + 128);
+
+        high[i] = (uint8_t)(code >> 4);
+        low[i] = code & 15;
+    }
+    return largest;
+}
+
 void tkv_lookup_c(float *dst, const uint8_t *codes, size_t n, const float *lut, float scale)
 {
     for (size_t i = 0; i < n; i++)

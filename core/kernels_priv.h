@@ -30,6 +30,7 @@
                             unsigned w, float scale);                                            \
     void tkv_fit_##isa(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,  \
                        float scale, const float *level, float *fit);                             \
+    float tkv_split_bytes_##isa(uint8_t *high, uint8_t *low, const float *x, size_t n);          \
     void tkv_lookup_##isa(float *dst, const uint8_t *codes, size_t n, const float *lut,          \
                           float scale);                                                          \
     void tkv_key_tile_##isa(float *tile, const struct tkv_codes *codes, const float *lut,        \
@@ -77,7 +78,7 @@ TKV_DECLARE_CODE_KERNELS(dotprod);
         .try_scales = tkv_try_scales_##isa, .pick_keys = tkv_pick_keys_##isa,             \
         .pick_values = tkv_pick_values_##isa, .moments = tkv_moments_##isa,               \
         .fold_scores = tkv_fold_scores_##isa, .count_from = tkv_count_from_##isa,         \
-        .pick_halves = tkv_pick_halves_##isa,                                             \
+        .pick_halves = tkv_pick_halves_##isa, .split_bytes = tkv_split_bytes_##isa,       \
     }
 
 /* The largest weight of a block in its units: two parts of seven bits. */

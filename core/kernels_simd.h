@@ -316,6 +316,36 @@ void KERNEL(quantise)(uint8_t *codes, const float *x, size_t n, const float *edg
     }
 }
 
+INLINE vec size_of(vec x)
+{
+    return (vec)((vec_u32)x & 0x7fffffffu);
+}
+
+INLINE void split_vec(uint8_t *high, uint8_t *low, vec x, float units, size_t n)
+{
+    const vec_u32 code = (vec_u32) __builtin_convertvector(x * units + 128, vec_i32);
+
+    store_codes(high, code >> 4, n);
+    store_codes(low, code & 15, n);
+}
+
+float KERNEL(split_bytes)(uint8_t *high, uint8_t *low, const float *x, size_t n)
+{
+    const size_t whole = n - n % LANES;
+    vec most = {0};
+    float largest, units;
+
+    for (size_t i = 0; i < n; i += LANES)
+        most = larger(most, size_of(load_n(x + i, n - i)));
+    largest = max_lane(most);
+    units = largest > 0 ? 127.5f / largest : 0;
+    for (size_t i = 0; i < whole; i += LANES)
+        split_vec(high + i, low + i, load(x + i), units, LANES);
+    if (whole < n)
+        split_vec(high + whole, low + whole, load_part(x + whole, n - whole), units, n - whole);
+    return largest;
+}
+
 /* The codes of up to LANES floats, and their part of the sums. */
 INLINE void fit_vec(uint8_t *codes, vec x, size_t left, const struct tree *tree,
                     const struct table *levels, const unsigned w, float scale, vec *product,

@@ -20,7 +20,7 @@ _trikv() {
     case $before in
     --profile) choices=$(_trikv_profiles) ;;
     --codec | --codec-k | --codec-v)
-        choices='f16 tq4 tq3.5 tq3 tq2.5 tq2'
+        choices='f16 int8 tq4 tq3.5 tq3 tq2.5 tq2'
         [ "$before" = --codec-v ] || choices="$choices tq4-qjl tq3-qjl tq2-qjl"
         ;;
     --policy) choices='none triattention' ;;

@@ -252,7 +252,8 @@ static void decode_by_hand(const struct fixture *f, bool key, size_t t, float *x
                                section->w, t % 32, i)
                     : value_code(block + section->v_offset, section->n, section->w, t, i);
 
-            x[j] = section->lut[code] * tkv_f16_to_f32(scale);
+            x[j] = section->lut[code] * tkv_f16_to_f32(scale) +
+                   (s == 1 && section->first == 0 ? x[j] : 0);
             if (c->mean_bytes[side])
                 x[j] += c->mean[side].lut[mean_code(mean + 2, c->dim, mean_w, j)] *
                         tkv_f16_to_f32(mean_scale);

@@ -159,6 +159,18 @@ static void test_searched_scale(void **state)
     expect_near("tq2.5", measure("tq2.5").value_mse, .0720, .03);
 }
 
+/* 256 steps of size 2 m / 255, m the largest of 128 magnitudes: E m^2 / (3 * 255^2), and what the
+ * rounded scale adds. E m^2 = 8.148 by numeric integration. */
+static void test_bytes(void **state)
+{
+    const struct quality s = measure("int8");
+
+    (void)state;
+    expect_near("keys", s.key_mse, 8.148 / (3 * 255 * 255), .01);
+    expect_near("values", s.value_mse, 8.148 / (3 * 255 * 255), .01);
+    expect_near("length", s.length, 1, 1e-4);
+}
+
 /* Orthogonal sketch: errors .571 times those of the codes alone, and no bias. */
 static void test_qjl(void **state)
 {
@@ -213,6 +225,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_paper_scale),
         cmocka_unit_test(test_searched_scale),
+        cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_qjl),
         cmocka_unit_test(test_qjl_along_the_key),
     };

@@ -19,7 +19,7 @@
 #include "tests/codec_aid.h"
 #include "tests/cpu.h"
 
-enum { LANES = TKV_BLOCK_TOKENS, MAX_DIM = 256, MAX_TOKENS = 1200, MAX_ROWS = 32 };
+enum { LANES = TKV_BLOCK_TOKENS, MAX_DIM = 512, MAX_TOKENS = 1200, MAX_ROWS = 32 };
 
 static const uint64_t seed = 31;
 
@@ -34,8 +34,8 @@ struct scene {
     int32_t positions[MAX_TOKENS];
     float q[MAX_ROWS * MAX_DIM], coded[MAX_ROWS * MAX_DIM];
     float decoded_k[MAX_TOKENS * MAX_DIM], decoded_v[MAX_TOKENS * MAX_DIM];
-    uint8_t k_blocks[MAX_TOKENS / LANES + 1][LANES * MAX_DIM];
-    uint8_t v_blocks[MAX_TOKENS / LANES + 1][LANES * MAX_DIM];
+    uint8_t k_blocks[MAX_TOKENS / LANES + 1][LANES * (MAX_DIM + 2)];
+    uint8_t v_blocks[MAX_TOKENS / LANES + 1][LANES * (MAX_DIM + 2)];
 };
 
 static void encode_all(struct scene *s, struct rng *rng)
@@ -62,17 +62,21 @@ static void encode_all(struct scene *s, struct rng *rng)
     }
 }
 
-static void make_scene(struct scene *s, struct rng *rng, unsigned turn, unsigned cpu)
+static const char *some_codec(unsigned turn, unsigned rare)
 {
     static const char *const codecs[] = {"tq4", "tq3", "tq2", "tq3.5", "tq2.5", "tq4-paper"};
-    static const uint32_t dims[] = {128, 64, 80, 96, 192, 256, 48, 18, 8};
+
+    return rare == 5 ? "tq1" : rare == 3 || rare == 8 ? "int8" : codecs[turn % 6];
+}
+
+static void make_scene(struct scene *s, struct rng *rng, unsigned turn, unsigned cpu)
+{
+    static const uint32_t dims[] = {128, 64, 80, 96, 192, 256, 48, 18, 8, 16, 512};
     static const uint32_t groups[] = {1, 2, 4, 5, 7, 8, 16};
 
     tkv_kernels_init(&s->kn, cpu);
-    codec_aid_coder(&s->k, tkv_codec_by_name(turn % 11 == 5 ? "tq1" : codecs[turn % 6]),
-                    dims[turn % 9]);
-    codec_aid_coder(&s->v, tkv_codec_by_name(turn % 13 == 6 ? "tq1" : codecs[turn / 2 % 6]),
-                    dims[turn / 3 % 9]);
+    codec_aid_coder(&s->k, tkv_codec_by_name(some_codec(turn, turn % 10)), dims[turn % 11]);
+    codec_aid_coder(&s->v, tkv_codec_by_name(some_codec(turn / 2, turn % 13)), dims[turn / 3 % 11]);
     s->rows.group = groups[turn % 7];
     s->rows.n_tokens = s->rows.group <= 8 ? 1 + turn % 3 : 1;
     s->n_rows = s->rows.n_tokens * s->rows.group;
@@ -176,6 +180,8 @@ static void attend_by_hand(const struct scene *s, size_t r, double *out, double 
 /* Relative L2 error over all rows that see something; checks lse. */
 static double error_of(const struct scene *s, const float *out, const float *lse)
 {
+    /* The lower halves of int8 meet queries rounded as much as those of the upper ones. */
+    const double most = s->k.codec->id == TKV_CODEC_INT8 ? 1e-3 : 5e-4;
     double want[MAX_DIM], want_lse, error = 0, size = 1e-30;
 
     for (size_t r = 0; r < s->n_rows; r++) {
@@ -183,7 +189,7 @@ static double error_of(const struct scene *s, const float *out, const float *lse
         if (want_lse == -INFINITY)
             assert_true(lse[r] == -INFINITY);
         else
-            assert_true(fabs(want_lse - (double)lse[r]) <= 5e-4);
+            assert_true(fabs(want_lse - (double)lse[r]) <= most);
         for (size_t i = 0; i < s->v.dim; i++) {
             const double e = want[i] - (double)out[r * s->v.dim + i];
 
@@ -257,7 +263,7 @@ static void long_contexts_and_skipping(void **state)
 
     (void)state;
     assert_non_null(s);
-    make_scene(s, &rng, 108, cpu_flags()); /* tq4 and 128 dimensions */
+    make_scene(s, &rng, 1452, cpu_flags()); /* tq4 and 128 dimensions */
     s->a = (struct tkv_attn_params){.scale = 8 / sqrtf((float)s->k.dim)};
     s->n = 1024;
     encode_all(s, &rng);

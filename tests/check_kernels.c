@@ -149,6 +149,20 @@ static void wrong_try_scales(int32_t (*sums)[TKV_N_TRIALS], const float *x, size
         sums[1][t] += (int32_t)(-n % 64) * level[t][0] * level[t][0];
 }
 
+/* Rounds where it should cut off. */
+static float wrong_split_bytes(uint8_t *high, uint8_t *low, const float *x, size_t n)
+{
+    const float largest = reference.split_bytes(high, low, x, n);
+
+    for (size_t i = 0; i < n && largest > 0; i++) {
+        const unsigned code = (unsigned)(x[i] * (127.5f / largest) + 128.5f);
+
+        high[i] = (uint8_t)(code >> 4);
+        low[i] = code & 15;
+    }
+    return largest;
+}
+
 /* Writes one element too many. */
 static void wrong_lookup(float *dst, const uint8_t *codes, size_t n, const float *lut, float scale)
 {
@@ -323,6 +337,7 @@ static void test_wrong_kernels_are_noticed(void **state)
         .lookup = wrong_lookup,
         .fit = wrong_fit,
         .try_scales = wrong_try_scales,
+        .split_bytes = wrong_split_bytes,
         .key_tile = wrong_key_tile,
         .value_rows = wrong_value_rows,
         .code_dots = wrong_code_dots,

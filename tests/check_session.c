@@ -108,13 +108,42 @@ static void halves_are_attended_exactly(void **state)
     aid_close(&a);
 }
 
+/* Any even head_dim, keys and values of different ones, prefill and decoding. */
+static void every_head_dim_works(void **state)
+{
+    static const uint32_t dims[] = {16, 48, 64, 80, 96, 128, 192, 256, 512, 18, 130};
+    enum { N = sizeof(dims) / sizeof(dims[0]) };
+
+    (void)state;
+    for (size_t i = 0; i < N; i++) {
+        struct aid a;
+        struct aid_tokens t;
+
+        aid_init(&a, "int8");
+        a.shape.head_dim_k = dims[i];
+        a.shape.head_dim_v = dims[i * 5 % N];
+        assert_int_equal(aid_open(&a), 0);
+        t = aid_tokens(&a, 300, i);
+        assert_int_equal(aid_step(&a, 0, &t, 0, 290), 0);
+        for (uint32_t token = 290; token < 300; token++)
+            assert_int_equal(aid_step(&a, 0, &t, token, 1), 0);
+        for (uint32_t token = 250; token < 300; token += 7)
+            if (output_error(&a, &t, 0, token) > 0.03)
+                fail_msg("head_dim %u and %u, token %u: error %g", a.shape.head_dim_k,
+                         a.shape.head_dim_v, token, output_error(&a, &t, 0, token));
+        free(t.k);
+        aid_close(&a);
+    }
+}
+
 /* Coded caches: close to exact, and closer with more bits. */
 static void codes_are_close(void **state)
 {
     static const struct {
         const char *codec;
         double bound;
-    } cases[] = {{"tq4", 0.16}, {"tq3.5", 0.23}, {"tq3", 0.29}, {"tq2.5", 0.42}, {"tq2", 0.55}};
+    } cases[] = {{"int8", 0.016}, {"tq4", 0.16},   {"tq3.5", 0.23},
+                 {"tq3", 0.29},   {"tq2.5", 0.42}, {"tq2", 0.55}};
 
     (void)state;
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -356,6 +385,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(short_blocks_are_filled),
         cmocka_unit_test(halves_are_attended_exactly),
+        cmocka_unit_test(every_head_dim_works),
         cmocka_unit_test(codes_are_close),
         cmocka_unit_test(cutting_requests_changes_nothing),
         cmocka_unit_test(a_budget_is_kept),

@@ -339,8 +339,8 @@ static void long_sessions_have_honest_bits(void **state)
     static const struct {
         const char *codec;
         double most;
-    } cases[] = {{"tq4", 4.4},    {"tq3.5", 3.95}, {"tq3", 3.4},
-                 {"tq2.5", 2.95}, {"tq2", 2.45},   {"tq1", 1.45}};
+    } cases[] = {{"int8", 8.55},  {"tq4", 4.4},  {"tq3.5", 3.95}, {"tq3", 3.4},
+                 {"tq2.5", 2.95}, {"tq2", 2.45}, {"tq1", 1.45}};
 
     (void)state;
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {

@@ -206,6 +206,26 @@ static void check_try_scales(struct kernel_run *run)
     }
 }
 
+/* Also numbers just where a code begins. */
+static void check_split_bytes(struct kernel_run *run)
+{
+    for (unsigned i = 0; i < 2 * N_SIZES; i++) {
+        const size_t n = size_of(i / 2);
+        float *x = kernel_floats(run, n, i), largest[2];
+        uint8_t *a = kernel_bytes(run, 2 * n, i, 255), *b = kernel_copy(a, 2 * n, i);
+
+        for (size_t j = 0; j < n && i % 3 == 0; j++)
+            x[j] = j == 0 ? 127.5f : (float)(j % 255) - 127;
+        largest[0] = run->ref.split_bytes(a, a + n, x, n);
+        largest[1] = run->now.split_bytes(b, b + n, x, n);
+        kernel_expect(run, largest[0] == largest[1] && kernel_same(a, b, 2 * n),
+                      "split_bytes n=%zu", n);
+        guard_free(x, n * sizeof(*x));
+        kernel_release(a, 2 * n, run, "split_bytes");
+        kernel_release(b, 2 * n, run, "split_bytes");
+    }
+}
+
 static void check_lookup(struct kernel_run *run)
 {
     for (unsigned i = 0; i < N_SIZES; i++) {
@@ -331,11 +351,12 @@ static void check_exp_sum(struct kernel_run *run)
     }
 
 const struct kernel_case kernel_cases[N_KERNEL_CASES] = {
-    CASE(fwht),       CASE(norm2),      CASE(dot),         CASE(f16_to_f32),  CASE(f32_to_f16),
-    CASE(quantise),   CASE(fit),        CASE(lookup),      CASE(key_tile),    CASE(value_rows),
-    CASE(logits),     CASE(accumulate), CASE(exp_sum),     CASE(code_dots),   CASE(level_dots),
-    CASE(scale_dots), CASE(weigh),      CASE(code_sums),   CASE(moments),     CASE(fold_scores),
-    CASE(count_from), CASE(pick_keys),  CASE(pick_values), CASE(pick_halves), CASE(try_scales),
+    CASE(fwht),        CASE(norm2),      CASE(dot),         CASE(f16_to_f32),  CASE(f32_to_f16),
+    CASE(quantise),    CASE(fit),        CASE(lookup),      CASE(key_tile),    CASE(value_rows),
+    CASE(logits),      CASE(accumulate), CASE(exp_sum),     CASE(code_dots),   CASE(level_dots),
+    CASE(scale_dots),  CASE(weigh),      CASE(code_sums),   CASE(moments),     CASE(fold_scores),
+    CASE(count_from),  CASE(pick_keys),  CASE(pick_values), CASE(pick_halves), CASE(try_scales),
+    CASE(split_bytes),
 };
 
 _Static_assert(sizeof(struct tkv_kernels) == N_KERNEL_CASES * sizeof(void (*)(void)),

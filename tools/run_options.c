@@ -40,7 +40,7 @@ static const char help_text[] =
     "\n"
     "How the daemon keeps the cache (default: the profile's word, or the daemon's)\n"
     "  --profile NAME      a calibrated profile\n"
-    "  --codec NAME        of keys and values: f16, tq4, tq3.5, tq3, tq2.5, tq2, ...\n"
+    "  --codec NAME        of keys and values: f16, int8, tq4, tq3.5, tq3, tq2.5, tq2, ...\n"
     "  --codec-k NAME      of keys\n"
     "  --codec-v NAME      of values\n"
     "  --policy NAME       none, triattention, streaming, h2o, snapkv, keydiff, default\n"
