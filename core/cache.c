@@ -1,8 +1,12 @@
 /*
  * Attention of some queries over everything a layer keeps: each KV head on its own, cold
  * blocks first, in the codec's domain, then the half tiers, then the merge.
+ *
+ * The cold blocks of a long head are attended to in ranges, each with a partial result of its own,
+ * and merged in order. How many there are depends on nothing but how long and what kind the
+ * cache is, so the result has the same bits however many threads share the ranges.
  */
-#include "core/cache.h"
+#include "core/cache_priv.h"
 
 #include <string.h>
 
@@ -10,112 +14,48 @@
 #include "core/half.h"
 #include "core/kernels.h"
 
-/* Query tokens worked on at once: enough to pay for unpacking a block, few enough that their
- * partial results stay in the cache. */
-enum { MAX_ROWS = 512, MAX_BATCH_TOKENS = 128 };
-
-/* Up to so many rows a block is attended to in its codes: unpacking it costs more (measured: even
- * at 32 rows with AVX2, later with AVX-512). */
-enum { MAX_FUSED_ROWS = 32 };
-
-/* The working memory of one KV head, laid out in one piece. */
-struct work {
-    float *q;      /* [rows][head_dim_k] as it came */
-    float *coded;  /* [rows][tile_dim] */
-    float *tile;   /* [tile_dim][64] */
-    float *values; /* [64][head_dim_v] */
-    float *out;    /* [rows][head_dim_v] */
-    float *lse;    /* [rows] */
-    void *cold;    /* partials */
-    void *half;
-    void *scratch;
-    void *fused;
-    size_t bytes;
-};
-
 struct attend {
     const struct tkv_cache *c;
     const struct tkv_queries *q;
     uint32_t batch_tokens;
-    uint8_t *memory; /* n_kv_heads works */
-    size_t work_bytes;
+    uint32_t n_ranges;   /* of the longest head */
+    uint32_t first, n;   /* the batch at hand */
+    uint8_t *memory;     /* the first range of all KV heads, then the second ... */
+    size_t first_bytes;  /* of a head's first range */
+    size_t others_bytes; /* of each of the others */
 };
 
-/* What all tiers have in common: rotation, and the dimensions of a tile. */
-static const struct tkv_block_layout *any_tier(const struct tkv_cache *c)
+static uint32_t ranges_of(const struct attend *a, size_t kv_head)
 {
-    return &c->tiers[0];
+    return tkv_cache_ranges(a->c, a->c->heads[kv_head].n_cold, a->batch_tokens);
 }
 
-static bool is_fused(const struct tkv_cache *c, size_t n_rows)
+static struct tkv_work work_of(const struct attend *a, size_t kv_head, uint32_t range)
 {
-    return n_rows <= MAX_FUSED_ROWS && tkv_fused_keys(any_tier(c)->k) &&
-           tkv_fused_values(any_tier(c)->v);
-}
+    const size_t n_heads = a->c->shape.n_kv_heads;
+    uint8_t *at = a->memory + kv_head * (range ? a->others_bytes : a->first_bytes);
 
-static size_t fused_bytes(const struct tkv_cache *c, size_t n_rows)
-{
-    size_t most = 0;
-
-    for (uint32_t i = 0; i < c->n_tiers; i++) {
-        const size_t bytes = tkv_fused_bytes(c->tiers[i].k, n_rows);
-
-        most = bytes > most ? bytes : most;
-    }
-    return most;
-}
-
-static void *take(uint8_t *base, size_t *at, size_t bytes)
-{
-    void *p = base ? base + *at : NULL;
-
-    *at += tkv_align(bytes, 64);
-    return p;
-}
-
-/* Carve the working memory out of base; with base NULL, only learn its size. */
-static struct work work_layout(const struct tkv_cache *c, uint32_t batch_tokens, uint8_t *base)
-{
-    const struct tkv_shape *shape = &c->shape;
-    const size_t rows = (size_t)batch_tokens * tkv_group(shape);
-    const uint32_t tile_dim = any_tier(c)->k->tile_dim;
-    const uint32_t widest = tile_dim > shape->head_dim_k ? tile_dim : shape->head_dim_k;
-    struct work w = {0};
-    size_t at = 0;
-
-    w.q = take(base, &at, rows * shape->head_dim_k * sizeof(float));
-    w.coded = take(base, &at, rows * tile_dim * sizeof(float));
-    w.tile = take(base, &at, (size_t)tile_dim * TKV_BLOCK_TOKENS * sizeof(float));
-    w.values = take(base, &at, (size_t)shape->head_dim_v * TKV_BLOCK_TOKENS * sizeof(float));
-    w.out = take(base, &at, rows * shape->head_dim_v * sizeof(float));
-    w.lse = take(base, &at, rows * sizeof(float));
-    w.cold = take(base, &at, tkv_partial_bytes(rows, shape->head_dim_v));
-    w.half = take(base, &at, tkv_partial_bytes(rows, shape->head_dim_v));
-    w.scratch = take(base, &at, tkv_attend_scratch_bytes(rows, widest, shape->head_dim_v));
-    /* Also with more rows: what is left of a request may be few, in memory made for many. */
-    if (is_fused(c, 1))
-        w.fused = take(base, &at, fused_bytes(c, rows < MAX_FUSED_ROWS ? rows : MAX_FUSED_ROWS));
-    w.bytes = at;
-    return w;
+    if (range > 0)
+        at += n_heads * (a->first_bytes + (range - 1) * a->others_bytes);
+    return tkv_work_layout(a->c, a->batch_tokens, range, at);
 }
 
 /* Rows are [token][head in group]; the request has [token][query head]. */
-static void load_queries(const struct attend *a, uint32_t kv_head, uint32_t first, uint32_t n,
-                         struct work *w)
+static void load_queries(const struct attend *a, size_t kv_head, struct tkv_work *w)
 {
     const struct tkv_shape *shape = &a->c->shape;
     const size_t row = (size_t)tkv_group(shape) * shape->head_dim_k;
     const size_t element_bytes = tkv_dtype_bytes(a->q->dtype);
 
-    for (uint32_t i = 0; i < n; i++) {
-        const size_t at = ((size_t)(first + i) * shape->n_kv_heads + kv_head) * row;
+    for (uint32_t i = 0; i < a->n; i++) {
+        const size_t at = ((size_t)(a->first + i) * shape->n_kv_heads + kv_head) * row;
 
         tkv_to_f32(a->c->kn, w->q + i * row, (const uint8_t *)a->q->q + at * element_bytes,
                    a->q->dtype, row);
     }
-    for (size_t r = 0; r < (size_t)n * tkv_group(shape); r++)
-        tkv_code_query(any_tier(a->c)->k, a->c->kn, w->q + r * shape->head_dim_k,
-                       w->coded + r * any_tier(a->c)->k->tile_dim);
+    for (size_t r = 0; r < (size_t)a->n * tkv_group(shape); r++)
+        tkv_code_query(tkv_cache_any_tier(a->c)->k, a->c->kn, w->q + r * shape->head_dim_k,
+                       w->coded + r * tkv_cache_any_tier(a->c)->k->tile_dim);
 }
 
 static void block_positions(const struct tkv_block_layout *layout, const struct tkv_block *block,
@@ -142,16 +82,36 @@ static bool is_seen_whole(const struct attend *a, const struct tkv_attn_rows *ro
     return true;
 }
 
+/* Blocks of a range of a head: whole runs. */
+struct span {
+    const struct tkv_head *head;
+    uint32_t first, end;
+};
+
+static struct span span_of(const struct tkv_head *head, uint32_t range, uint32_t n_ranges)
+{
+    const uint64_t n = head->n_blocks;
+    struct span s = {head, (uint32_t)(n * range / n_ranges), head->n_blocks};
+
+    s.first -= s.first % TKV_RUN_BLOCKS;
+    if (range + 1 < n_ranges) {
+        s.end = (uint32_t)(n * (range + 1) / n_ranges);
+        s.end -= s.end % TKV_RUN_BLOCKS;
+    }
+    return s;
+}
+
 /* The block that follows b in the next run: its codes are asked for while those of b are read, for
  * blocks of a head lie apart, too short for the processor to see a pattern. */
-static void plan_fetch(const struct attend *a, const struct tkv_head *head, uint32_t b,
+static void plan_fetch(const struct attend *a, const struct span *s, uint32_t b,
                        struct tkv_fused_block *block)
 {
+    const struct tkv_head *head = s->head;
     const uint32_t next = b + TKV_RUN_BLOCKS;
     const struct tkv_block_layout *layout;
     void *bytes;
 
-    if (next >= head->n_blocks)
+    if (next >= s->end)
         return;
     layout = &a->c->tiers[head->blocks[next].tier];
     bytes = tkv_cache_at(a->c, head->blocks[next].id);
@@ -161,13 +121,13 @@ static void plan_fetch(const struct attend *a, const struct tkv_head *head, uint
 }
 
 /* A run is of one tier. */
-static bool ends_run(const struct tkv_head *head, uint32_t b)
+static bool ends_run(const struct span *s, uint32_t b)
 {
-    return b + 1 == head->n_blocks || head->blocks[b + 1].tier != head->blocks[b].tier;
+    return b + 1 == s->end || s->head->blocks[b + 1].tier != s->head->blocks[b].tier;
 }
 
 static void attend_codes(const struct attend *a, const struct tkv_attn_rows *rows,
-                         const struct tkv_head *head, struct work *w, struct tkv_partial *p)
+                         const struct span *s, struct tkv_work *w, struct tkv_partial *p)
 {
     const struct tkv_block_layout *layout = NULL;
     struct tkv_fused_block blocks[TKV_RUN_BLOCKS];
@@ -175,8 +135,8 @@ static void attend_codes(const struct attend *a, const struct tkv_attn_rows *row
     struct tkv_fused f;
     size_t n = 0;
 
-    for (uint32_t b = 0; b < head->n_blocks; b++) {
-        const struct tkv_block *block = &head->blocks[b];
+    for (uint32_t b = s->first; b < s->end; b++) {
+        const struct tkv_block *block = &s->head->blocks[b];
         void *bytes = tkv_cache_at(a->c, block->id);
 
         if (layout != &a->c->tiers[block->tier]) {
@@ -185,12 +145,12 @@ static void attend_codes(const struct attend *a, const struct tkv_attn_rows *row
         }
         blocks[n] = (struct tkv_fused_block){
             .keys = bytes, .values = tkv_block_values(layout, bytes), .n = block->n_tokens};
-        plan_fetch(a, head, b, &blocks[n]);
+        plan_fetch(a, s, b, &blocks[n]);
         if (!is_seen_whole(a, rows, block, tkv_block_positions(layout, bytes))) {
             block_positions(layout, block, bytes, positions[n]);
             blocks[n].positions = positions[n];
         }
-        if (++n == TKV_RUN_BLOCKS || ends_run(head, b)) {
+        if (++n == TKV_RUN_BLOCKS || ends_run(s, b)) {
             tkv_fused_attend(&f, layout->v, &a->c->attn, rows, blocks, n, p);
             n = 0;
         }
@@ -198,13 +158,13 @@ static void attend_codes(const struct attend *a, const struct tkv_attn_rows *row
 }
 
 static void attend_tiles(const struct attend *a, const struct tkv_attn_rows *rows,
-                         const struct tkv_head *head, struct work *w, struct tkv_partial *p)
+                         const struct span *s, struct tkv_work *w, struct tkv_partial *p)
 {
     const struct tkv_kernels *kn = a->c->kn;
     int32_t positions[TKV_BLOCK_TOKENS];
 
-    for (uint32_t b = 0; b < head->n_blocks; b++) {
-        const struct tkv_block *block = &head->blocks[b];
+    for (uint32_t b = s->first; b < s->end; b++) {
+        const struct tkv_block *block = &s->head->blocks[b];
         const struct tkv_block_layout *layout = &a->c->tiers[block->tier];
         void *bytes = tkv_cache_at(a->c, block->id);
 
@@ -216,40 +176,64 @@ static void attend_tiles(const struct attend *a, const struct tkv_attn_rows *row
     }
 }
 
-static void attend_cold(const struct attend *a, const struct tkv_attn_rows *rows,
-                        const struct tkv_head *head, struct work *w, struct tkv_partial *p)
-{
-    if (is_fused(a->c, p->n_rows))
-        attend_codes(a, rows, head, w, p);
-    else
-        attend_tiles(a, rows, head, w, p);
-    for (size_t r = 0; r < p->n_rows; r++)
-        tkv_uncode_value(any_tier(a->c)->v, a->c->kn, p->out + r * p->dim);
-}
-
 static void attend_half_tier(const struct attend *a, const struct tkv_attn_rows *rows,
-                             const struct tkv_half_run *tier, uint32_t kv_head, struct work *w,
-                             struct tkv_partial *p)
+                             const struct tkv_half_run *tier, size_t kv_head, struct tkv_work *w)
 {
     const struct tkv_shape *shape = &a->c->shape;
     const size_t dk = shape->head_dim_k;
     const size_t dv = shape->head_dim_v;
-    const size_t at = (size_t)kv_head * tier->cap;
+    const size_t at = kv_head * tier->cap;
 
     if (tier->n > 0)
         tkv_attend_half(a->c->kn, &a->c->attn, rows, w->q, shape->head_dim_k, tier->k + at * dk, dk,
-                        tier->v + at * dv, dv, tier->positions, tier->n, p, w->scratch);
+                        tier->v + at * dv, dv, tier->positions, tier->n, w->half, w->scratch);
 }
 
-static void store_result(const struct attend *a, uint32_t kv_head, uint32_t first, uint32_t n,
-                         const struct work *w)
+static void attend_halves(const struct attend *a, const struct tkv_attn_rows *rows, size_t kv_head,
+                          struct tkv_work *w)
+{
+    const struct tkv_cache *c = a->c;
+
+    tkv_partial_init(w->half, w->half_memory, rows->n_tokens * rows->group, c->shape.head_dim_v);
+    if (c->sinks)
+        tkv_partial_add_sinks(w->half, c->sinks + kv_head * rows->group, rows->group);
+    attend_half_tier(a, rows, &c->pinned, kv_head, w);
+    attend_half_tier(a, rows, &c->tail, kv_head, w);
+}
+
+/* The batch at hand over one range of a KV head, and with the first one over its half tiers. */
+static void attend_range(const struct attend *a, size_t kv_head, uint32_t range)
+{
+    const struct tkv_cache *c = a->c;
+    const struct tkv_attn_rows rows = {a->n, tkv_group(&c->shape), a->q->positions + a->first};
+    const uint32_t n_ranges = ranges_of(a, kv_head);
+    struct span s;
+    struct tkv_work w;
+
+    if (range >= n_ranges)
+        return;
+    w = work_of(a, kv_head, range);
+    s = span_of(&c->heads[kv_head], range, n_ranges);
+    load_queries(a, kv_head, &w);
+    tkv_partial_init(w.cold, w.cold_memory, rows.n_tokens * rows.group, c->shape.head_dim_v);
+    if (range == 0)
+        attend_halves(a, &rows, kv_head, &w);
+    if (s.first == s.end)
+        return;
+    if (tkv_cache_is_fused(c, w.cold->n_rows))
+        attend_codes(a, &rows, &s, &w, w.cold);
+    else
+        attend_tiles(a, &rows, &s, &w, w.cold);
+}
+
+static void store_result(const struct attend *a, size_t kv_head, const struct tkv_work *w)
 {
     const struct tkv_shape *shape = &a->c->shape;
     const size_t group = tkv_group(shape);
     const size_t dv = shape->head_dim_v;
 
-    for (size_t i = 0; i < n; i++) {
-        const size_t head = (first + i) * shape->n_q_heads + kv_head * group;
+    for (size_t i = 0; i < a->n; i++) {
+        const size_t head = (a->first + i) * shape->n_q_heads + kv_head * group;
 
         memcpy(a->q->out + head * dv, w->out + i * group * dv, group * dv * sizeof(float));
         if (a->q->lse)
@@ -257,54 +241,59 @@ static void store_result(const struct attend *a, uint32_t kv_head, uint32_t firs
     }
 }
 
-static void attend_batch(const struct attend *a, uint32_t kv_head, uint32_t first, uint32_t n,
-                         struct work *w)
+/* Merges the ranges of a KV head in order. */
+static void finish_head(const struct attend *a, size_t kv_head)
 {
-    const struct tkv_cache *c = a->c;
-    const uint32_t group = tkv_group(&c->shape);
-    const struct tkv_attn_rows rows = {n, group, a->q->positions + first};
-    struct tkv_partial cold, half;
+    const uint32_t n_ranges = ranges_of(a, kv_head);
+    const struct tkv_work w = work_of(a, kv_head, 0);
+    struct tkv_partial *cold = w.cold;
 
-    load_queries(a, kv_head, first, n, w);
-    tkv_partial_init(&cold, w->cold, (size_t)n * group, c->shape.head_dim_v);
-    tkv_partial_init(&half, w->half, (size_t)n * group, c->shape.head_dim_v);
-    if (c->sinks)
-        tkv_partial_add_sinks(&half, c->sinks + (size_t)kv_head * group, group);
-    attend_half_tier(a, &rows, &c->pinned, kv_head, w, &half);
-    attend_half_tier(a, &rows, &c->tail, kv_head, w, &half);
-    if (c->heads[kv_head].n_blocks > 0) {
-        attend_cold(a, &rows, &c->heads[kv_head], w, &cold);
-        tkv_partial_merge(&half, &cold);
+    for (uint32_t i = 1; i < n_ranges; i++)
+        tkv_partial_merge(cold, work_of(a, kv_head, i).cold);
+    if (a->c->heads[kv_head].n_blocks > 0) {
+        for (size_t r = 0; r < cold->n_rows; r++)
+            tkv_uncode_value(tkv_cache_any_tier(a->c)->v, a->c->kn, cold->out + r * cold->dim);
+        tkv_partial_merge(w.half, cold);
     }
-    tkv_partial_finish(&half, w->out, w->lse);
-    store_result(a, kv_head, first, n, w);
+    tkv_partial_finish(w.half, w.out, w.lse);
+    store_result(a, kv_head, &w);
 }
 
+/* All batches of a short head at once. */
 static void attend_head(void *arg, size_t kv_head)
 {
-    const struct attend *a = arg;
-    struct work w = work_layout(a->c, a->batch_tokens, a->memory + kv_head * a->work_bytes);
+    struct attend a = *(const struct attend *)arg;
 
-    for (uint32_t first = 0; first < a->q->n_tokens; first += a->batch_tokens) {
-        const uint32_t left = a->q->n_tokens - first;
-
-        attend_batch(a, (uint32_t)kv_head, first, left < a->batch_tokens ? left : a->batch_tokens,
-                     &w);
+    for (; a.first < a.q->n_tokens; a.first += a.batch_tokens) {
+        a.n = a.q->n_tokens - a.first < a.batch_tokens ? a.q->n_tokens - a.first : a.batch_tokens;
+        attend_range(&a, kv_head, 0);
+        finish_head(&a, kv_head);
     }
 }
 
-static uint32_t batch_size(const struct tkv_cache *c, uint32_t n_tokens)
+static void attend_part(void *arg, size_t i)
 {
-    uint32_t n = MAX_ROWS / tkv_group(&c->shape);
+    const struct attend *a = arg;
 
-    if (n > MAX_BATCH_TOKENS)
-        n = MAX_BATCH_TOKENS;
-    return n < n_tokens ? n : n_tokens;
+    attend_range(a, i % a->c->shape.n_kv_heads, (uint32_t)(i / a->c->shape.n_kv_heads));
 }
 
-size_t tkv_cache_attend_bytes(const struct tkv_cache *c, uint32_t n_tokens)
+static void finish_part(void *arg, size_t kv_head)
 {
-    return work_layout(c, batch_size(c, n_tokens), NULL).bytes * c->shape.n_kv_heads;
+    finish_head(arg, kv_head);
+}
+
+static void attend_ranges(struct attend *a, const struct tkv_exec *exec)
+{
+    const size_t n_heads = a->c->shape.n_kv_heads;
+
+    for (; a->first < a->q->n_tokens; a->first += a->batch_tokens) {
+        const uint32_t left = a->q->n_tokens - a->first;
+
+        a->n = left < a->batch_tokens ? left : a->batch_tokens;
+        tkv_exec_run(exec, n_heads * a->n_ranges, attend_part, a);
+        tkv_exec_run(exec, n_heads, finish_part, a);
+    }
 }
 
 void tkv_cache_attend(const struct tkv_cache *c, const struct tkv_queries *q, void *memory,
@@ -312,9 +301,14 @@ void tkv_cache_attend(const struct tkv_cache *c, const struct tkv_queries *q, vo
 {
     struct attend a = {.c = c, .q = q, .memory = memory};
 
-    a.batch_tokens = batch_size(c, q->n_tokens);
-    a.work_bytes = work_layout(c, a.batch_tokens, NULL).bytes;
-    tkv_exec_run(exec, c->shape.n_kv_heads, attend_head, &a);
+    a.batch_tokens = tkv_cache_batch(c, q->n_tokens);
+    a.n_ranges = tkv_cache_ranges(c, tkv_cache_longest(c), a.batch_tokens);
+    a.first_bytes = tkv_work_layout(c, a.batch_tokens, 0, NULL).bytes;
+    a.others_bytes = tkv_work_layout(c, a.batch_tokens, 1, NULL).bytes;
+    if (a.n_ranges == 1)
+        tkv_exec_run(exec, c->shape.n_kv_heads, attend_head, &a);
+    else
+        attend_ranges(&a, exec);
 }
 
 size_t tkv_cache_check_queries(const struct tkv_cache *c, const struct tkv_queries *q)

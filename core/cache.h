@@ -58,7 +58,8 @@ struct tkv_queries {
     float *lse;               /* [n_tokens][n_q_heads], or NULL */
 };
 
-/* Attention in memory of tkv_cache_attend_bytes() from the caller, so that it cannot fail. */
+/* Attention in memory of tkv_cache_attend_bytes() from the caller, so that it cannot fail; the same
+ * bits whatever `exec` is. The memory does for any part of n_tokens, which may be appended meanwhile. */
 size_t tkv_cache_attend_bytes(const struct tkv_cache *c, uint32_t n_tokens);
 void tkv_cache_attend(const struct tkv_cache *c, const struct tkv_queries *q, void *memory,
                       const struct tkv_exec *exec);
