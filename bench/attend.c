@@ -38,6 +38,8 @@ struct bench {
     struct tkv_machine machine;
     struct contender contenders[N_CONTENDERS];
     struct contender plain;
+    struct tkv_machine single;   /* the same machine, one thread */
+    struct contender one_thread; /* with more than one: the codec's scene, borrowed */
     struct tkv_reader reader;
     struct tkv_samples read_gbytes_per_s;
     struct tkv_source source;
@@ -141,6 +143,10 @@ static int make(struct bench *b, struct tkv_reason *why)
     if (make_scene(b, own, b->o->codec, &b->machine.kernels, why))
         return -1;
     b->code_bytes = tkv_scene_code_bytes(&own->scene, 0);
+    if (b->o->threads > 1) {
+        b->one_thread = *own;
+        b->one_thread.scene.machine = &b->single;
+    }
     if (tkv_reader_init(&b->reader, own->n_layers, b->code_bytes, b->o->kv_heads, why))
         return -1;
     return b->o->alone ? 0 : make_comparisons(b, why);
@@ -195,6 +201,8 @@ static int measure(struct bench *b, struct tkv_reason *why)
         for (int i = 0; i < N_CONTENDERS; i++)
             if (b->contenders[i].n_tokens && time_step(b, &b->contenders[i], clock.n - 1, why))
                 return -1;
+        if (b->one_thread.n_tokens && time_step(b, &b->one_thread, clock.n - 1, why))
+            return -1;
         time_reading(b, clock.n - 1);
     }
     clock = tkv_bench_clock_start(b->o->seconds / 8, 4);
@@ -252,6 +260,15 @@ static void record(struct bench *b, struct tkv_record *r)
     tkv_record_number(r, "read_gbytes_per_s", "GB/s of reading alone", floor);
     tkv_record_number(r, "floor_share", "share of reading alone",
                       floor > 0 ? gbytes_per_s / floor : 0);
+    if (b->one_thread.n_tokens) {
+        const struct tkv_spread one = tkv_samples_spread(&b->one_thread.ns);
+
+        tkv_record_number(r, "one_thread_ns", "one thread, ns", one.median);
+        tkv_record_number(r, "speedup_vs_one_thread", "times faster than one thread",
+                          one.median / ns);
+        tkv_record_number(r, "speedup_undisturbed", "the same by the fastest tenths",
+                          one.p10 / tkv_samples_spread(&own->ns).p10);
+    }
     record_comparisons(b, ns, r);
 }
 
@@ -278,8 +295,10 @@ int tkv_bench_attend(const struct tkv_bench_options *o, struct tkv_record *r,
     if (!b)
         return tkv_reason_set(why, "out of memory");
     b->o = o;
-    e = tkv_machine_init(&b->machine, o->threads, o->disable, why) || make(b, why) ||
-        measure(b, why);
+    e = tkv_machine_init(&b->machine, o->threads, o->disable, why);
+    b->single = b->machine;
+    b->single.exec = NULL;
+    e = e || make(b, why) || measure(b, why);
     if (!e)
         record(b, r);
     drop(b);
