@@ -143,8 +143,8 @@ _Static_assert(sizeof(struct trikv_map_layer) == 136, "map layer is 136 bytes");
 _Static_assert(offsetof(struct trikv_map_layer, scale) == 16, "map layer layout");
 _Static_assert(offsetof(struct trikv_map_layer, codec_k) == 32, "map layer layout");
 _Static_assert(offsetof(struct trikv_map_layer, n_seen) == 48, "map layer layout");
-_Static_assert(offsetof(struct trikv_map_layer, pinned) == 64, "map layer layout");
-_Static_assert(offsetof(struct trikv_map_layer, tail) == 96, "map layer layout");
+_Static_assert(offsetof(struct trikv_map_layer, pinned) == 72, "map layer layout");
+_Static_assert(offsetof(struct trikv_map_layer, tail) == 104, "map layer layout");
 
 struct trikv_map_head {
     uint32_t n_blocks;
