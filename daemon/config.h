@@ -33,6 +33,7 @@ struct tkv_config {
     uint32_t socket_mode;
     uint32_t max_connections;
     uint64_t memory_cap_bytes; /* 0: auto */
+    uint32_t memory_pressure;  /* percent; 0: not looked at */
     uint64_t max_payload_bytes;
     uint32_t max_sessions;
     uint32_t max_sessions_per_connection;

@@ -18,6 +18,7 @@ const struct tkv_option tkv_config_options[] = {
     {"listen.max_connections", TKV_OPTION_U32, true, AT(max_connections), 1, 65536, NULL, "64"},
     {"memory.cap", TKV_OPTION_CAP, false, AT(memory_cap_bytes), 1 << 20, UINT64_C(1) << 46, NULL,
      "auto"},
+    {"memory.pressure", TKV_OPTION_U32, true, AT(memory_pressure), 0, 100, NULL, "10"},
     {"limits.payload", TKV_OPTION_BYTES, true, AT(max_payload_bytes), 64 << 10, UINT64_C(1) << 34,
      NULL, "256MiB"},
     {"limits.sessions", TKV_OPTION_U32, true, AT(max_sessions), 1, 65536, NULL, "256"},

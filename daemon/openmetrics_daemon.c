@@ -79,6 +79,13 @@ static void write_state(struct tkv_om *w, struct tkv_server *s, const struct tkv
         tkv_om_label(w, "tier", tkv_tier_names[i]);
         tkv_om_count(w, v->tiers.bytes[i]);
     }
+    if (!s->pulse.pressure_file[0])
+        return;
+    tkv_om_family(
+        w, "trikv_memory_pressure_ratio", TKV_OM_GAUGE, "ratio",
+        "Share of the last 10 s in which somebody waited for memory, as the kernel says.");
+    tkv_om_begin(w);
+    tkv_om_number(w, s->pulse.pressure_percent / 100);
 }
 
 static void write_users(struct tkv_om *w, const struct tkv_server *s)

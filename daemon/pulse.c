@@ -1,6 +1,7 @@
 /* The beat of the daemon, and whether its workers still follow. */
 #include "daemon/pulse.h"
 
+#include "daemon/machine.h"
 #include "daemon/server.h"
 #include "daemon/stats_page.h"
 
@@ -48,12 +49,28 @@ static void check_workers(struct tkv_server *s)
     p->n_stalls += stalled;
 }
 
+/* What is only lent is given up before others suffer. */
+static void look_at_pressure(struct tkv_server *s)
+{
+    struct tkv_pulse *const p = &s->pulse;
+    const uint32_t limit = s->config.memory_pressure;
+
+    if (!p->pressure_file[0] || !tkv_machine_pressure(p->pressure_file, &p->pressure_percent))
+        return;
+    if (limit && p->pressure_percent >= limit && s->prefixes.oldest && !s->draining) {
+        tkv_log(&s->log, TKV_LOG_INFO, "msg=\"a stored prefix goes\" memory_pressure=%.1f%%",
+                p->pressure_percent);
+        tkv_prefixes_evict(s->prefixes.oldest);
+    }
+}
+
 static void on_beat(uv_timer_t *timer)
 {
     struct tkv_server *const s = timer->data;
 
     remember(s);
     check_workers(s);
+    look_at_pressure(s);
     if (s->pulse.page)
         tkv_stats_page_write(s, s->pulse.page);
     if (s->pulse.watchdog_ms && !s->pulse.stalled)
@@ -72,6 +89,8 @@ void tkv_pulse_start(struct tkv_server *s)
     p->watchdog_ms = tkv_notify_watchdog_ms();
     if (p->watchdog_ms && p->watchdog_ms / 2 < beat_ms)
         beat_ms = p->watchdog_ms / 2 ? p->watchdog_ms / 2 : 1;
+    if (!tkv_machine_find_pressure("", p->pressure_file, sizeof(p->pressure_file)))
+        p->pressure_file[0] = 0;
     p->moved_ms = uv_now(&s->loop);
     uv_timer_init(&s->loop, &p->timer);
     p->timer.data = s;

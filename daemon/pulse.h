@@ -1,7 +1,8 @@
 /*
  * What happens once a second: the history is written on, the stats page too, and the service manager
  * is told that we live. It is told so only while the workers get on: the loop answers for itself by
- * running this, for the workers it looks at their progress. Loop thread only.
+ * running this, for the workers it looks at their progress. When the machine is short of memory, a stored
+ * prefix goes. Loop thread only.
  */
 #ifndef TKV_DAEMON_PULSE_H
 #define TKV_DAEMON_PULSE_H
@@ -14,6 +15,8 @@ struct tkv_pool_load;
 struct tkv_server;
 struct trikv_stats_page;
 
+enum { TKV_PRESSURE_PATH_BYTES = 1024 };
+
 struct tkv_pulse {
     uv_timer_t timer;
     uint64_t watchdog_ms;   /* 0: nobody watches */
@@ -22,6 +25,8 @@ struct tkv_pulse {
     bool stalled;           /* it has not moved for long */
     uint64_t n_stalls;      /* beats at which it was stalled */
     struct trikv_stats_page *page;
+    char pressure_file[TKV_PRESSURE_PATH_BYTES]; /* "": the kernel does not tell */
+    double pressure_percent;
 };
 
 /* After the pool is there; never fails: without a page the daemon says so and runs. */

@@ -6,15 +6,15 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/resource.h>
-#include <sys/sysinfo.h>
 #include <sysexits.h>
 #include <unistd.h>
 
 #include "core/cpu.h"
 #include "daemon/diag.h"
+#include "daemon/machine.h"
 #include "daemon/options.h"
 
-enum { DRAIN_MS = 5000, MIN_AUTO_CAP_BYTES = 64 << 20 };
+enum { DRAIN_MS = 5000 };
 
 static void raise_descriptor_limit(const struct tkv_log *log)
 {
@@ -25,27 +25,6 @@ static void raise_descriptor_limit(const struct tkv_log *log)
     r.rlim_cur = r.rlim_max;
     if (setrlimit(RLIMIT_NOFILE, &r) < 0)
         tkv_log(log, TKV_LOG_WARN, "msg=\"cannot raise the limit of open files\"");
-}
-
-/* Half of the memory that is available, by the kernel's estimate; where /proc is hidden
- * (a sandboxed service), by what is free. */
-static uint64_t auto_cap_bytes(void)
-{
-    FILE *f = fopen("/proc/meminfo", "re");
-    unsigned long long kib = 0;
-    struct sysinfo info;
-    char line[128];
-    uint64_t half = 0;
-
-    while (f && fgets(line, sizeof(line), f) && sscanf(line, "MemAvailable: %llu kB", &kib) != 1)
-        ;
-    if (f)
-        fclose(f);
-    if (kib)
-        half = kib * 1024 / 2;
-    else if (sysinfo(&info) == 0)
-        half = ((uint64_t)info.freeram + info.bufferram) * info.mem_unit / 2;
-    return half > MIN_AUTO_CAP_BYTES ? half : MIN_AUTO_CAP_BYTES;
 }
 
 static void take_limits(struct tkv_server *s)
@@ -244,7 +223,8 @@ static int open_sockets(struct tkv_server *s)
 static int take_config(struct tkv_server *s, const struct tkv_config *config)
 {
     const long n_cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    const uint64_t cap = config->memory_cap_bytes ? config->memory_cap_bytes : auto_cap_bytes();
+    const uint64_t cap =
+        config->memory_cap_bytes ? config->memory_cap_bytes : tkv_machine_cap_bytes("");
     unsigned flags;
 
     s->config = *config;

@@ -582,6 +582,41 @@ static void stored_ones_go_before_a_request_fails(void **state)
     scene_deinit(&s);
 }
 
+static uint32_t count_stored(struct scene *s)
+{
+    Trikv__DaemonStats *stats = daemon_stats(s);
+    const uint32_t n = stats->n_prefixes;
+
+    trikv__daemon_stats__free_unpacked(stats, NULL);
+    return n;
+}
+
+/* The kernel says that processes wait for memory: one goes at each beat. */
+static void they_go_when_the_machine_is_short(void **state)
+{
+    const struct wish a = {.salt = "a"}, b = {.salt = "b"};
+    char path[] = "/tmp/trikv-pressure-XXXXXX";
+    const int fd = mkstemp(path);
+    struct scene s;
+
+    (void)state;
+    assert_true(fd >= 0);
+    assert_int_equal(dprintf(fd, "some avg10=0.00 avg60=0 avg300=0 total=0\n"), 41);
+    setenv("MEMORY_PRESSURE_WATCH", path, 1);
+    scene_init(&s, CONFIG);
+    unsetenv("MEMORY_PRESSURE_WATCH");
+    store(&s, &a, 40);
+    store(&s, &b, 40);
+    assert_int_equal(count_stored(&s), 2);
+    assert_int_equal(pwrite(fd, "some avg10=50.0", 15, 0), 15);
+    for (int i = 0; i < 1000 && count_stored(&s) > 0; i++)
+        sleep_ms(10);
+    assert_int_equal(count_stored(&s), 0);
+    scene_deinit(&s);
+    close(fd);
+    unlink(path);
+}
+
 static void the_oldest_goes_first(void **state)
 {
     static const char *const salts[] = {"a", "b", "c", "d"};
@@ -738,6 +773,7 @@ int main(void)
         cmocka_unit_test(wrong_requests_are_answered),
         cmocka_unit_test(other_users_see_nothing),
         cmocka_unit_test(stored_ones_go_before_a_request_fails),
+        cmocka_unit_test(they_go_when_the_machine_is_short),
         cmocka_unit_test(the_oldest_goes_first),
         cmocka_unit_test(the_killed_leave_what_they_wanted_to),
         cmocka_unit_test(everything_comes_back),
