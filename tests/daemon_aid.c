@@ -90,6 +90,7 @@ void daemon_start(struct daemon_aid *d, const char *config_text)
             sleep_ms(10);
     }
     assert_true(fd >= 0);
+    wire_hello(fd); /* the answer comes when all of it has started */
     close(fd);
 }
 
