@@ -68,7 +68,7 @@ TOOL_MAINS := $(wildcard tools/trikv_*.c tools/trikvctl.c)
 TOOLS  := $(filter-out $(TOOL_MAINS),$(wildcard tools/*.c))
 CHECKS := $(wildcard tests/check_*.c)
 AIDS   := $(filter-out $(CHECKS),$(wildcard tests/*.c))
-SOURCES = $(wildcard */*.[ch] tests/fuzz/*.[ch] bindings/cpp/*.hpp tests/cpp/*.cc)
+SOURCES = $(wildcard */*.[ch] tests/fault/*.[ch] tests/fuzz/*.[ch] bindings/cpp/*.hpp tests/cpp/*.cc)
 
 objs  = $(patsubst %.c,$B/obj/%.o,$1)
 GEN  := $B/gen/proto/trikv.pb-c
@@ -144,7 +144,7 @@ core_tests := $(filter $(addprefix $B/tests/check_,attention% codebook% codec% h
 run_tests := TRIKV_BUILD=$B tests/run
 
 .PHONY: FORCE setup test demo build-tests check check-programs check-isa check-asan check-tsan \
-	check-clang check-layers check-stress check-neon check-fuzz fuzzers check-all lint format install uninstall clean help
+	check-faults check-clang check-layers check-stress check-neon check-fuzz fuzzers check-all lint format install uninstall clean help
 
 setup: ## install the missing Debian packages for all of this, saying which and why
 	./setup.sh build test ci
@@ -206,6 +206,19 @@ check-neon: ## build for arm64, run the test programs under qemu (Cortex-A76; co
 		tests/run $(tests:$B/%=$(ARM_B)/%)
 	@echo 'as Cortex-A72, core only:'
 	@QEMU_CPU=cortex-a72 TRIKV_RUNNER='$(ARM_RUN)' tests/run $(core_tests:$B/%=$(ARM_B)/%)
+
+# Faults: a library put before the daemon's own, and what drives it. A sanitizer wants to be first itself.
+faults := $(if $(filter release debug,$(BUILD)),$B/fault/faults $B/fault/preload.so)
+$B/fault/preload.so: $B/obj/tests/fault/preload.o
+	$(link) -shared -ldl
+$B/fault/faults: $B/obj/tests/fault/faults.o \
+	$(patsubst %,$B/lib/%.a,aids tools daemon libtrikv store proto core)
+	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(call pkg,cmocka) -lm -pthread
+$(call objs,$(wildcard tests/fault/*.c)): | $(GEN).h
+build-tests: $(faults)
+
+check-faults: build-tests ## every call of the daemon that can fail does, once and for good (minutes)
+	@FAULT_STRIDE=1 TRIKV_TEST_TIMEOUT=3600 $(run_tests) tests/check_faults.sh
 
 FUZZERS := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_SECONDS ?= 10
