@@ -1,11 +1,14 @@
 /* Start, run and end of the daemon. */
 #include "daemon/server.h"
 
+#include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sysexits.h>
 #include <unistd.h>
 
@@ -183,11 +186,43 @@ void tkv_server_check_drained(struct tkv_server *s)
         uv_walk(&s->loop, close_handle, NULL);
 }
 
+static void on_unused(uv_poll_t *poll, int status, int events)
+{
+    (void)poll;
+    (void)status;
+    (void)events;
+}
+
+/* libuv ends the process if it finds no memory for its table of descriptors. So the table grows now, to
+ * the largest number that connections and the arenas of sessions will bring about. */
+static int grow_loop_table(struct tkv_server *s)
+{
+    const uint64_t n = 256 + s->config.max_connections + 4 * (uint64_t)s->config.max_sessions;
+    int pair[2], high;
+    uv_poll_t poll;
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+        return EX_OSERR;
+    high = fcntl(pair[0], F_DUPFD_CLOEXEC, n < INT_MAX ? (int)n : INT_MAX);
+    if (high >= 0 && uv_poll_init(&s->loop, &poll, high) == 0) {
+        uv_poll_start(&poll, UV_READABLE, on_unused);
+        uv_close((uv_handle_t *)&poll, NULL);
+        uv_run(&s->loop, UV_RUN_NOWAIT);
+    }
+    if (high >= 0)
+        close(high);
+    close(pair[0]);
+    close(pair[1]);
+    return EX_OK; /* with fewer descriptors than that the table grows later, if at all */
+}
+
 static int start_loop(struct tkv_server *s)
 {
     if (uv_loop_init(&s->loop) < 0)
         return EX_OSERR;
     s->has_loop = true;
+    if (grow_loop_table(s))
+        return EX_OSERR;
     uv_async_init(&s->loop, &s->jobs_done, on_jobs_done);
     s->jobs_done.data = s;
     uv_timer_init(&s->loop, &s->drain_deadline);
