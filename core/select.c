@@ -7,8 +7,6 @@
  */
 #include "core/select.h"
 
-#include <string.h>
-
 #include "core/kernels.h"
 
 void tkv_fold_max(float *dst, const float *src, size_t n)
@@ -24,25 +22,6 @@ void tkv_fold_sum(float *dst, const float *src, float weight, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         dst[i] += src[i] * weight;
-}
-
-/*
- * An unsigned number in the order of the scores:
- *
- *   NaN 0 < -inf 0x007fffff < ... < -tiny < 0 0x80000000 < tiny < ... < +inf 0xff800000
- *
- * Floats compare as sign and magnitude, so a negative one has all its bits turned
- * over and another its sign bit only. Adding +0 turns -0 into +0: they tie.
- */
-static uint32_t order_key(float score)
-{
-    uint32_t bits;
-
-    if (score != score)
-        return 0;
-    score += 0.0f;
-    memcpy(&bits, &score, sizeof bits);
-    return bits & UINT32_C(0x80000000) ? ~bits : bits | UINT32_C(0x80000000);
 }
 
 /*
@@ -86,7 +65,7 @@ size_t tkv_select_top(const struct tkv_kernels *kn, const float *scores, size_t 
     if (k == 0)
         return 0;
     for (size_t i = 0; i < n; i++)
-        scratch[i] = order_key(scores[i]);
+        scratch[i] = tkv_score_order(scores[i]);
     least = kth_largest(kn, scratch, n, k, &n_ties);
     for (size_t i = 0; n_kept < k; i++) { /* no branch to guess: which stay is as good as random */
         const size_t tie = (scratch[i] == least) & (n_ties > 0);

@@ -141,28 +141,21 @@ static int check_triattention(const struct tkv_session_config *c, struct tkv_rep
     text = tkv_tri_fold_init(&fold, c->rope, &c->tri);
     if (text)
         return tkv_fail(why, TRIKV_E_ARGUMENT, "triattention: %s", text);
-    for (uint32_t i = 0; i < c->n_layers; i++) {
-        const int e = check_triattention_layer(c, i, why);
-
-        if (e)
-            return e;
-    }
     return 0;
 }
 
 /* Methods that need no statistics choose for each KV head alone. */
-static int check_plain(const struct tkv_session_config *c, struct tkv_report *why)
+static int check_plain_layer(const struct tkv_session_config *c, uint32_t layer,
+                             struct tkv_report *why)
 {
-    int e = 0;
+    const enum tkv_method method = tkv_config_method(c, &c->layers[layer]);
 
     if (c->eviction_mode != TKV_PER_LAYER_PERHEAD)
         return tkv_fail(why, TRIKV_E_ARGUMENT,
-                        "eviction_mode is %s, want per_layer_perhead: %s "
+                        "layer %u: eviction_mode is %s, want per_layer_perhead: %s "
                         "keeps no common set of tokens",
-                        tkv_eviction_mode_names[c->eviction_mode], tkv_method_names[c->method]);
-    for (uint32_t i = 0; !e && i < c->n_layers; i++)
-        e = tkv_check_budget(c, i, c->layers[i].budget_tokens, why);
-    return e;
+                        layer, tkv_eviction_mode_names[c->eviction_mode], tkv_method_names[method]);
+    return tkv_check_budget(c, layer, c->layers[layer].budget_tokens, why);
 }
 
 static int check_planned(const struct tkv_session_config *c, struct tkv_report *why)
@@ -189,21 +182,37 @@ static bool is_limit(float x)
     return x >= 0; /* INFINITY is one, NaN is none */
 }
 
-/* Heads that keep a surplus keep different tokens. */
-static int check_gate(const struct tkv_session_config *c, struct tkv_report *why)
+static bool drops_tokens(const struct tkv_session_config *c)
 {
-    const struct tkv_gate_config *g = &c->gate;
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        if (tkv_config_method(c, &c->layers[i]) != TKV_METHOD_NONE)
+            return c->method != TKV_METHOD_DEFAULT;
+    return false;
+}
 
-    if (g->n_probes == 0)
-        return 0;
-    if (c->method == TKV_METHOD_NONE || c->method == TKV_METHOD_DEFAULT)
-        return tkv_fail(why, TRIKV_E_ARGUMENT, "gate: method %s drops no tokens in rounds",
+/* What makes KV heads keep different numbers of tokens is for methods that drop tokens in rounds, each
+ * head its own. */
+static int check_own_numbers(const struct tkv_session_config *c, const char *what,
+                             struct tkv_report *why)
+{
+    if (!drops_tokens(c))
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "%s: method %s drops no tokens in rounds", what,
                         tkv_method_names[c->method]);
     if (c->eviction_mode != TKV_PER_LAYER_PERHEAD)
         return tkv_fail(why, TRIKV_E_ARGUMENT,
-                        "gate: eviction_mode is %s, want per_layer_perhead: a head that keeps more "
-                        "keeps tokens of its own",
-                        tkv_eviction_mode_names[c->eviction_mode]);
+                        "%s: eviction_mode is %s, want per_layer_perhead: heads would keep "
+                        "different numbers of tokens",
+                        what, tkv_eviction_mode_names[c->eviction_mode]);
+    return 0;
+}
+
+static int check_gate(const struct tkv_session_config *c, struct tkv_report *why)
+{
+    const struct tkv_gate_config *g = &c->gate;
+    const int e = g->n_probes > 0 ? check_own_numbers(c, "gate", why) : 0;
+
+    if (e || g->n_probes == 0)
+        return e;
     if (g->n_probes > TKV_MAX_PROBES || g->surplus_tokens > TRIKV_MAX_REQUEST_TOKENS)
         return tkv_fail(why, TRIKV_E_ARGUMENT,
                         "gate: %u probes and a surplus of %u tokens, want at most %d and %d",
@@ -216,18 +225,85 @@ static int check_gate(const struct tkv_session_config *c, struct tkv_report *why
     return 0;
 }
 
-static int check_method(const struct tkv_session_config *c, struct tkv_report *why)
+static int check_shared_layer(const struct tkv_session_config *c, uint32_t layer,
+                              struct tkv_report *why)
 {
-    switch (c->method) {
-    case TKV_METHOD_NONE: return 0;
-    case TKV_METHOD_TRIATTENTION: return check_triattention(c, why);
+    const struct tkv_layer_config *l = &c->layers[layer];
+
+    if (c->allocator == TKV_PYRAMID && l->budget_tokens != c->layers[0].budget_tokens)
+        return tkv_fail(
+            why, TRIKV_E_ARGUMENT,
+            "layer %u: budget is %u tokens, layer 0 has %u; allocator pyramid wants one "
+            "for all layers",
+            layer, l->budget_tokens, c->layers[0].budget_tokens);
+    if (c->allocator != TKV_CONCENTRATION)
+        return 0;
+    if (!l->stats || !c->rope || c->rope->head_dim != l->shape.head_dim_k)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "layer %u: allocator concentration needs calibrated statistics and their "
+                        "rope",
+                        layer);
+    return 0;
+}
+
+static int check_allocator(const struct tkv_session_config *c, struct tkv_report *why)
+{
+    int e;
+
+    if (c->allocator == TKV_UNIFORM)
+        return 0;
+    if (c->allocator > TKV_ADAPTIVE)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "allocator is %u, which is none",
+                        (unsigned)c->allocator);
+    e = check_own_numbers(c, "allocator", why);
+    for (uint32_t i = 0; !e && i < c->n_layers; i++)
+        if (tkv_config_method(c, &c->layers[i]) != TKV_METHOD_NONE)
+            e = check_shared_layer(c, i, why);
+    return e;
+}
+
+static int check_layer_method(const struct tkv_session_config *c, uint32_t layer,
+                              struct tkv_report *why)
+{
+    const enum tkv_method method = tkv_config_method(c, &c->layers[layer]);
+
+    if ((uint32_t)method > TKV_METHOD_DEFAULT)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "method is %u, which is none", (unsigned)method);
+    if (method != c->method && (method == TKV_METHOD_DEFAULT || c->method == TKV_METHOD_DEFAULT))
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "layer %u: method default plans all layers together, it cannot be mixed "
+                        "with others",
+                        layer);
+    if (method != c->method && c->eviction_mode != TKV_PER_LAYER_PERHEAD)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "layer %u: method %s beside %s, but eviction_mode %s keeps one set for all "
+                        "layers",
+                        layer, tkv_method_names[method], tkv_method_names[c->method],
+                        tkv_eviction_mode_names[c->eviction_mode]);
+    switch (method) {
+    case TKV_METHOD_NONE:
+    case TKV_METHOD_DEFAULT: return 0;
+    case TKV_METHOD_TRIATTENTION: return check_triattention_layer(c, layer, why);
     case TKV_METHOD_STREAMING:
     case TKV_METHOD_H2O:
     case TKV_METHOD_SNAPKV:
-    case TKV_METHOD_KEYDIFF: return check_plain(c, why);
-    case TKV_METHOD_DEFAULT: return check_planned(c, why);
+    case TKV_METHOD_KEYDIFF: break;
     }
-    return tkv_fail(why, TRIKV_E_ARGUMENT, "method is %u, which is none", (unsigned)c->method);
+    return check_plain_layer(c, layer, why);
+}
+
+static int check_methods(const struct tkv_session_config *c, struct tkv_report *why)
+{
+    int e = 0;
+
+    if (c->method == TKV_METHOD_DEFAULT)
+        e = check_planned(c, why);
+    if (!e && tkv_config_uses(c, TKV_METHOD_TRIATTENTION))
+        e = check_triattention(c, why);
+    for (uint32_t i = 0; !e && i < c->n_layers; i++)
+        e = check_layer_method(c, i, why);
+    e = e ? e : check_gate(c, why);
+    return e ? e : check_allocator(c, why);
 }
 
 static int check_tier(const char *name, uint32_t tokens, uint32_t least, struct tkv_report *why)
@@ -269,6 +345,5 @@ int tkv_session_check(const struct tkv_session_config *c, struct tkv_report *why
         e = e ? e : check_attention(i, &c->layers[i], why);
         e = e ? e : check_codecs(i, &c->layers[i], why);
     }
-    e = e ? e : check_gate(c, why);
-    return e ? e : check_method(c, why);
+    return e ? e : check_methods(c, why);
 }

@@ -45,16 +45,16 @@ void tkv_checkpoint_destroy(struct tkv_session *s, struct tkv_layer *l)
 }
 
 /* Do blocks of a layer ever go? */
-static bool drops_blocks(const struct tkv_session *s, const struct tkv_layer *l)
+static bool drops_blocks(const struct tkv_layer *l)
 {
-    return tkv_session_evicts(s) || l->slides;
+    return l->config.method != TKV_METHOD_NONE || l->slides;
 }
 
 int tkv_checkpoint_prepare(struct tkv_session *s, struct tkv_layer *l, struct tkv_report *why)
 {
     int e = 0;
 
-    if (s->config.rollback_tokens == 0 || !drops_blocks(s, l))
+    if (s->config.rollback_tokens == 0 || !drops_blocks(l))
         return 0;
     for (uint32_t h = 0; !e && h < l->config.shape.n_kv_heads; h++)
         e = tkv_head_own(s, &l->checkpoint.next[h], l->heads[h].cap_blocks, why);
@@ -105,7 +105,7 @@ void tkv_checkpoint_restore(struct tkv_session *s, struct tkv_layer *l)
         struct tkv_head *head = &l->heads[h];
 
         s->n_evicted -= c->heads[h].n_cold + n_warm - head->n_cold;
-        if (drops_blocks(s, l)) {
+        if (drops_blocks(l)) {
             tkv_head_release(s, head);
             *head = c->heads[h];
         } else {

@@ -46,11 +46,11 @@ static void encode(const struct fold *f, size_t kv_head, uint32_t first, uint32_
     uint8_t mean[TKV_MAX_MEAN_BYTES] = {0};
 
     kn->f16_to_f32(x, l->tail.k + at * dk, n * dk);
-    if (!tkv_layer_evicts(f->s, l))
+    if (!tkv_layer_evicts(l))
         tkv_code_mean(l->layout.k, kn, TKV_KEYS, x, n, mean);
     tkv_encode_keys(l->layout.k, kn, mean, x, n, block);
     kn->f16_to_f32(x, l->tail.v + at * dv, n * dv);
-    if (!tkv_layer_evicts(f->s, l))
+    if (!tkv_layer_evicts(l))
         tkv_code_mean(l->layout.v, kn, TKV_VALUES, x, n, mean);
     tkv_encode_values(l->layout.v, kn, mean, x, n, tkv_block_values(&l->layout, block));
     for (uint32_t g = 0; g < l->layout.n_score_heads; g++) {

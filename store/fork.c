@@ -17,12 +17,13 @@ static bool fork_layer(struct tkv_session *s, struct tkv_layer *to, const struct
     to->checkpoint.heads = NULL;
     to->mass = NULL;
     to->probes = NULL;
+    to->budgets = NULL;
     to->ladder = tkv_shared_ref(s, from->ladder);
     to->sinks = tkv_shared_ref(s, from->sinks);
     to->norm_weights = tkv_shared_ref(s, from->norm_weights);
     to->heads = tkv_session_alloc(s, n_kv_heads * sizeof(*to->heads));
     if (!to->heads || !tkv_checkpoint_create(s, to) || !tkv_mass_create(s, to, from->mass) ||
-        !tkv_probes_create(s, to, from->probes))
+        !tkv_probes_create(s, to, from->probes) || !tkv_budgets_create(s, to, from->budgets))
         return false;
     tkv_halves_share(s, to, from);
     for (uint32_t h = 0; h < n_kv_heads; h++)

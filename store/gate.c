@@ -42,7 +42,8 @@ bool tkv_probes_create(struct tkv_session *s, struct tkv_layer *l, const struct 
 {
     uint8_t *p;
 
-    if (!tkv_session_gates(s))
+    l->probes = NULL;
+    if (!tkv_session_gates(s) || !tkv_layer_evicts(l))
         return true;
     p = tkv_session_alloc(s, probes_bytes(s, l));
     if (!p)
@@ -182,12 +183,12 @@ static struct work work_layout(const struct tkv_session *s, const struct tkv_lay
 
 size_t tkv_gate_common_bytes(const struct tkv_session *s, const struct tkv_layer *l)
 {
-    return tkv_session_gates(s) ? common_layout(s, l, NULL).bytes : 0;
+    return l->probes ? common_layout(s, l, NULL).bytes : 0;
 }
 
 size_t tkv_gate_bytes(const struct tkv_session *s, const struct tkv_layer *l, size_t n_candidates)
 {
-    return tkv_session_gates(s) ? work_layout(s, l, n_candidates, NULL).bytes : 0;
+    return l->probes ? work_layout(s, l, n_candidates, NULL).bytes : 0;
 }
 
 /* ---- before: all heads -------------------------------------------------------------------- */
@@ -220,7 +221,7 @@ void tkv_gate_begin(const struct tkv_session *s, const struct tkv_layer *l, void
     struct common c;
     uint32_t n_first;
 
-    if (!tkv_session_gates(s))
+    if (!l->probes)
         return;
     c = common_layout(s, l, memory);
     memset(c.results, 0, l->config.shape.n_kv_heads * sizeof(*c.results));
@@ -379,7 +380,7 @@ void tkv_gate_head(const struct tkv_session *s, const struct tkv_layer *l, uint3
     struct common c;
     struct result *result;
 
-    if (!tkv_session_gates(s) || keep->n >= g.head->n_cold)
+    if (!l->probes || keep->n >= g.head->n_cold)
         return;
     c = common_layout(s, l, common);
     result = &c.results[kv_head];
@@ -407,7 +408,7 @@ void tkv_gate_end(const struct tkv_session *s, struct tkv_layer *l, void *common
     struct tkv_gate_stats *stats = &l->gate;
     struct common c;
 
-    if (!tkv_session_gates(s))
+    if (!l->probes)
         return;
     c = common_layout(s, l, common);
     stats->n_probes = l->probes->n;

@@ -17,9 +17,10 @@ enum {
     BATCH_TOKENS = 64,
 };
 
-bool tkv_session_observes(const struct tkv_session *s)
+bool tkv_layer_observes(const struct tkv_layer *l)
 {
-    return s->config.method == TKV_METHOD_H2O || s->config.method == TKV_METHOD_SNAPKV;
+    return !l->slides &&
+           (l->config.method == TKV_METHOD_H2O || l->config.method == TKV_METHOD_SNAPKV);
 }
 
 /* ---- the memory ------------------------------------------------------------------------------ */
@@ -45,7 +46,7 @@ bool tkv_mass_create(struct tkv_session *s, struct tkv_layer *l, const struct tk
 {
     const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
 
-    if (!tkv_session_observes(s) || l->slides)
+    if (!tkv_layer_observes(l))
         return true;
     l->mass = tkv_session_alloc(s, n_kv_heads * sizeof(*l->mass));
     for (uint32_t h = 0; l->mass && h < n_kv_heads; h++) {
@@ -73,8 +74,7 @@ void tkv_mass_push(struct tkv_layer *l, uint32_t n)
         memset(l->mass[h].x + l->heads[h].n_cold + l->tail.n, 0, n * sizeof(float));
 }
 
-void tkv_mass_keep(const struct tkv_session *s, struct tkv_layer *l, uint32_t kv_head,
-                   const struct tkv_keep *keep)
+void tkv_mass_keep(struct tkv_layer *l, uint32_t kv_head, const struct tkv_keep *keep)
 {
     float *x = l->mass ? l->mass[kv_head].x : NULL;
 
@@ -83,7 +83,7 @@ void tkv_mass_keep(const struct tkv_session *s, struct tkv_layer *l, uint32_t kv
     for (uint32_t j = 0; keep->index && j < keep->n; j++)
         x[j] = x[keep->index[j]];
     memmove(x + keep->n, x + l->heads[kv_head].n_cold, l->tail.n * sizeof(*x));
-    if (s->config.method == TKV_METHOD_SNAPKV) /* the next round has its own window */
+    if (l->config.method == TKV_METHOD_SNAPKV) /* the next round has its own window */
         memset(x, 0, (keep->n + l->tail.n) * sizeof(*x));
 }
 
@@ -138,9 +138,9 @@ static struct work work_layout(const struct tkv_layer *l, uint8_t *base)
     return w;
 }
 
-size_t tkv_observe_bytes(const struct tkv_session *s, const struct tkv_layer *l)
+size_t tkv_observe_bytes(const struct tkv_layer *l)
 {
-    if (!tkv_session_observes(s) || !l->mass)
+    if (!l->mass)
         return 0;
     return l->config.shape.n_kv_heads * work_layout(l, NULL).bytes;
 }
@@ -251,7 +251,7 @@ static int32_t first_position(const struct tkv_session *s, const struct tkv_laye
     const uint32_t most = l->tail.most;
     const uint32_t first = most > SNAPKV_QUERIES ? most - SNAPKV_QUERIES : 0;
 
-    if (s->config.method == TKV_METHOD_H2O)
+    if (l->config.method == TKV_METHOD_H2O)
         return 0;
     return first < l->tail.n && tkv_round_is_near(s, l) ? l->tail.positions[first] : INT32_MAX;
 }

@@ -69,21 +69,21 @@ static void score_novelty(const struct tkv_session *s, const struct tkv_layer *l
 
 size_t tkv_policy_bytes(const struct tkv_session *s, const struct tkv_layer *l, size_t n_candidates)
 {
-    switch (s->config.method) {
+    switch (l->config.method) {
     case TKV_METHOD_TRIATTENTION: return tkv_score_bytes(s, l, n_candidates);
     case TKV_METHOD_KEYDIFF: return work_layout(l, NULL).bytes;
     default: return 0;
     }
 }
 
-size_t tkv_policy_common_bytes(const struct tkv_session *s)
+size_t tkv_policy_common_bytes(const struct tkv_session *s, const struct tkv_layer *l)
 {
-    return s->config.method == TKV_METHOD_TRIATTENTION ? tkv_score_common_bytes(s) : 0;
+    return l->config.method == TKV_METHOD_TRIATTENTION ? tkv_score_common_bytes(s) : 0;
 }
 
 void tkv_policy_common(const struct tkv_session *s, const struct tkv_layer *l, void *common)
 {
-    if (s->config.method == TKV_METHOD_TRIATTENTION)
+    if (l->config.method == TKV_METHOD_TRIATTENTION)
         tkv_score_common(s, l, common);
 }
 
@@ -93,7 +93,7 @@ void tkv_policy_score(const struct tkv_session *s, const struct tkv_layer *l, ui
     const struct tkv_head *head = &l->heads[kv_head];
     const size_t n = head->n_cold;
 
-    switch (s->config.method) {
+    switch (l->config.method) {
     case TKV_METHOD_NONE: /* nothing is dropped, nothing is scored */
     case TKV_METHOD_DEFAULT: /* what is dropped was planned */ break;
     case TKV_METHOD_TRIATTENTION: tkv_score_head(s, l, kv_head, common, out, scratch); break;

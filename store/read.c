@@ -12,7 +12,7 @@ static int check_heads(const struct tkv_session *s, const struct tkv_read *r,
     if (r->n_heads == 0 || r->kv_head >= n || r->n_heads > n - r->kv_head)
         return tkv_fail(why, TRIKV_E_ARGUMENT, "layer %u: kv_head is %u, want less than %u",
                         r->layer, r->kv_head, n);
-    if (r->n_heads > 1 && tkv_layer_evicts(s, &s->layers[r->layer]))
+    if (r->n_heads > 1 && tkv_layer_evicts(&s->layers[r->layer]))
         return tkv_fail(why, TRIKV_E_ARGUMENT,
                         "kv_head is not said: this layer evicts, and its heads may keep "
                         "different tokens");

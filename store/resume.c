@@ -30,6 +30,14 @@ static bool same_gate(const struct tkv_gate_config *a, const struct tkv_gate_con
            a->limits.lost_mass == b->limits.lost_mass;
 }
 
+static bool evicts(const struct tkv_session *s)
+{
+    for (uint32_t i = 0; i < s->config.n_layers; i++)
+        if (tkv_layer_evicts(&s->layers[i]))
+            return true;
+    return false;
+}
+
 /* Everything that decides what is kept and how, budgets only where something is evicted. */
 static bool same_policy(const struct tkv_session *s, const struct tkv_session_config *c)
 {
@@ -40,20 +48,21 @@ static bool same_policy(const struct tkv_session *s, const struct tkv_session_co
         return false;
     if (o->method == TKV_METHOD_DEFAULT) /* the rest of it follows from these */
         return o->budget_bytes == c->budget_bytes && o->max_tokens == c->max_tokens;
-    if (!tkv_session_evicts(s))
+    if (!evicts(s))
         return true;
     return o->beta_tokens == tkv_align(c->beta_tokens, TKV_BLOCK_TOKENS) &&
            same_gate(&o->gate, &c->gate) && o->eviction_mode == c->eviction_mode &&
-           o->normalize_scores == c->normalize_scores && o->tri.offset_max == c->tri.offset_max &&
-           o->tri.aggregation == c->tri.aggregation;
+           o->allocator == c->allocator && o->normalize_scores == c->normalize_scores &&
+           o->tri.offset_max == c->tri.offset_max && o->tri.aggregation == c->tri.aggregation;
 }
 
-static bool same_layer_policy(const struct tkv_session *s, const struct tkv_layer_config *a,
-                              const struct tkv_layer_config *b)
+/* method: of the configuration that b is from. */
+static bool same_layer_policy(const struct tkv_layer_config *a, const struct tkv_layer_config *b,
+                              enum tkv_method method)
 {
-    return a->codec_k == b->codec_k && a->codec_v == b->codec_v && a->stats == b->stats &&
-           a->errors == b->errors &&
-           (!tkv_session_evicts(s) || a->budget_tokens == b->budget_tokens);
+    return a->method == (b->has_method ? b->method : method) && a->codec_k == b->codec_k &&
+           a->codec_v == b->codec_v && a->stats == b->stats && a->errors == b->errors &&
+           (a->method == TKV_METHOD_NONE || a->budget_tokens == b->budget_tokens);
 }
 
 /* A configuration whose layers are its own, or those of a session. */
@@ -77,7 +86,7 @@ static enum tkv_likeness compare(const struct tkv_session *s, const struct other
     if (!same_policy(s, o->config))
         return TKV_OTHER_POLICY;
     for (uint32_t i = 0; i < s->config.n_layers; i++)
-        if (!same_layer_policy(s, &s->layers[i].config, layer_of(o, i)))
+        if (!same_layer_policy(&s->layers[i].config, layer_of(o, i), o->config->method))
             return TKV_OTHER_POLICY;
     return TKV_ALIKE;
 }

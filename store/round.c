@@ -40,16 +40,6 @@ static size_t most_cap_blocks(const struct tkv_layer *l)
 
 /* ---- when ----------------------------------------------------------------------------------- */
 
-/* Cold tokens that a round leaves to a KV head, of a layer whose warm tokens are folded first. */
-static size_t keep_count(const struct tkv_session *s, const struct tkv_layer *l)
-{
-    const uint32_t n_hot =
-        l->tail.n < s->config.recent_tokens ? l->tail.n : s->config.recent_tokens;
-    const uint32_t fixed = l->pinned.n + n_hot;
-
-    return l->config.budget_tokens > fixed ? l->config.budget_tokens - fixed : 0;
-}
-
 /* Sum over KV heads, which may keep different numbers. */
 static size_t count_cold(const struct tkv_layer *l)
 {
@@ -65,17 +55,24 @@ static size_t mean_cold(const struct tkv_layer *l)
     return count_cold(l) / l->config.shape.n_kv_heads;
 }
 
-/* The most that one of them has after a round. */
-static size_t most_kept(const struct tkv_session *s, const struct tkv_layer *l)
+/* Has a head more than a round leaves it? */
+static bool is_over(const struct tkv_session *s, const struct tkv_layer *l)
 {
-    return keep_count(s, l) + s->config.gate.surplus_tokens;
+    const uint32_t n = l->config.shape.n_kv_heads;
+
+    if (s->config.allocator == TKV_ADAPTIVE)
+        return count_cold(l) > n * tkv_budget_keeps(s, l, 0);
+    for (uint32_t h = 0; h < n; h++)
+        if (l->heads[h].n_cold > tkv_budget_keeps(s, l, h))
+            return true;
+    return false;
 }
 
 /* Folds until one at which a round is due: the one after it would bring a cache over budget + beta. */
 static uint64_t folds_left(const struct tkv_session *s, const struct tkv_layer *l)
 {
     const uint64_t fixed = (uint64_t)l->pinned.most + s->config.recent_tokens + TKV_BLOCK_TOKENS;
-    const uint64_t most = (uint64_t)l->config.budget_tokens + s->config.beta_tokens;
+    const uint64_t most = (uint64_t)tkv_budget_mean(l) + s->config.beta_tokens;
     const uint64_t used = fixed + mean_cold(l);
 
     return used < most ? (most - used) / TKV_BLOCK_TOKENS : 0;
@@ -85,12 +82,12 @@ uint64_t tkv_round_distance(const struct tkv_session *s, const struct tkv_layer 
 {
     const uint32_t room = l->pinned.most - l->pinned.n + l->tail.most - l->tail.n;
 
-    return tkv_layer_evicts(s, l) ? room + folds_left(s, l) * TKV_BLOCK_TOKENS : UINT64_MAX;
+    return tkv_layer_evicts(l) ? room + folds_left(s, l) * TKV_BLOCK_TOKENS : UINT64_MAX;
 }
 
 bool tkv_round_is_near(const struct tkv_session *s, const struct tkv_layer *l)
 {
-    return tkv_layer_evicts(s, l) && folds_left(s, l) == 0;
+    return tkv_layer_evicts(l) && folds_left(s, l) == 0;
 }
 
 bool tkv_round_is_due(const struct tkv_session *s, const struct tkv_layer *l)
@@ -102,7 +99,7 @@ bool tkv_round_has_work(const struct tkv_session *s, const struct tkv_layer *l)
 {
     if (tkv_session_plans(s))
         return tkv_layer_warm(s, l) > 0;
-    return tkv_layer_warm(s, l) > 0 || (tkv_layer_evicts(s, l) && most_cold(l) > keep_count(s, l));
+    return tkv_layer_warm(s, l) > 0 || (tkv_layer_evicts(l) && is_over(s, l));
 }
 
 /* ---- bounds ----------------------------------------------------------------------------------- */
@@ -135,7 +132,7 @@ static size_t fold_blocks(const struct tkv_session *s, const struct tkv_layer *l
 
 static bool has_rounds(const struct tkv_session *s, const struct tkv_layer *l, uint32_t n_new)
 {
-    if (!tkv_layer_evicts(s, l))
+    if (!tkv_layer_evicts(l))
         return false;
     return n_new > 0 ? tkv_round_distance(s, l) < n_new : tkv_round_has_work(s, l);
 }
@@ -154,7 +151,7 @@ static struct bound layer_bound(const struct tkv_session *s, const struct tkv_la
                                 uint32_t n_new, int32_t last_position)
 {
     const size_t spans = (size_t)(last_position > 0 ? last_position : 0) / TKV_BLOCK_SPAN + 1;
-    const size_t keep = most_kept(s, l), cold = cold_before(s, l) + TKV_BLOCK_TOKENS;
+    const size_t keep = tkv_budget_most(s, l), cold = cold_before(s, l) + TKV_BLOCK_TOKENS;
     const size_t most = keep + s->config.beta_tokens;
     struct bound b = {.candidates = most_cold(l) + l->tail.n + n_new,
                       .blocks = most_blocks(l) + fold_blocks(s, l, n_new, last_position),
@@ -221,7 +218,7 @@ static size_t layer_bytes(const struct tkv_session *s, const struct tkv_layer *l
 
     if (!b->rounds)
         return fold;
-    round = tkv_policy_common_bytes(s) + tkv_gate_common_bytes(s, l) + 64 +
+    round = tkv_policy_common_bytes(s, l) + tkv_gate_common_bytes(s, l) + 64 +
             n_kv_heads * (sizeof(struct tkv_keep) + shared + head_bytes(s, l, b->candidates));
     return round > fold ? round : fold;
 }
@@ -362,11 +359,11 @@ static size_t places_ahead(const struct tkv_session *s, size_t block_bytes)
     const uint64_t beta = s->config.beta_tokens, most = beta / TKV_BLOCK_TOKENS;
     size_t n = 0;
 
-    for (uint32_t i = 0; tkv_session_evicts(s) && i < s->config.n_layers; i++) {
+    for (uint32_t i = 0; i < s->config.n_layers; i++) {
         const struct tkv_layer *l = &s->layers[i];
         const uint64_t left = folds_left(s, l) + 1;
 
-        if (l->n_rounds > 0 && l->layout.bytes == block_bytes &&
+        if (tkv_layer_evicts(l) && l->n_rounds > 0 && l->layout.bytes == block_bytes &&
             l->config.budget_tokens >= FEW_PLACES * beta)
             n += l->config.shape.n_kv_heads * (size_t)(left < most ? left : most);
     }
@@ -426,14 +423,13 @@ void tkv_round_release(struct tkv_session *s, struct tkv_round_memory *m)
 struct round {
     struct tkv_session *s;
     struct tkv_layer *l;
-    struct tkv_keep *keep; /* [n_kv_heads] */
+    struct tkv_keep *keep; /* [n_kv_heads]; n: how many, before they are selected */
     void *common;
     void *gate;
     uint8_t *heads;
     size_t head_bytes;
     size_t n_candidates; /* of the head that has most */
-    size_t n_keep;
-    size_t first_head; /* of those worked on */
+    size_t first_head;   /* of those worked on */
 };
 
 static float *head_scores(const struct round *r, size_t kv_head)
@@ -469,7 +465,7 @@ static void select_one(const struct round *r, size_t kv_head, const float *score
 
     r->keep[kv_head].index = index;
     r->keep[kv_head].n = (uint32_t)tkv_select_top(r->s->kn, scores, r->l->heads[kv_head].n_cold,
-                                                  r->n_keep, index, scratch);
+                                                  r->keep[kv_head].n, index, scratch);
 }
 
 static void rebuild_one(void *arg, size_t i)
@@ -477,22 +473,29 @@ static void rebuild_one(void *arg, size_t i)
     const struct round *r = arg;
     const size_t kv_head = r->first_head + i;
 
-    tkv_mass_keep(r->s, r->l, (uint32_t)kv_head, &r->keep[kv_head]);
+    tkv_mass_keep(r->l, (uint32_t)kv_head, &r->keep[kv_head]);
     tkv_head_rebuild(r->s, &r->l->layout, &r->l->heads[kv_head], &r->keep[kv_head],
                      head_work(r, kv_head));
+}
+
+static void select_and_rebuild(void *arg, size_t i)
+{
+    const struct round *r = arg;
+    const size_t kv_head = r->first_head + i;
+
+    select_one(r, kv_head, head_scores(r, kv_head));
+    tkv_gate_head(r->s, r->l, (uint32_t)kv_head, r->gate, &r->keep[kv_head], head_index(r, kv_head),
+                  head_work(r, kv_head));
+    rebuild_one(arg, i);
 }
 
 /* While what scoring read is near. */
 static void score_and_rebuild(void *arg, size_t i)
 {
     const struct round *r = arg;
-    const size_t kv_head = r->first_head + i;
 
-    score_one(arg, kv_head);
-    select_one(r, kv_head, head_scores(r, kv_head));
-    tkv_gate_head(r->s, r->l, (uint32_t)kv_head, r->gate, &r->keep[kv_head], head_index(r, kv_head),
-                  head_work(r, kv_head));
-    rebuild_one(arg, i);
+    score_one(arg, r->first_head + i);
+    select_and_rebuild(arg, i);
 }
 
 static struct round round_begin(struct tkv_session *s, struct tkv_layer *l, uint8_t *memory,
@@ -503,11 +506,12 @@ static struct round round_begin(struct tkv_session *s, struct tkv_layer *l, uint
     struct round r = {.s = s, .l = l, .keep = (struct tkv_keep *)(void *)memory};
 
     r.n_candidates = most_cold(l);
-    r.n_keep = keep_count(s, l);
     r.common = memory + keep_bytes;
-    r.gate = memory + keep_bytes + tkv_policy_common_bytes(s);
+    r.gate = memory + keep_bytes + tkv_policy_common_bytes(s, l);
     r.heads = (uint8_t *)r.gate + tkv_gate_common_bytes(s, l) + offset;
     r.head_bytes = head_bytes(s, l, r.n_candidates);
+    for (uint32_t h = 0; h < n_kv_heads; h++)
+        r.keep[h].n = (uint32_t)tkv_budget_keeps(s, l, h);
     return r;
 }
 
@@ -527,16 +531,35 @@ static void change_heads(struct round *r, void (*work)(void *arg, size_t i),
     r->s->generation++;
 }
 
+/* All scores first: together they say how many each head keeps. */
+static void adapt_heads(struct round *r, const struct tkv_exec *exec)
+{
+    const uint32_t n = r->l->config.shape.n_kv_heads;
+    const float *scores[TRIKV_MAX_HEADS] = {NULL};
+    uint32_t n_keep[TRIKV_MAX_HEADS];
+
+    tkv_exec_run(exec, n, score_one, r);
+    for (uint32_t h = 0; h < n; h++)
+        scores[h] = head_scores(r, h);
+    tkv_budget_adapt(r->s, r->l, scores, n_keep);
+    for (uint32_t h = 0; h < n; h++)
+        r->keep[h].n = n_keep[h];
+    change_heads(r, select_and_rebuild, exec);
+}
+
 /* With few enough tokens nothing is scored, but blocks that are not full are filled. */
 static void round_of_layer(struct tkv_session *s, struct tkv_layer *l, uint8_t *memory,
                            const struct tkv_exec *exec)
 {
     struct round r = round_begin(s, l, memory, 0);
 
-    if (r.n_candidates > r.n_keep) {
+    if (is_over(s, l)) {
         tkv_policy_common(s, l, r.common);
         tkv_gate_begin(s, l, r.gate, exec);
-        change_heads(&r, score_and_rebuild, exec);
+        if (s->config.allocator == TKV_ADAPTIVE)
+            adapt_heads(&r, exec);
+        else
+            change_heads(&r, score_and_rebuild, exec);
         tkv_gate_end(s, l, r.gate);
         return;
     }
@@ -584,7 +607,7 @@ static void round_of_all(struct tkv_session *s, uint8_t *memory, const struct tk
     const size_t stride = tkv_align(n, 16);
     const size_t shared_bytes = n_kv_heads * stride * sizeof(float);
     float *shared = (float *)(void *)(memory + tkv_align(n_kv_heads * sizeof(struct tkv_keep), 64) +
-                                      tkv_policy_common_bytes(s));
+                                      tkv_policy_common_bytes(s, &s->layers[0]));
 
     score_all(s, memory, shared, stride, shared_bytes, exec);
     for (uint32_t i = 0; i < s->config.n_layers; i++) {
@@ -599,7 +622,7 @@ static void round_of_all(struct tkv_session *s, uint8_t *memory, const struct tk
 static void fold_and_round(struct tkv_session *s, struct tkv_layer *l, bool held, uint8_t *memory,
                            const struct tkv_exec *exec)
 {
-    held = held && tkv_layer_evicts(s, l) && tkv_round_has_work(s, l);
+    held = held && tkv_layer_evicts(l) && tkv_round_has_work(s, l);
     tkv_layer_fold(s, l, memory, exec);
     if (held)
         round_of_layer(s, l, memory, exec);
@@ -614,13 +637,13 @@ static void fold_all(struct tkv_session *s, uint8_t *memory, const struct tkv_ex
 void tkv_round_run(struct tkv_session *s, struct tkv_layer *l, const struct tkv_round_memory *m,
                    const struct tkv_exec *exec)
 {
-    const bool held = tkv_session_evicts(s) && (!l || tkv_round_is_due(s, l));
+    const bool held = !l || tkv_round_is_due(s, l);
     const struct tkv_layer *first = &s->layers[0];
 
     if (tkv_session_plans(s)) {
         tkv_ladder_run(s, l, m, exec);
     } else if (held && tkv_session_couples_layers(s) &&
-               most_cold(first) + tkv_layer_warm(s, first) > keep_count(s, first)) {
+               most_cold(first) + tkv_layer_warm(s, first) > tkv_budget_keeps(s, first, 0)) {
         fold_all(s, m->base, exec);
         round_of_all(s, m->base, exec);
     } else if (l) {

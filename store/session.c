@@ -95,8 +95,10 @@ static bool layer_create(struct tkv_session *s, struct tkv_layer *l,
     bool scores;
 
     l->config = *c;
+    l->config.method = tkv_config_method(&s->config, c);
+    l->config.has_method = true;
     l->slides = tkv_layer_config_slides(&s->config, c);
-    scores = s->config.method == TKV_METHOD_TRIATTENTION && !l->slides;
+    scores = l->config.method == TKV_METHOD_TRIATTENTION && !l->slides;
     l->last_position = -1;
     if (c->sinks) {
         l->sinks = tkv_shared_alloc(s, sink_bytes);
@@ -112,7 +114,8 @@ static bool layer_create(struct tkv_session *s, struct tkv_layer *l,
     l->heads = tkv_session_alloc(s, c->shape.n_kv_heads * sizeof(*l->heads));
     tkv_halves_init(s, l);
     return l->heads && tkv_checkpoint_create(s, l) && (!scores || layer_make_weights(s, l)) &&
-           tkv_mass_create(s, l, NULL) && tkv_probes_create(s, l, NULL);
+           tkv_mass_create(s, l, NULL) && tkv_probes_create(s, l, NULL) &&
+           tkv_budgets_create(s, l, NULL);
 }
 
 static void layer_destroy(struct tkv_session *s, struct tkv_layer *l)
@@ -124,6 +127,7 @@ static void layer_destroy(struct tkv_session *s, struct tkv_layer *l)
     tkv_checkpoint_destroy(s, l);
     tkv_mass_destroy(s, l);
     tkv_probes_destroy(s, l);
+    tkv_budgets_destroy(s, l);
     tkv_session_free(s, l->heads, n_kv_heads * sizeof(*l->heads));
     tkv_halves_release(s, l);
     tkv_shared_unref(s, l->ladder);
@@ -143,7 +147,7 @@ static bool session_fill(struct tkv_session *s, const struct tkv_session_config 
     for (uint32_t i = 0; i < c->n_layers; i++)
         if (!layer_create(s, &s->layers[i], &c->layers[i]))
             return false;
-    return true;
+    return tkv_budgets_share(s);
 }
 
 int tkv_session_create(struct tkv_session **session, const struct tkv_session_config *config,
@@ -166,9 +170,10 @@ int tkv_session_create(struct tkv_session **session, const struct tkv_session_co
     s->config.beta_tokens = (uint32_t)tkv_align(config->beta_tokens, TKV_BLOCK_TOKENS);
     if (config->method == TKV_METHOD_DEFAULT)
         tkv_ladder_size_tiers(&s->config, config->layers);
-    if (config->method == TKV_METHOD_TRIATTENTION) {
+    if (config->rope) {
         s->rope = *config->rope;
-        (void)tkv_tri_fold_init(&s->fold, &s->rope, &config->tri); /* checked */
+        if (tkv_config_uses(config, TKV_METHOD_TRIATTENTION))
+            (void)tkv_tri_fold_init(&s->fold, &s->rope, &config->tri); /* checked */
     }
     s->config.rope = &s->rope;
     e = tkv_arena_create(&s->arena, budget, why);
@@ -189,9 +194,12 @@ int tkv_session_create(struct tkv_session **session, const struct tkv_session_co
 
 int tkv_session_set_budget(struct tkv_session *s, uint32_t budget_tokens, struct tkv_report *why)
 {
+    bool evicts = false;
     int e = 0;
 
-    if (!tkv_session_evicts(s))
+    for (uint32_t i = 0; i < s->config.n_layers; i++)
+        evicts |= s->layers[i].config.method != TKV_METHOD_NONE;
+    if (!evicts)
         return tkv_fail(why, TRIKV_E_STATE, "a session that evicts nothing has no budget");
     if (tkv_session_plans(s))
         return tkv_fail(
@@ -200,6 +208,9 @@ int tkv_session_set_budget(struct tkv_session *s, uint32_t budget_tokens, struct
     e = tkv_check_budget(&s->config, 0, budget_tokens, why);
     for (uint32_t i = 0; !e && i < s->config.n_layers; i++)
         s->layers[i].config.budget_tokens = budget_tokens;
+    if (!e && !tkv_budgets_share(s))
+        e = tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room to share a budget of %u tokens",
+                     budget_tokens);
     return e;
 }
 

@@ -22,6 +22,7 @@
 #ifndef TKV_STORE_SESSION_H
 #define TKV_STORE_SESSION_H
 
+#include "core/allocate.h"
 #include "core/attention.h"
 #include "core/codec.h"
 #include "core/gate.h"
@@ -51,6 +52,7 @@ enum tkv_method {
 extern const char *const tkv_method_names[];
 extern const char *const tkv_eviction_mode_names[];
 extern const char *const tkv_aggregation_names[];
+extern const char *const tkv_allocator_names[];
 
 /* The index of name in one of these lists, or -1. */
 int tkv_name_index(const char *const *names, const char *name);
@@ -61,6 +63,8 @@ struct tkv_layer_config {
     const float *sinks;          /* [n_q_heads] or NULL; copied */
     const struct tkv_codec *codec_k;
     const struct tkv_codec *codec_v;
+    bool has_method;        /* of its own; method default is of a whole session */
+    enum tkv_method method; /* if it has */
     uint32_t budget_tokens; /* kept per KV head after a round, pinned and tail included */
     const float *stats;     /* [n_q_heads][3][n_bands]: mean_re, mean_im, mean_abs; a view that
                              * outlives the session; NULL if the method needs none */
@@ -86,6 +90,7 @@ struct tkv_session_config {
     uint32_t pinned_tokens;
     uint32_t rollback_tokens; /* < 64: so far behind a fold or round truncate undoes it */
     enum tkv_eviction_mode eviction_mode;
+    enum tkv_allocator allocator; /* who shares the budgets' tokens, and how */
     bool normalize_scores;
     uint64_t budget_bytes; /* method default: what all of the session may occupy, ... */
     uint32_t max_tokens;   /* ... planned for so many tokens */

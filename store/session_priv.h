@@ -88,6 +88,7 @@ struct tkv_layer {
     struct tkv_half_tier tail;
     struct tkv_head *heads;    /* [n_kv_heads] */
     struct tkv_mass *mass;     /* [n_kv_heads]; NULL if attention is not observed */
+    uint32_t *budgets;         /* [n_kv_heads]; NULL: config.budget_tokens for all */
     struct tkv_probes *probes; /* NULL without a gate */
     struct tkv_gate_stats gate;
     uint64_t n_seen;
@@ -181,15 +182,10 @@ static inline bool tkv_layer_full(const struct tkv_layer *l)
     return l->tail.n == l->tail.most;
 }
 
-static inline bool tkv_session_evicts(const struct tkv_session *s)
+/* Does a layer hold rounds? Once a session is made every layer says its method. */
+static inline bool tkv_layer_evicts(const struct tkv_layer *l)
 {
-    return s->config.method != TKV_METHOD_NONE;
-}
-
-/* Does a layer hold rounds? */
-static inline bool tkv_layer_evicts(const struct tkv_session *s, const struct tkv_layer *l)
-{
-    return tkv_session_evicts(s) && !l->slides;
+    return l->config.method != TKV_METHOD_NONE && !l->slides;
 }
 
 static inline bool tkv_session_plans(const struct tkv_session *s)
@@ -226,6 +222,21 @@ static inline uint64_t tkv_session_ahead(const struct tkv_session *s, const stru
     for (uint32_t i = 0; tkv_session_couples_layers(s) && i < s->config.n_layers; i++)
         most = s->layers[i].n_seen > most ? s->layers[i].n_seen : most;
     return most - l->n_seen;
+}
+
+/* The method of a layer of a configuration, and whether one has it. */
+static inline enum tkv_method tkv_config_method(const struct tkv_session_config *c,
+                                                const struct tkv_layer_config *l)
+{
+    return l->has_method ? l->method : c->method;
+}
+
+static inline bool tkv_config_uses(const struct tkv_session_config *c, enum tkv_method method)
+{
+    for (uint32_t i = 0; i < c->n_layers; i++)
+        if (tkv_config_method(c, &c->layers[i]) == method)
+            return true;
+    return false;
 }
 
 /* store/check.c: 0, or what is wrong with a config, field and layer named. */
@@ -318,6 +329,20 @@ static inline bool tkv_round_is_common(const struct tkv_session *s, const struct
 /* Would a round now, whether due or not, change anything? */
 bool tkv_round_has_work(const struct tkv_session *s, const struct tkv_layer *l);
 
+/*
+ * store/allocate.c: tokens that the KV heads of a layer may keep. Create makes room for budgets, or a
+ * copy; share sets those of all layers (false: over the cap). Then for a round: what its heads keep
+ * of their cold tokens, the most that one of them can, and, if only scores can tell, how many each.
+ */
+bool tkv_budgets_create(struct tkv_session *s, struct tkv_layer *l, const uint32_t *from);
+void tkv_budgets_destroy(struct tkv_session *s, struct tkv_layer *l);
+bool tkv_budgets_share(struct tkv_session *s);
+uint32_t tkv_budget_mean(const struct tkv_layer *l); /* of the heads, pinned and tail included */
+size_t tkv_budget_keeps(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head);
+size_t tkv_budget_most(const struct tkv_session *s, const struct tkv_layer *l);
+void tkv_budget_adapt(const struct tkv_session *s, const struct tkv_layer *l,
+                      const float *const *scores, uint32_t *n_keep);
+
 /* What the heads of a layer have in common when they are scored: made once, in memory of
  * tkv_score_common_bytes(). */
 size_t tkv_score_common_bytes(const struct tkv_session *s);
@@ -340,8 +365,8 @@ size_t tkv_score_bytes(const struct tkv_session *s, const struct tkv_layer *l, s
 void tkv_score_head(const struct tkv_session *s, const struct tkv_layer *l, uint32_t kv_head,
                     const void *common, float *out, void *scratch);
 
-/* store/policy.c: the same three by the session's method. */
-size_t tkv_policy_common_bytes(const struct tkv_session *s);
+/* store/policy.c: the same three by the layer's method. */
+size_t tkv_policy_common_bytes(const struct tkv_session *s, const struct tkv_layer *l);
 void tkv_policy_common(const struct tkv_session *s, const struct tkv_layer *l, void *common);
 size_t tkv_policy_bytes(const struct tkv_session *s, const struct tkv_layer *l,
                         size_t n_candidates);
@@ -367,16 +392,15 @@ void tkv_head_rebuild(const struct tkv_session *s, const struct tkv_block_layout
  * starts empty, or as a copy of another's; grow makes room for n tokens; push is told before n tokens
  * enter the tail, keep before a rebuild; a fold changes nothing. False means over the cap.
  */
-bool tkv_session_observes(const struct tkv_session *s);
+bool tkv_layer_observes(const struct tkv_layer *l);
 bool tkv_mass_create(struct tkv_session *s, struct tkv_layer *l, const struct tkv_mass *from);
 void tkv_mass_destroy(struct tkv_session *s, struct tkv_layer *l);
 bool tkv_mass_grow(struct tkv_session *s, struct tkv_mass *m, size_t n);
 void tkv_mass_push(struct tkv_layer *l, uint32_t n);
-void tkv_mass_keep(const struct tkv_session *s, struct tkv_layer *l, uint32_t kv_head,
-                   const struct tkv_keep *keep);
+void tkv_mass_keep(struct tkv_layer *l, uint32_t kv_head, const struct tkv_keep *keep);
 
 /* Queries after their attention, with their lse; memory of tkv_observe_bytes(). */
-size_t tkv_observe_bytes(const struct tkv_session *s, const struct tkv_layer *l);
+size_t tkv_observe_bytes(const struct tkv_layer *l);
 void tkv_observe(const struct tkv_session *s, const struct tkv_layer *l,
                  const struct tkv_queries *q, void *memory, const struct tkv_exec *exec);
 

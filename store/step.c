@@ -205,11 +205,11 @@ static int prepare_attend(struct run *r, uint32_t most_tokens, struct tkv_report
     if (e)
         return e;
     r->attend_bytes = tkv_align(tkv_cache_attend_bytes(&c, most_tokens), 64);
-    if (tkv_session_observes(r->s)) {
+    if (tkv_layer_observes(r->l)) {
         r->lse_at = r->attend_bytes;
         r->attend_bytes += tkv_align((size_t)most_tokens * c.shape.n_q_heads * sizeof(float), 64);
         r->observe_at = r->attend_bytes;
-        r->attend_bytes += tkv_observe_bytes(r->s, r->l);
+        r->attend_bytes += tkv_observe_bytes(r->l);
     }
     r->attend = tkv_budget_take(r->s->budget, r->attend_bytes);
     if (!r->attend)
@@ -319,7 +319,7 @@ static void attend_part(const struct run *r, uint32_t first, uint32_t n)
     };
 
     tkv_probes_record(r->s, r->l, &part);
-    if (!tkv_session_observes(r->s)) {
+    if (!tkv_layer_observes(r->l)) {
         tkv_cache_attend(&c, &part, r->attend, attend_exec(r, n));
         return;
     }

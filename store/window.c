@@ -12,11 +12,12 @@
 
 bool tkv_layer_config_slides(const struct tkv_session_config *c, const struct tkv_layer_config *l)
 {
+    const enum tkv_method method = tkv_config_method(c, l);
     const uint32_t window = l->attn.window_tokens;
 
-    if (window == 0 || c->method == TKV_METHOD_DEFAULT) /* a plan's reach ends at the window */
+    if (window == 0 || method == TKV_METHOD_DEFAULT) /* a plan's reach ends at the window */
         return false;
-    return c->method == TKV_METHOD_NONE || window <= l->budget_tokens;
+    return method == TKV_METHOD_NONE || window <= l->budget_tokens;
 }
 
 /* The oldest query there will be: on the oldest half, or on the newest token if there is none. */
