@@ -21,6 +21,7 @@ void tkv_policy_merge(struct tkv_policy *p, const struct tkv_policy *over)
     TAKE(TKV_POLICY_AGGREGATION, aggregation);
     TAKE(TKV_POLICY_OFFSET_MAX, offset_max);
     TAKE(TKV_POLICY_GATE, gate);
+    TAKE(TKV_POLICY_ALLOCATOR, allocator);
 #undef TAKE
     p->said |= over->said;
 }

@@ -28,7 +28,8 @@ enum tkv_policy_field {
     TKV_POLICY_ROLLBACK = 1 << 16,
     TKV_POLICY_BYTES = 1 << 17, /* of a request alone, as the next */
     TKV_POLICY_MAX_TOKENS = 1 << 18,
-    TKV_POLICY_GATE = 1 << 24, /* of a profile alone */
+    TKV_POLICY_GATE = 1 << 24, /* of a profile alone, as the next */
+    TKV_POLICY_ALLOCATOR = 1 << 25,
     TKV_POLICY_ALL = ((1 << 11) - 1) | TKV_POLICY_ROLLBACK,
 };
 
@@ -49,6 +50,7 @@ struct tkv_policy {
     uint32_t aggregation;
     uint32_t offset_max;
     struct tkv_gate_config gate;
+    uint32_t allocator;
 };
 
 enum {

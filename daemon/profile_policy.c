@@ -93,8 +93,8 @@ static void read_normalize(struct tkv_profile_reader *r, const struct tkv_yaml_n
 static void read_tokens(struct tkv_profile_reader *r, const struct tkv_yaml_node *policy)
 {
     static const char *const keys[] = {
-        "method",     "budget", "eviction_mode", "normalize_scores", "aggregation",
-        "offset_max", "beta",   "recent",        "pinned",           NULL};
+        "method", "budget", "eviction_mode", "normalize_scores", "aggregation", "offset_max",
+        "beta",   "recent", "pinned",        "allocator",        NULL};
     const struct tkv_yaml_node *m = tkv_profile_part(r, policy, "policy", "tokens", keys, true);
     struct tkv_policy *p = &r->p->policy;
     bool needed;
@@ -114,6 +114,9 @@ static void read_tokens(struct tkv_profile_reader *r, const struct tkv_yaml_node
          tkv_profile_choice(r, m, "tokens", "aggregation", needed, tkv_aggregation_names,
                             &p->aggregation),
          TKV_POLICY_AGGREGATION);
+    said(p,
+         tkv_profile_choice(r, m, "tokens", "allocator", false, tkv_allocator_names, &p->allocator),
+         TKV_POLICY_ALLOCATOR);
 }
 
 /* A limit; without one INFINITY stays. */
@@ -169,12 +172,14 @@ static void read_bits(struct tkv_profile_reader *r, const struct tkv_yaml_node *
 static void override_layer(struct tkv_profile_layer *l, const struct tkv_policy *own)
 {
     struct tkv_policy all = {.said = l->said,
+                             .method = l->method,
                              .budget_tokens = l->budget_tokens,
                              .codec_k = l->codec_k,
                              .codec_v = l->codec_v};
 
     tkv_policy_merge(&all, own);
-    *l = (struct tkv_profile_layer){all.said, all.budget_tokens, all.codec_k, all.codec_v};
+    *l = (struct tkv_profile_layer){all.said, all.method, all.budget_tokens, all.codec_k,
+                                    all.codec_v};
 }
 
 static void read_layer_list(struct tkv_profile_reader *r, const struct tkv_yaml_node *entry,
@@ -211,10 +216,28 @@ static void check_shared_budget(struct tkv_profile_reader *r, const struct tkv_y
     r->good = false;
 }
 
+static void check_layer_method(struct tkv_profile_reader *r, const struct tkv_yaml_node *at,
+                               uint32_t method)
+{
+    const struct tkv_policy *p = &r->p->policy;
+
+    if (method == p->method)
+        return;
+    if (method == TKV_METHOD_DEFAULT || p->method == TKV_METHOD_DEFAULT)
+        tkv_yaml_error(r->y, at, "method: default plans all layers together");
+    else if (p->eviction_mode != TKV_PER_LAYER_PERHEAD)
+        tkv_yaml_error(r->y, at,
+                       "method: %s keeps one set for all layers, which need the same method",
+                       tkv_eviction_mode_names[p->eviction_mode]);
+    else
+        return;
+    r->good = false;
+}
+
 /* One entry of policy.layers: what it says goes to each of the layers it names. */
 static void read_override(struct tkv_profile_reader *r, const struct tkv_yaml_node *entry)
 {
-    static const char *const keys[] = {"layers", "budget", "k", "v", NULL};
+    static const char *const keys[] = {"layers", "method", "budget", "k", "v", NULL};
     const char *const what = "policy.layers";
     struct tkv_policy own = {0};
 
@@ -227,6 +250,10 @@ static void read_override(struct tkv_profile_reader *r, const struct tkv_yaml_no
         own.said |= TKV_POLICY_BUDGET;
         check_budget(r, tkv_yaml_find(entry, "budget"), own.budget_tokens);
         check_shared_budget(r, tkv_yaml_find(entry, "budget"), own.budget_tokens);
+    }
+    if (tkv_profile_choice(r, entry, what, "method", false, tkv_method_names, &own.method)) {
+        own.said |= TKV_POLICY_METHOD;
+        check_layer_method(r, tkv_yaml_find(entry, "method"), own.method);
     }
     said(&own, codec(r, entry, what, "k", false, &own.codec_k), TKV_POLICY_CODEC_K);
     said(&own, codec(r, entry, what, "v", false, &own.codec_v), TKV_POLICY_CODEC_V);

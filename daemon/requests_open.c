@@ -209,6 +209,7 @@ static void fill_layer_policy(struct tkv_layer_config *c, const struct tkv_polic
     if (p) {
         const struct tkv_profile_layer *own = &p->layers[layer];
         const struct tkv_policy over = {.said = own->said,
+                                        .method = own->method,
                                         .budget_tokens = own->budget_tokens,
                                         .codec_k = own->codec_k,
                                         .codec_v = own->codec_v};
@@ -217,7 +218,9 @@ static void fill_layer_policy(struct tkv_layer_config *c, const struct tkv_polic
         c->stats = tkv_profile_layer_statistics(p, layer);
         c->errors = tkv_profile_layer_errors(p, layer);
     }
+    c->has_method = p && (p->layers[layer].said & ~asked->said & TKV_POLICY_METHOD);
     tkv_policy_merge(&all, asked);
+    c->method = (enum tkv_method)all.method;
     c->codec_k = tkv_codec_by_id(all.codec_k);
     c->codec_v = tkv_codec_by_id(all.codec_v);
     c->budget_tokens = all.budget_tokens;
@@ -234,12 +237,18 @@ static struct tkv_open *new_open(struct tkv_budget *budget, const struct sizes *
     return o;
 }
 
-/* A profile's gate is for the methods that drop tokens in rounds; a request may ask for another. */
-static struct tkv_gate_config gate_of(const struct tkv_policy *p)
+/* Gate and allocator of a profile are for the methods that drop tokens in rounds: a request may ask
+ * for another. */
+static void drop_if_useless(struct tkv_session_config *c)
 {
-    const struct tkv_gate_config none = {.n_probes = 0};
+    for (uint32_t i = 0; c->method != TKV_METHOD_DEFAULT && i < c->n_layers; i++) {
+        const struct tkv_layer_config *l = &c->layers[i];
 
-    return p->method == TKV_METHOD_NONE || p->method == TKV_METHOD_DEFAULT ? none : p->gate;
+        if ((l->has_method ? l->method : c->method) != TKV_METHOD_NONE)
+            return;
+    }
+    c->gate = (struct tkv_gate_config){.n_probes = 0};
+    c->allocator = TKV_UNIFORM;
 }
 
 /* base: defaults and profile; asked: the request's own policy. */
@@ -276,10 +285,12 @@ static void fill_open(struct tkv_open *o, const Trikv__OpenRequest *m, const str
         .max_tokens = all.max_tokens,
         .eviction_mode = (enum tkv_eviction_mode)all.eviction_mode,
         .normalize_scores = all.normalize_scores,
-        .gate = gate_of(&all),
+        .gate = all.gate,
+        .allocator = (enum tkv_allocator)all.allocator,
         .tri = {.offset_max = all.offset_max, .aggregation = (enum tkv_aggregation)all.aggregation},
         .rope = p && p->has_rope ? &p->rope : NULL,
     };
+    drop_if_useless(&o->config);
 }
 
 static void open_work(struct tkv_job *job)

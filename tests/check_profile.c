@@ -273,6 +273,9 @@ static const struct mutation mutations[] = {
     {"offset_max: 1024", "offset_max: 0", "25:17: ", "offset_max"},
     {"k: tq4", "k: tq5", "27:8: ", "tq4"},
     {"v: tq3", "v: tq4-qjl", "28:8: ", "keys only"},
+    {"    beta: 64", "    allocator: fair\n    beta: 64", "19:16: ", "uniform, pyramid"},
+    {"      budget: 4096", "      method: default", "31:15: ", "plans all layers together"},
+    {"      budget: 4096", "      method: all", "31:15: ", "none, triattention"},
     {"  bits:", "  gate:\n    probes: 4\n  bits:", "27:5: ", "\"surplus\" is missing"},
     {"  bits:", "  gate:\n    surplus: 64\n    probes: 0\n  bits:", "28:13: ", "gate.probes"},
     {"  bits:", "  gate:\n    lost_mass: -1\n  bits:", "27:16: ", "gate.lost_mass"},
@@ -300,6 +303,27 @@ static const struct mutation mutations[] = {
     {"statistics:", "statistic:", "34:1: ", "did you mean \"statistics\""},
     {"  n_tokens", "  data: x\n  data: y\n  n_tokens", "36:3: ", "already there"},
 };
+
+static void check_methods(void **state)
+{
+    char *good = good_profile();
+    char *text = replace(good, "    beta: 64", "    allocator: adaptive\n    beta: 64");
+    char *more = replace(text, "      k: f16", "      k: f16\n      method: h2o");
+    struct tkv_diag diag;
+    struct tkv_profile *p = parse(more, &diag);
+
+    (void)state;
+    assert_non_null(p);
+    assert_int_equal(p->policy.allocator, TKV_ADAPTIVE);
+    assert_true(p->policy.said & TKV_POLICY_ALLOCATOR);
+    assert_int_equal(p->layers[0].said & TKV_POLICY_METHOD, 0);
+    assert_int_equal(p->layers[2].method, TKV_METHOD_H2O);
+    assert_true(p->layers[2].said & TKV_POLICY_METHOD);
+    tkv_profile_unref(&p);
+    free(more);
+    free(text);
+    free(good);
+}
 
 /* Limits that a gate does not name do not bind. */
 static void check_gate(void **state)
@@ -528,10 +552,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(check_good),      cmocka_unit_test(check_gate),
-        cmocka_unit_test(check_mutations), cmocka_unit_test(check_errors),
-        cmocka_unit_test(check_values),    cmocka_unit_test(check_hash),
-        cmocka_unit_test(check_truncated), cmocka_unit_test(check_directory),
-        cmocka_unit_test(check_shipped),
+        cmocka_unit_test(check_methods),   cmocka_unit_test(check_mutations),
+        cmocka_unit_test(check_errors),    cmocka_unit_test(check_values),
+        cmocka_unit_test(check_hash),      cmocka_unit_test(check_truncated),
+        cmocka_unit_test(check_directory), cmocka_unit_test(check_shipped),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
