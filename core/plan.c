@@ -41,6 +41,11 @@ static bool option_at(const struct tkv_plan *p, uint32_t i, struct tkv_plan_choi
     return true;
 }
 
+static bool may_have(const struct tkv_plan_head *h, struct tkv_plan_choice c)
+{
+    return !h->is_bound || (c.tier <= h->most_tier && c.reach_tokens <= h->most_reach);
+}
+
 uint64_t tkv_plan_bytes(const struct tkv_plan *p, uint32_t head, struct tkv_plan_choice c)
 {
     const struct tkv_plan_head *h = &p->heads[head];
@@ -95,7 +100,7 @@ static struct tkv_plan_choice cheapest(const struct tkv_plan *p, uint32_t head, 
     for (uint32_t i = 0; i < N_OPTIONS; i++) {
         double cost;
 
-        if (!option_at(p, i, &c))
+        if (!option_at(p, i, &c) || !may_have(&p->heads[head], c))
             continue;
         cost = tkv_plan_error(p, head, c) + price * (double)tkv_plan_bytes(p, head, c);
         if (cost < least) {
@@ -131,7 +136,7 @@ static bool best_step(const struct tkv_plan *p, const struct tkv_plan_choice *no
             struct tkv_plan_choice c;
             double gain, more;
 
-            if (!option_at(p, i, &c))
+            if (!option_at(p, i, &c) || !may_have(&p->heads[h], c))
                 continue;
             gain = error - tkv_plan_error(p, h, c);
             more = (double)tkv_plan_bytes(p, h, c) - (double)bytes;

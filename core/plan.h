@@ -27,6 +27,8 @@ struct tkv_plan_head {
     const float
         *errors; /* [TKV_PLAN_ERRORS]: all tokens in a tier's bits, then windows of halves */
     uint32_t block_bytes[TKV_PLAN_TIERS]; /* of 64 tokens, with what a table needs for them */
+    bool is_bound;                        /* what it has now is the most that it can get: */
+    uint32_t most_tier, most_reach;
 };
 
 struct tkv_plan {

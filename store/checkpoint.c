@@ -119,6 +119,7 @@ void tkv_checkpoint_restore(struct tkv_session *s, struct tkv_layer *l)
     l->n_rounds = c->n_rounds;
     l->first_query = c->first_query;
     l->floor = c->floor;
+    l->moves = l->ladder; /* these blocks may be from before another plan */
     c->is_live = false;
     s->generation++;
 }

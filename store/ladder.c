@@ -179,7 +179,22 @@ static int check_budget(const struct tkv_session *s, struct tkv_report *why)
                     "the session would take %llu bytes, its budget_bytes are %llu, planned for %u "
                     "tokens",
                     (unsigned long long)bytes, (unsigned long long)s->config.budget_bytes,
-                    s->config.max_tokens);
+                    s->horizon_tokens);
+}
+
+/* A plan that the layers outgrow is made anew, and what it takes from them goes first. */
+static int come_down(struct tkv_session *s, uint32_t first, uint32_t n, uint32_t n_new,
+                     struct tkv_report *why)
+{
+    int e = 0;
+
+    for (uint32_t i = first; !e && n_new > 0 && i < first + n; i++)
+        if (s->layers[i].n_seen + n_new > s->horizon_tokens)
+            e = tkv_ladder_plan_again(s, s->layers[i].n_seen + n_new, why);
+    for (uint32_t i = first; !e && i < first + n; i++)
+        if (s->layers[i].moves)
+            e = tkv_ladder_move(s, &s->layers[i], why);
+    return e;
 }
 
 int tkv_ladder_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new,
@@ -192,7 +207,8 @@ int tkv_ladder_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_ne
     int e = 0;
 
     *m = (struct tkv_round_memory){.has_rounds = true};
-    for (uint32_t i = first; i < first + n; i++) {
+    e = come_down(s, first, n, n_new, why);
+    for (uint32_t i = first; !e && i < first + n; i++) {
         const uint32_t n_heads = s->layers[i].config.shape.n_kv_heads;
         const size_t layer_bytes = n_heads * work_layout(&s->layers[i], NULL).bytes;
 

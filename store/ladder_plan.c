@@ -4,6 +4,7 @@
  * takes kilobytes, so those of tiers that a first plan does not use are not made.
  */
 #include "proto/errors.h"
+#include "proto/limits.h"
 #include "store/budget.h"
 #include "store/session_priv.h"
 
@@ -55,6 +56,8 @@ struct planning {
     struct tkv_plan_head *heads;     /* [plan.n_heads] */
     struct tkv_plan_choice *choices; /* [plan.n_heads] */
     size_t heads_bytes, choices_bytes;
+    uint32_t n_tokens; /* to plan for */
+    uint32_t kept;     /* tiers that blocks have already: a bit for each */
 };
 
 /* The first layer whose vectors have these dimensions: later ones use its coders. */
@@ -141,12 +144,28 @@ static uint64_t page_align(uint64_t bytes)
     return (bytes + 4095) / 4096 * 4096;
 }
 
+/* What an earlier plan has taken: in a new one it is counted anew. */
+static uint64_t planned_bytes(const struct tkv_session *s)
+{
+    uint64_t bytes = s->coders ? tkv_shared_bytes(s->coders) : 0;
+
+    for (uint32_t i = 0; i < s->config.n_layers; i++) {
+        const struct tkv_layer *l = &s->layers[i];
+
+        bytes += l->ladder ? tkv_shared_bytes(l->ladder) : 0;
+        bytes += l->halves ? tkv_shared_bytes(l->halves) : 0;
+        for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)
+            bytes += l->heads[h].blocks ? tkv_shared_bytes(l->heads[h].blocks) : 0;
+    }
+    return bytes;
+}
+
 /* All that does not depend on what is planned, with coders of these tiers. */
 static uint64_t fixed_bytes(const struct planning *p)
 {
     const struct tkv_session *s = p->s;
-    uint64_t bytes = s->own_bytes + tkv_arena_sizes(s->arena).table_bytes + TABLE_BYTES +
-                     p->c->budget_bytes / TABLE_PART;
+    uint64_t bytes = s->own_bytes - planned_bytes(s) + tkv_arena_sizes(s->arena).table_bytes +
+                     TABLE_BYTES + p->c->budget_bytes / TABLE_PART;
 
     bytes += (uint64_t)count_tiers(p->plan.tiers) * count_dims(p->c) * sizeof(struct tkv_coder);
     for (uint32_t i = 0; i < p->c->n_layers; i++) {
@@ -256,7 +275,7 @@ static int begin(struct planning *p, struct tkv_report *why)
         return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room to plan %u KV heads", p->plan.n_heads);
     p->plan.heads = p->heads;
     p->plan.n_hot_tokens = own->recent_tokens;
-    p->plan.n_cold_tokens = p->c->max_tokens > fixed ? p->c->max_tokens - fixed : 0;
+    p->plan.n_cold_tokens = p->n_tokens > fixed ? p->n_tokens - fixed : 0;
     p->plan.tiers = (1u << TKV_PLAN_TIERS) - 1;
     return fill_sizes(p, why);
 }
@@ -269,10 +288,19 @@ static void end(struct planning *p)
 
 /* ---- ladders ----------------------------------------------------------------------------- */
 
-/* The place of a tier among those that are used. */
-static uint16_t rank_of(const struct planning *p, uint32_t tier)
+/* The tiers that the layer has, then those that this plan needs more. */
+static void list_tiers(const struct planning *p, const struct tkv_ladder *old,
+                       struct tkv_ladder *ladder)
 {
-    return (uint16_t)count_tiers(p->plan.tiers & ((1u << tier) - 1));
+    uint32_t have = 0;
+
+    for (uint32_t t = 0; old && t < old->n_tiers; t++) {
+        ladder->plan_tiers[ladder->n_tiers++] = old->plan_tiers[t];
+        have |= 1u << old->plan_tiers[t];
+    }
+    for (uint32_t t = 0; t < TKV_PLAN_TIERS; t++)
+        if (p->plan.tiers & ~have & 1u << t)
+            ladder->plan_tiers[ladder->n_tiers++] = t;
 }
 
 /* So many tokens after it no query sees a token any more. */
@@ -283,69 +311,191 @@ static uint32_t within_window(const struct tkv_layer *l, uint32_t reach_tokens)
     return window > 0 && window < reach_tokens ? window : reach_tokens;
 }
 
-static void fill_ladder(const struct planning *p, struct tkv_layer *l,
-                        const struct tkv_plan_choice *choices)
+static uint16_t index_of(const struct tkv_ladder *ladder, uint32_t plan_tier)
 {
-    const struct tkv_shape *shape = &l->config.shape;
-    struct tkv_ladder *ladder = l->ladder;
+    uint16_t i = 0;
 
-    for (uint32_t t = 0; t < TKV_PLAN_TIERS; t++) {
-        const struct tkv_codec *codec = tkv_codec_by_name(tkv_plan_codecs[t]);
-
-        if (p->plan.tiers >> t & 1)
-            tkv_block_layout_init(&ladder->tiers[ladder->n_tiers++],
-                                  tkv_session_coder(p->s, codec, shape->head_dim_k),
-                                  tkv_session_coder(p->s, codec, shape->head_dim_v), 0);
-    }
-    for (uint32_t h = 0; h < shape->n_kv_heads; h++)
-        ladder->rungs[h] = (struct tkv_rung){
-            .tier = rank_of(p, choices[h].tier),
-            .open_tier = rank_of(p, tkv_plan_open_tier(&p->plan, choices[h])),
-            .reach_tokens = within_window(l, choices[h].reach_tokens),
-        };
-    l->layout = ladder->tiers[0];
+    while (i + 1u < ladder->n_tiers && ladder->plan_tiers[i] != plan_tier)
+        i++;
+    return i;
 }
 
-static int make_ladders(const struct planning *p, struct tkv_report *why)
+/* A coder of the session's next table of them. */
+static const struct tkv_coder *find_coder(struct tkv_coder *coders, uint32_t *n_coders,
+                                          uint32_t plan_tier, uint32_t dim)
+{
+    const struct tkv_codec *codec = tkv_codec_by_name(tkv_plan_codecs[plan_tier]);
+
+    for (uint32_t i = 0; i < *n_coders; i++)
+        if (coders[i].codec == codec && coders[i].dim == dim)
+            return &coders[i];
+    (void)tkv_coder_init(&coders[*n_coders], codec, dim, TKV_ROTATION_SEED);
+    return &coders[(*n_coders)++];
+}
+
+/* What planning makes, before a session has it. */
+struct made {
+    struct tkv_coder *coders;
+    uint32_t n_coders;
+    struct tkv_ladder *ladders[TRIKV_MAX_LAYERS];
+};
+
+static void fill_ladder(const struct planning *p, const struct tkv_layer *l, struct made *made,
+                        struct tkv_ladder *ladder, const struct tkv_plan_choice *choices)
+{
+    const struct tkv_shape *shape = &l->config.shape;
+
+    list_tiers(p, l->ladder, ladder);
+    for (uint32_t t = 0; t < ladder->n_tiers; t++)
+        tkv_block_layout_init(
+            &ladder->tiers[t],
+            find_coder(made->coders, &made->n_coders, ladder->plan_tiers[t], shape->head_dim_k),
+            find_coder(made->coders, &made->n_coders, ladder->plan_tiers[t], shape->head_dim_v), 0);
+    for (uint32_t h = 0; h < shape->n_kv_heads; h++)
+        ladder->rungs[h] = (struct tkv_rung){
+            .tier = index_of(ladder, choices[h].tier),
+            .open_tier = index_of(ladder, tkv_plan_open_tier(&p->plan, choices[h])),
+            .reach_tokens = within_window(l, choices[h].reach_tokens),
+        };
+}
+
+static void unmake(struct tkv_session *s, struct made *made)
+{
+    for (uint32_t i = 0; i < s->config.n_layers; i++)
+        tkv_shared_unref(s, made->ladders[i]);
+    tkv_shared_unref(s, made->coders);
+}
+
+static int make_ladders(const struct planning *p, struct made *made, struct tkv_report *why)
 {
     struct tkv_session *s = p->s;
     const struct tkv_plan_choice *choices = p->choices;
 
-    s->coders = tkv_shared_alloc(s, (size_t)count_tiers(p->plan.tiers) * count_dims(p->c) *
-                                        sizeof(*s->coders));
-    if (!s->coders)
+    made->coders = tkv_shared_alloc(s, (size_t)count_tiers(p->plan.tiers) * count_dims(p->c) *
+                                           sizeof(*made->coders));
+    if (!made->coders)
         return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for the tables of the codecs");
     for (uint32_t i = 0; i < s->config.n_layers; i++) {
-        struct tkv_layer *l = &s->layers[i];
-        const uint32_t n = l->config.shape.n_kv_heads;
+        struct tkv_ladder **ladder = &made->ladders[i];
+        const uint32_t n = s->layers[i].config.shape.n_kv_heads;
 
-        l->ladder = tkv_shared_alloc(s, sizeof(*l->ladder) + n * sizeof(l->ladder->rungs[0]));
-        if (!l->ladder)
+        *ladder = tkv_shared_alloc(s, sizeof(**ladder) + n * sizeof((*ladder)->rungs[0]));
+        if (!*ladder)
             return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for a plan of %u KV heads", n);
-        fill_ladder(p, l, choices);
+        fill_ladder(p, &s->layers[i], made, *ladder, choices);
         choices += n;
     }
+    return 0;
+}
+
+/* The session has what was made; its blocks' tiers mean what they did. */
+static void take_made(struct tkv_session *s, const struct made *made)
+{
+    for (uint32_t i = 0; i < s->config.n_layers; i++) {
+        struct tkv_layer *l = &s->layers[i];
+
+        l->moves = l->ladder;
+        tkv_shared_unref(s, l->ladder);
+        l->ladder = made->ladders[i];
+        l->layout = l->ladder->tiers[0];
+    }
+    tkv_shared_unref(s, s->coders);
+    s->coders = made->coders;
+    s->n_coders = made->n_coders;
+}
+
+/* In two steps: which tiers are used, then what fits with their coders and no others. */
+static int plan_all(struct planning *p, struct tkv_report *why)
+{
+    struct made made = {.n_coders = 0};
+    int e;
+
+    p->plan.open_tier = choose_open_tier(p);
+    e = solve(p, why);
+    if (e)
+        return e;
+    p->plan.tiers = tkv_plan_used(&p->plan, p->choices) | p->kept;
+    p->plan.tiers = p->plan.tiers ? p->plan.tiers : 1; /* one, for queries */
+    p->plan.open_tier = p->plan.tiers >> p->plan.open_tier & 1 ? p->plan.open_tier : 0;
+    e = solve(p, why);
+    e = e ? e : make_ladders(p, &made, why);
+    if (e) {
+        unmake(p->s, &made);
+        return e;
+    }
+    take_made(p->s, &made);
+    p->s->horizon_tokens = p->n_tokens;
     return 0;
 }
 
 int tkv_ladder_create(struct tkv_session *s, const struct tkv_session_config *c,
                       struct tkv_report *why)
 {
-    struct planning p = {.s = s, .c = c};
+    struct planning p = {.s = s, .c = c, .n_tokens = c->max_tokens};
     int e = begin(&p, why);
 
     tkv_arena_expect(s->arena, (size_t)c->budget_bytes);
-    if (!e) {
-        p.plan.open_tier = choose_open_tier(&p);
-        e = solve(&p, why);
-    }
-    if (!e) { /* again, with the coders that it needs; with no cold tokens one, for queries */
-        p.plan.tiers = tkv_plan_used(&p.plan, p.choices);
-        p.plan.tiers = p.plan.tiers ? p.plan.tiers : 1;
-        p.plan.open_tier = p.plan.tiers >> p.plan.open_tier & 1 ? p.plan.open_tier : 0;
-        e = solve(&p, why);
-    }
-    e = e ? e : make_ladders(&p, why);
+    e = e ? e : plan_all(&p, why);
     end(&p);
+    return e;
+}
+
+/* ---- again ------------------------------------------------------------------------------- */
+
+/* A reach that ends with the window is that of all there is to see. */
+static uint32_t most_reach(const struct tkv_layer *l, const struct tkv_rung *rung)
+{
+    const uint32_t window = l->config.attn.window_tokens;
+
+    return window > 0 && rung->reach_tokens >= window ? TKV_PLAN_ALL : rung->reach_tokens;
+}
+
+/* What was dropped or coded in fewer bits does not come back. */
+static void bind_heads(struct planning *p)
+{
+    uint32_t at = 0;
+
+    for (uint32_t i = 0; i < p->s->config.n_layers; i++) {
+        const struct tkv_layer *l = &p->s->layers[i];
+
+        for (uint32_t t = 0; t < l->ladder->n_tiers; t++)
+            p->kept |= 1u << l->ladder->plan_tiers[t];
+        for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++, at++) {
+            p->heads[at].is_bound = true;
+            p->heads[at].most_tier = l->ladder->plan_tiers[l->ladder->rungs[h].tier];
+            p->heads[at].most_reach = most_reach(l, &l->ladder->rungs[h]);
+        }
+    }
+}
+
+/* Some more than now, so that a text that grows is not planned for every token. */
+static uint32_t next_horizon(const struct tkv_session *s, uint64_t n_tokens)
+{
+    const uint64_t more = (uint64_t)s->horizon_tokens + s->horizon_tokens / 2;
+    const uint64_t n = n_tokens > more ? n_tokens : more;
+
+    return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX - 1;
+}
+
+int tkv_ladder_plan_again(struct tkv_session *s, uint64_t n_tokens, struct tkv_report *why)
+{
+    const size_t layers_bytes = s->config.n_layers * sizeof(struct tkv_layer_config);
+    struct tkv_layer_config *layers = tkv_budget_alloc(s->budget, layers_bytes);
+    struct tkv_session_config c = s->config;
+    struct planning p = {.s = s, .c = &c, .n_tokens = next_horizon(s, n_tokens)};
+    int e;
+
+    if (!layers)
+        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room to plan %u layers again", c.n_layers);
+    for (uint32_t i = 0; i < c.n_layers; i++)
+        layers[i] = s->layers[i].config;
+    c.layers = layers;
+    e = begin(&p, why);
+    if (!e) {
+        bind_heads(&p);
+        e = plan_all(&p, why);
+    }
+    end(&p);
+    tkv_budget_free(s->budget, layers, layers_bytes);
     return e;
 }

@@ -388,7 +388,7 @@ static bool give_back(struct tkv_session *s)
 }
 
 /* Rounds leave holes: gather what is left into fewer slabs when the holes come to a slab or more. */
-static void gather_blocks(struct tkv_session *s)
+void tkv_round_gather(struct tkv_session *s)
 {
     if (tkv_arena_drain(s->arena) == 0)
         return;
@@ -411,7 +411,7 @@ void tkv_round_release(struct tkv_session *s, struct tkv_round_memory *m)
     if (give_back(s)) {
         tkv_arena_sweep(s->arena);
         if (m->has_rounds)
-            gather_blocks(s);
+            tkv_round_gather(s);
     }
     *m = (struct tkv_round_memory){0};
 }

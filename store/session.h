@@ -68,8 +68,8 @@ struct tkv_layer_config {
     uint32_t budget_tokens; /* kept per KV head after a round, pinned and tail included */
     const float *stats;     /* [n_q_heads][3][n_bands]: mean_re, mean_im, mean_abs; a view that
                              * outlives the session; NULL if the method needs none */
-    const float *errors;    /* [n_kv_heads][TKV_PLAN_ERRORS], looked at while the session is made;
-                             * NULL if the method needs none */
+    const float *errors; /* [n_kv_heads][TKV_PLAN_ERRORS]: a view that outlives the session; NULL if
+                             * the method needs none */
 };
 
 /* The coherence gate (store/gate.c). */
@@ -93,7 +93,7 @@ struct tkv_session_config {
     enum tkv_allocator allocator; /* who shares the budgets' tokens, and how */
     bool normalize_scores;
     uint64_t budget_bytes; /* method default: what all of the session may occupy, ... */
-    uint32_t max_tokens;   /* ... planned for so many tokens */
+    uint32_t max_tokens;   /* ... planned for so many tokens at first; with more it plans again */
     struct tkv_gate_config gate;
     struct tkv_tri_params tri;
     const struct tkv_rope *rope; /* copied; NULL if the method needs none */

@@ -48,17 +48,19 @@ struct tkv_checkpoint {
     struct tkv_head *next;  /* [n_kv_heads] tables prepared for the next round's checkpoint */
 };
 
-/* What a KV head gets by the plan: indices of its ladder's tiers. */
+/* What a KV head gets by the latest plan: indices of its ladder's tiers. */
 struct tkv_rung {
     uint16_t tier;      /* of a full block */
     uint16_t open_tier; /* of the last one while it fills */
     uint32_t reach_tokens;
 };
 
-/* Method default, of a layer; the same for all its forks. */
+/* Method default, of a layer; the same for all its forks until one of them plans again. Tiers keep their
+ * indices: what another plan needs comes after them. */
 struct tkv_ladder {
     struct tkv_block_layout tiers[TKV_PLAN_TIERS];
-    uint32_t n_tiers;        /* that the plan uses, ascending */
+    uint32_t plan_tiers[TKV_PLAN_TIERS]; /* what they are to core/plan.h */
+    uint32_t n_tiers;
     struct tkv_rung rungs[]; /* [n_kv_heads] */
 };
 
@@ -83,6 +85,7 @@ struct tkv_layer {
     float *norm_weights; /* [n_q_heads][n_bands], or NULL */
     struct tkv_block_layout layout;
     struct tkv_ladder *ladder;      /* NULL: all blocks have `layout` */
+    bool moves;                     /* blocks may have more than the ladder's rungs say */
     struct tkv_half_buffer *halves; /* of both tiers */
     struct tkv_half_tier pinned;
     struct tkv_half_tier tail;
@@ -112,7 +115,8 @@ struct tkv_session {
     struct tkv_arena *arena;
     struct tkv_block_id pin; /* buffer of pin_value, if that is not 0 */
     uint64_t pin_value;
-    size_t own_bytes; /* private memory that it refers to: tables, coders */
+    size_t own_bytes;        /* private memory that it refers to: tables, coders */
+    uint32_t horizon_tokens; /* method default: what the plan is for, config.max_tokens at first */
     uint64_t generation;
     uint64_t n_evicted; /* (token, layer, KV head) triples */
 };
@@ -309,6 +313,9 @@ int tkv_round_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new
                       int32_t last_position, struct tkv_round_memory *m, struct tkv_report *why);
 void tkv_round_release(struct tkv_session *s, struct tkv_round_memory *m);
 
+/* Slabs that hold few blocks are emptied into others and given back. */
+void tkv_round_gather(struct tkv_session *s);
+
 /* A fold of l, whose tail is full, and the round that is due with it, if one is; l NULL: of all
  * layers, and a round whether it is due or not. */
 void tkv_round_run(struct tkv_session *s, struct tkv_layer *l, const struct tkv_round_memory *m,
@@ -352,6 +359,13 @@ void tkv_score_common(const struct tkv_session *s, const struct tkv_layer *l, vo
 void tkv_ladder_size_tiers(struct tkv_session_config *own, const struct tkv_layer_config *layers);
 int tkv_ladder_create(struct tkv_session *s, const struct tkv_session_config *c,
                       struct tkv_report *why);
+/* Plan again, for n_tokens and some more: no head gets more than it has. Layers move down the ladder
+ * before their next rounds. On error nothing has changed. */
+int tkv_ladder_plan_again(struct tkv_session *s, uint64_t n_tokens, struct tkv_report *why);
+
+/* store/ladder_move.c: all blocks of a layer in the tiers of its rungs, none behind their reaches. On error
+ * heads may have come only part of the way; the next call goes on. */
+int tkv_ladder_move(struct tkv_session *s, struct tkv_layer *l, struct tkv_report *why);
 
 /* store/ladder.c: what prepare and run are for method default. */
 int tkv_ladder_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new,

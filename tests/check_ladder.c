@@ -189,32 +189,132 @@ static void cutting_requests_changes_nothing(void **state)
     free(want);
 }
 
-/* What does not fit is refused, nothing half done, at the plan's end and before its beginning. */
-static void the_budget_is_kept(void **state)
+/* Behind a plan that was made again: no block has more bits than its head, nor are tokens missing. */
+static uint64_t check_moved(const struct aid *a, uint32_t layer, uint32_t kv_head, uint32_t n)
 {
+    const struct tkv_layer *l = &a->session->layers[layer];
+    const struct tkv_head *head = &l->heads[kv_head];
+    const struct tkv_rung *rung = &l->ladder->rungs[kv_head];
+    uint32_t at = n - l->tail.n - head->n_cold, sum = 0;
+
+    assert_false(l->moves);
+    for (uint32_t b = 0; b < head->n_blocks; b++) {
+        const struct tkv_block *block = &head->blocks[b];
+        const uint16_t *distance = tkv_block_positions(tkv_layer_layout(l, block),
+                                                       tkv_arena_at(a->session->arena, block->id));
+
+        if (block->n_tokens < TKV_BLOCK_TOKENS)
+            assert_int_equal(block->tier, rung->open_tier);
+        else
+            assert_true(l->ladder->plan_tiers[block->tier] <= l->ladder->plan_tiers[rung->tier]);
+        for (uint32_t t = 0; t < block->n_tokens; t++, at++)
+            assert_int_equal(block->first_position + distance[t], at);
+        sum += block->n_tokens;
+    }
+    assert_int_equal(sum, head->n_cold);
+    assert_true(head->n_cold < (uint64_t)rung->reach_tokens + TKV_BLOCK_TOKENS);
+    return head->n_cold + l->tail.n + l->pinned.n;
+}
+
+/* A session that outgrows its plan is planned again, and never takes more than its bytes. */
+static void plans_are_made_again(void **state)
+{
+    enum { MANY = 4 * N_TOKENS };
+    static const uint64_t parts[] = {3, 6, 12};
     float errors[N_LAYERS * N_HEADS * TKV_PLAN_ERRORS];
-    struct tkv_session_config config;
+
+    (void)state;
+    for (size_t p = 0; p < sizeof(parts) / sizeof(parts[0]); p++) {
+        struct tkv_session_stats stats;
+        struct aid_tokens t;
+        struct aid a;
+        uint64_t kept = 0;
+
+        open_planned(&a, errors, fp16_bytes(N_TOKENS) / parts[p]);
+        t = aid_tokens(&a, MANY, seed);
+        for (uint32_t at = 0; at < MANY; at += 50)
+            for (uint32_t l = 0; l < N_LAYERS; l++) {
+                if (aid_step(&a, l, &t, at, 50))
+                    fail_msg("1/%u, layer %u at %u: %s", (unsigned)parts[p], l, at, a.why.text);
+                assert_true(tkv_session_resident_bytes(a.session) <= a.config.budget_bytes);
+            }
+        assert_int_equal(tkv_session_round(a.session, NULL, &a.why), 0);
+        assert_true(a.session->horizon_tokens >= MANY);
+        for (uint32_t l = 0; l < N_LAYERS; l++)
+            for (uint32_t h = 0; h < N_HEADS; h++)
+                kept += check_moved(&a, l, h, MANY);
+        tkv_session_stats(a.session, &stats);
+        assert_int_equal(stats.n_evicted, (uint64_t)MANY * N_LAYERS * N_HEADS - kept);
+        print_message("1/%u: %llu of %llu bytes after %u tokens, %.0f kept\n", (unsigned)parts[p],
+                      (unsigned long long)stats.resident_bytes,
+                      (unsigned long long)a.config.budget_bytes, MANY, stats.n_kept);
+        free(t.k);
+        aid_close(&a);
+    }
+}
+
+/* What one session gives up others keep: a fork, and what truncate goes back to. */
+static void others_keep_what_a_plan_takes(void **state)
+{
+    enum { MANY = 2 * N_TOKENS };
+    float errors[N_LAYERS * N_HEADS * TKV_PLAN_ERRORS];
+    float want[4 * 64], got[4 * 64];
+    struct tkv_session *child;
     struct aid_tokens t;
     struct aid a;
-    uint64_t seen = 0;
-    int e = 0;
+    const int32_t position = N_TOKENS + 5;
+    struct tkv_step step = {.layer = 0, .n_tokens = 1, .positions = &position, .out = want};
+    uint32_t at = 1000;
 
     (void)state;
     open_planned(&a, errors, fp16_bytes(N_TOKENS) / 3);
-    t = aid_tokens(&a, 2 * N_TOKENS, seed);
-    for (uint32_t at = 0; !e && at < 2 * N_TOKENS; at += 50)
-        for (uint32_t l = 0; !e && l < N_LAYERS; l++) {
-            seen = tkv_session_n_seen(a.session, l);
-            e = aid_step(&a, l, &t, at, 50);
-            if (e)
-                assert_int_equal(tkv_session_n_seen(a.session, l), seen);
-            assert_true(tkv_session_resident_bytes(a.session) <= a.config.budget_bytes);
+    tkv_session_destroy(&a.session);
+    a.config.rollback_tokens = 16;
+    assert_int_equal(aid_open(&a), 0);
+    t = aid_tokens(&a, MANY, seed);
+    step.q = t.q;
+    for (uint32_t l = 0; l < N_LAYERS; l++)
+        assert_int_equal(aid_step(&a, l, &t, 0, 1000), 0);
+    assert_int_equal(tkv_session_fork(&child, a.session, &a.why), 0);
+    assert_int_equal(tkv_session_attend(child, &step, NULL, &a.why), 0);
+    while (a.session->horizon_tokens == N_TOKENS) /* a token at a time up to a new plan */
+        for (uint32_t l = 0; l < N_LAYERS; l++)
+            if (aid_step(&a, l, &t, at++ / N_LAYERS + 667, 1))
+                fail_msg("at %u: %s", at, a.why.text);
+    step.out = got;
+    assert_int_equal(tkv_session_attend(child, &step, NULL, &a.why), 0);
+    assert_memory_equal(want, got, sizeof(want));
+    tkv_session_destroy(&child);
+
+    at = (uint32_t)a.session->layers[0].n_seen;
+    for (uint32_t n = 0; n < 3; n++) { /* over the round that the plan came with, and on */
+        if (tkv_session_truncate(a.session, 3, &a.why))
+            fail_msg("%s", a.why.text);
+        for (uint32_t l = 0; l < N_LAYERS; l++) {
+            const uint32_t seen = (uint32_t)a.session->layers[l].n_seen;
+
+            assert_int_equal(aid_step(&a, l, &t, seen, at - seen), 0);
         }
-    assert_int_equal(e, TRIKV_E_QUOTA);
-    assert_non_null(strstr(a.why.text, "budget_bytes"));
-    assert_true(seen >= N_TOKENS);
-    config = a.config;
+    }
+    for (uint32_t l = 0; l < N_LAYERS; l++)
+        assert_int_equal(aid_step(&a, l, &t, at, 200), 0);
+    for (uint32_t l = 0; l < N_LAYERS; l++)
+        for (uint32_t h = 0; h < N_HEADS; h++)
+            (void)check_moved(&a, l, h, at + 200);
     free(t.k);
+    aid_close(&a);
+}
+
+/* What cannot be planned is refused. */
+static void bad_budgets_are_refused(void **state)
+{
+    float errors[N_LAYERS * N_HEADS * TKV_PLAN_ERRORS];
+    struct tkv_session_config config;
+    struct aid a;
+
+    (void)state;
+    open_planned(&a, errors, fp16_bytes(N_TOKENS) / 3);
+    config = a.config;
     aid_close(&a);
 
     aid_init(&a, "tq4");
@@ -328,7 +428,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(heads_keep_what_is_planned),
         cmocka_unit_test(cutting_requests_changes_nothing),
-        cmocka_unit_test(the_budget_is_kept),
+        cmocka_unit_test(plans_are_made_again),
+        cmocka_unit_test(others_keep_what_a_plan_takes),
+        cmocka_unit_test(bad_budgets_are_refused),
         cmocka_unit_test(forks_and_truncates),
         cmocka_unit_test(the_table_says_the_codecs),
     };

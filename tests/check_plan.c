@@ -30,7 +30,8 @@ static void make_scene(struct scene *s, struct rng *rng)
         size = 1 + (float)rng_below(rng, 100000);
         for (uint32_t i = 0; i < TKV_PLAN_REACHES; i++, size /= 1 + (float)rng_below(rng, 3))
             s->errors[h][TKV_PLAN_TIERS + i] = size;
-        s->heads[h] = (struct tkv_plan_head){s->errors[h], {1500, 2500, 3500, 4500}};
+        s->heads[h] =
+            (struct tkv_plan_head){.errors = s->errors[h], .block_bytes = {1500, 2500, 3500, 4500}};
     }
     s->plan = (struct tkv_plan){.heads = s->heads,
                                 .n_heads = N_HEADS,
@@ -114,6 +115,30 @@ static void small_cases_against_all_possibilities(void **state)
     assert_true(n_best > N_CASES * 3 / 4);
 }
 
+/* Heads that are bound get no more than that, whatever bytes there are. */
+static void bounds_hold(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 300; i++) {
+        struct rng rng = {seed + i};
+        struct tkv_plan_choice first[N_HEADS], then[N_HEADS];
+        struct scene s;
+
+        make_scene(&s, &rng);
+        (void)tkv_plan_solve(&s.plan, rng_below(&rng, 500000), first);
+        for (uint32_t h = 0; h < N_HEADS; h++) {
+            s.heads[h].is_bound = true;
+            s.heads[h].most_tier = first[h].tier;
+            s.heads[h].most_reach = first[h].reach_tokens;
+        }
+        s.plan.n_cold_tokens += 1000;
+        (void)tkv_plan_solve(&s.plan, rng_below(&rng, 1000000), then);
+        for (uint32_t h = 0; h < N_HEADS; h++)
+            assert_true(then[h].tier <= first[h].tier &&
+                        then[h].reach_tokens <= first[h].reach_tokens);
+    }
+}
+
 static void make_plain(struct scene *s)
 {
     struct rng rng = {seed};
@@ -188,6 +213,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(small_cases_against_all_possibilities),
+        cmocka_unit_test(bounds_hold),
         cmocka_unit_test(heads_get_what_they_need),
         cmocka_unit_test(more_is_better),
     };
