@@ -53,6 +53,8 @@ static bool fill_policy(Trikv__Policy *m, const struct trikv_session_options *o)
     m->budget_bytes = o->budget_bytes;
     m->has_max_tokens = o->max_tokens != 0;
     m->max_tokens = o->max_tokens;
+    m->has_target_ratio = o->target_ratio != 0;
+    m->target_ratio = o->target_ratio;
     m->has_normalize_scores = o->normalize_scores >= 0;
     m->normalize_scores = o->normalize_scores > 0;
     m->has_offset_max = o->offset_max != 0;

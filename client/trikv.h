@@ -195,7 +195,8 @@ struct trikv_session_options {
     int32_t rollback_tokens;  /* < 64: so far behind it trikv_truncate undoes a compression; < 0:
                                * default */
     uint64_t budget_bytes;    /* method "default": all that the session may occupy, ... */
-    uint32_t max_tokens;      /* ... and how many tokens it is planned for */
+    uint32_t max_tokens;      /* ... and how many tokens it is planned for at first */
+    float target_ratio; /* instead of budget_bytes: what max_tokens take as halves over this */
     const struct trikv_prefix *prefix;
     int never_evict; /* stay, however idle, when others need memory */
 };
@@ -211,7 +212,7 @@ struct trikv_fork_options {
 #define TRIKV_SESSION_OPTIONS_INIT                                                            \
     {                                                                                         \
         sizeof(struct trikv_session_options), 0, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, \
-            NULL, 0, 0, -1, -1, NULL, NULL, 0, -1, -1, 0, 0, NULL, 0                          \
+            NULL, 0, 0, -1, -1, NULL, NULL, 0, -1, -1, 0, 0, 0, NULL, 0                       \
     }
 
 /*

@@ -16,6 +16,7 @@ void tkv_policy_merge(struct tkv_policy *p, const struct tkv_policy *over)
     TAKE(TKV_POLICY_ROLLBACK, rollback_tokens);
     TAKE(TKV_POLICY_BYTES, budget_bytes);
     TAKE(TKV_POLICY_MAX_TOKENS, max_tokens);
+    TAKE(TKV_POLICY_RATIO, target_ratio);
     TAKE(TKV_POLICY_MODE, eviction_mode);
     TAKE(TKV_POLICY_NORMALIZE, normalize_scores);
     TAKE(TKV_POLICY_AGGREGATION, aggregation);

@@ -26,8 +26,9 @@ enum tkv_policy_field {
     TKV_POLICY_AGGREGATION = 1 << 9,
     TKV_POLICY_OFFSET_MAX = 1 << 10,
     TKV_POLICY_ROLLBACK = 1 << 16,
-    TKV_POLICY_BYTES = 1 << 17, /* of a request alone, as the next */
-    TKV_POLICY_MAX_TOKENS = 1 << 18,
+    TKV_POLICY_BYTES = 1 << 17,      /* of a request alone */
+    TKV_POLICY_MAX_TOKENS = 1 << 18, /* of a profile too, as the next */
+    TKV_POLICY_RATIO = 1 << 26,
     TKV_POLICY_GATE = 1 << 24, /* of a profile alone, as the next */
     TKV_POLICY_ALLOCATOR = 1 << 25,
     TKV_POLICY_ALL = ((1 << 11) - 1) | TKV_POLICY_ROLLBACK,
@@ -45,6 +46,7 @@ struct tkv_policy {
     uint32_t rollback_tokens;
     uint64_t budget_bytes;
     uint32_t max_tokens;
+    float target_ratio; /* instead of budget_bytes */
     uint32_t eviction_mode;
     bool normalize_scores;
     uint32_t aggregation;
@@ -56,6 +58,7 @@ struct tkv_policy {
 enum {
     TKV_MAX_POLICY_TOKENS = 1 << 24,
     TKV_MAX_OFFSET = 1 << 30,
+    TKV_MAX_RATIO = 1000,
 };
 
 /* Every field that `over` says replaces that of *p. */

@@ -90,11 +90,30 @@ static void read_normalize(struct tkv_profile_reader *r, const struct tkv_yaml_n
         r->good &= !n && !needed;
 }
 
+static void read_ratio(struct tkv_profile_reader *r, const struct tkv_yaml_node *m)
+{
+    const struct tkv_yaml_node *n = tkv_yaml_find(m, "target_ratio");
+    struct tkv_policy *p = &r->p->policy;
+    double ratio;
+
+    if (n && tkv_yaml_double(r->y, n, "tokens.target_ratio", 1, TKV_MAX_RATIO, &ratio)) {
+        p->target_ratio = (float)ratio;
+        p->said |= TKV_POLICY_RATIO;
+    } else {
+        r->good &= !n;
+    }
+    said(p,
+         tkv_profile_number(r, m, "tokens", "max_tokens", false, 1, TKV_MAX_POLICY_TOKENS,
+                            &p->max_tokens),
+         TKV_POLICY_MAX_TOKENS);
+}
+
 static void read_tokens(struct tkv_profile_reader *r, const struct tkv_yaml_node *policy)
 {
     static const char *const keys[] = {
-        "method", "budget", "eviction_mode", "normalize_scores", "aggregation", "offset_max",
-        "beta",   "recent", "pinned",        "allocator",        NULL};
+        "method", "budget", "eviction_mode", "normalize_scores", "aggregation",  "offset_max",
+        "beta",   "recent", "pinned",        "allocator",        "target_ratio", "max_tokens",
+        NULL};
     const struct tkv_yaml_node *m = tkv_profile_part(r, policy, "policy", "tokens", keys, true);
     struct tkv_policy *p = &r->p->policy;
     bool needed;
@@ -105,6 +124,7 @@ static void read_tokens(struct tkv_profile_reader *r, const struct tkv_yaml_node
          TKV_POLICY_METHOD);
     needed = p->method == TKV_METHOD_TRIATTENTION;
     read_token_counts(r, m);
+    read_ratio(r, m);
     read_normalize(r, m, needed);
     said(p,
          tkv_profile_choice(r, m, "tokens", "eviction_mode", needed, tkv_eviction_mode_names,

@@ -104,6 +104,19 @@ static int take_number(bool has, uint32_t value, uint32_t max, const char *field
     return TRIKV_OK;
 }
 
+static int take_ratio(const Trikv__Policy *m, struct tkv_policy *p, struct tkv_report *why)
+{
+    if (m->has_budget_bytes)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "policy.target_ratio: budget_bytes is there, too; want one of them");
+    if (!(m->target_ratio >= 1 && m->target_ratio <= TKV_MAX_RATIO))
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "policy.target_ratio: %g, want 1 to %d",
+                        (double)m->target_ratio, TKV_MAX_RATIO);
+    p->target_ratio = m->target_ratio;
+    p->said |= TKV_POLICY_RATIO;
+    return TRIKV_OK;
+}
+
 /* The request's own policy; what it does not say stays unsaid. */
 static int take_policy(const Trikv__Policy *m, struct tkv_policy *p, struct tkv_report *why)
 {
@@ -139,6 +152,8 @@ static int take_policy(const Trikv__Policy *m, struct tkv_policy *p, struct tkv_
     if (!e)
         e = take_number(m->has_max_tokens, m->max_tokens, max, "max_tokens", TKV_POLICY_MAX_TOKENS,
                         &p->max_tokens, p, why);
+    if (!e && m->has_target_ratio)
+        e = take_ratio(m, p, why);
     if (!e && m->has_budget_bytes) {
         p->budget_bytes = m->budget_bytes;
         p->said |= TKV_POLICY_BYTES;
@@ -237,6 +252,20 @@ static struct tkv_open *new_open(struct tkv_budget *budget, const struct sizes *
     return o;
 }
 
+/* What is said in bytes, else what the tokens planned for take as halves over the ratio. */
+static uint64_t budget_bytes(const struct tkv_policy *p, const struct tkv_layer_config *layers,
+                             uint32_t n_layers)
+{
+    double halves = 0;
+
+    if ((p->said & TKV_POLICY_BYTES) || !(p->said & TKV_POLICY_RATIO))
+        return p->budget_bytes;
+    for (uint32_t i = 0; i < n_layers; i++)
+        halves += (double)layers[i].shape.n_kv_heads *
+                  (layers[i].shape.head_dim_k + layers[i].shape.head_dim_v);
+    return (uint64_t)(2 * halves * p->max_tokens / (double)p->target_ratio);
+}
+
 /* Gate and allocator of a profile are for the methods that drop tokens in rounds: a request may ask
  * for another. */
 static void drop_if_useless(struct tkv_session_config *c)
@@ -281,7 +310,7 @@ static void fill_open(struct tkv_open *o, const Trikv__OpenRequest *m, const str
         .recent_tokens = all.recent_tokens,
         .pinned_tokens = all.pinned_tokens,
         .rollback_tokens = all.rollback_tokens,
-        .budget_bytes = all.budget_bytes,
+        .budget_bytes = budget_bytes(&all, layers, n->n_layers),
         .max_tokens = all.max_tokens,
         .eviction_mode = (enum tkv_eviction_mode)all.eviction_mode,
         .normalize_scores = all.normalize_scores,

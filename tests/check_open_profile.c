@@ -199,6 +199,34 @@ static void check_misfits(void **state)
     close(fd);
 }
 
+/* Bytes for method default, said as a ratio. */
+static void check_target_ratio(void **state)
+{
+    const int fd = wire_connect_hello(((const struct daemon_aid *)*state)->socket);
+    char text[256], method[] = "default";
+    struct request q;
+
+    if (!*model.name)
+        skip();
+    fit(&q);
+    q.policy.method = method;
+    q.policy.has_target_ratio = q.policy.has_max_tokens = 1;
+    q.policy.target_ratio = 8;
+    q.policy.max_tokens = 4096;
+    assert_int_equal(wire_plain_call(fd, TRIKV_OPEN, &q.open.base, NULL), 0);
+    q.policy.target_ratio = 900; /* 4096 tokens as halves, over that: too little for anything */
+    assert_int_equal(wire_plain_call(fd, TRIKV_OPEN, &q.open.base, text), TRIKV_E_ARGUMENT);
+    assert_non_null(strstr(text, "are needed before any token"));
+    q.policy.target_ratio = 0.5f;
+    assert_int_equal(wire_plain_call(fd, TRIKV_OPEN, &q.open.base, text), TRIKV_E_ARGUMENT);
+    assert_non_null(strstr(text, "policy.target_ratio"));
+    q.policy.target_ratio = 8;
+    q.policy.has_budget_bytes = 1;
+    assert_int_equal(wire_plain_call(fd, TRIKV_OPEN, &q.open.base, text), TRIKV_E_ARGUMENT);
+    assert_non_null(strstr(text, "budget_bytes is there, too"));
+    close(fd);
+}
+
 /* Rounds of an open session go on with a profile whose file is gone. */
 static void check_profile_outlives_file(void **state)
 {
@@ -251,6 +279,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(check_load),
         cmocka_unit_test(check_misfits),
+        cmocka_unit_test(check_target_ratio),
         cmocka_unit_test(check_profile_outlives_file),
     };
 

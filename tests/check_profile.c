@@ -276,6 +276,8 @@ static const struct mutation mutations[] = {
     {"    beta: 64", "    allocator: fair\n    beta: 64", "19:16: ", "uniform, pyramid"},
     {"      budget: 4096", "      method: default", "31:15: ", "plans all layers together"},
     {"      budget: 4096", "      method: all", "31:15: ", "none, triattention"},
+    {"    beta: 64", "    target_ratio: 0.5\n    beta: 64", "19:19: ", "target_ratio"},
+    {"    beta: 64", "    max_tokens: 0\n    beta: 64", "19:17: ", "max_tokens"},
     {"  bits:", "  gate:\n    probes: 4\n  bits:", "27:5: ", "\"surplus\" is missing"},
     {"  bits:", "  gate:\n    surplus: 64\n    probes: 0\n  bits:", "28:13: ", "gate.probes"},
     {"  bits:", "  gate:\n    lost_mass: -1\n  bits:", "27:16: ", "gate.lost_mass"},

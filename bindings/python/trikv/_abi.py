@@ -111,6 +111,7 @@ class SessionOptions(Structure):
         ("rollback_tokens", c_int32),
         ("budget_bytes", c_uint64),
         ("max_tokens", c_uint32),
+        ("target_ratio", c_float),
         ("prefix", POINTER(Prefix)),
         ("never_evict", c_int),
     ]
