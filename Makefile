@@ -50,6 +50,7 @@ LIB_uv    = $(call pkg,libuv)
 LIB_pbc   = $(call pkg,libprotobuf-c)
 LIB_yaml  = $(call pkg,yaml-0.1)
 LIB_xxh   = $(call pkg,libxxhash)
+LIB_zlib  = $(call pkg,zlib)
 # A sanitizer brings its own allocator.
 LIB_alloc = $(if $(filter release debug,$(BUILD)),$(call pkg,jemalloc))
 
@@ -122,11 +123,11 @@ $B/bin/trikvd: $B/obj/daemon/main.o $(patsubst %,$B/lib/%.a,daemon store proto c
 .SECONDEXPANSION:
 $(filter-out $B/bin/trikvd,$(programs)): $B/bin/%: $B/obj/tools/$$(subst -,_,$$*).o \
 	$(patsubst %,$B/lib/%.a,tools daemon store libtrikv core)
-	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) -lm -pthread
+	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(LIB_zlib) -lm -pthread
 
 $(tests): $B/tests/%: $B/obj/tests/%.o \
 	$(patsubst %,$B/lib/%.a,aids tools daemon libtrikv store proto core)
-	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(call pkg,cmocka) -ljansson -lm -pthread
+	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(LIB_zlib) $(call pkg,cmocka) -ljansson -lm -pthread
 
 # Programs know their configuration's place: another one means compiling them again.
 $B/gen/places: FORCE
@@ -226,7 +227,7 @@ fuzzers := $(patsubst tests/fuzz/%.c,$B/fuzz/%,$(FUZZERS)) $B/fuzz/seeds
 $(fuzzers): $B/fuzz/%: $B/obj/tests/fuzz/%.o \
 	$(patsubst %,$B/lib/%.a,aids tools daemon libtrikv store proto core)
 	$(link) $(if $(filter fuzz_%,$(@F)),-fsanitize=fuzzer) \
-		$(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(call pkg,cmocka) -lm -pthread
+		$(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(LIB_zlib) $(call pkg,cmocka) -lm -pthread
 $(call objs,$(FUZZERS)): | $(GEN).h
 
 fuzzers: $(fuzzers)
@@ -317,7 +318,7 @@ BENCH    := $(wildcard bench/*.c)
 
 $(call objs,$(BENCH)): | $(GEN).h
 $B/bin/trikv-bench: $(call objs,$(BENCH)) $(patsubst %,$B/lib/%.a,tools daemon store libtrikv core)
-	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) -lm -pthread
+	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(LIB_zlib) -lm -pthread
 
 # Built with the programs; tests/check_bench.sh runs it.
 all: $B/bin/trikv-bench

@@ -19,6 +19,7 @@ build protobuf-c-compiler  control messages, generator
 build libjemalloc-dev      heap of the daemon
 build libyaml-dev          configuration and profiles
 build libxxhash-dev        hash of profile statistics
+build zlib1g-dev           deflated statistics of others
 test  libcmocka-dev        test programs
 test  libjansson-dev       golden vectors are JSON
 test  g++                  the public header is checked as C++

@@ -63,6 +63,8 @@ static void test_formats(void **state)
          TKV_ROPE_INTERLEAVED},
         {"TRIA of llama-cpp-triattention, version 3", AID_KV_HEADS, 1e6, false,
          TKV_ROPE_INTERLEAVED},
+        {"npz", 0, 0, false, TKV_ROPE_HALF},
+        {"npz", 0, 0, false, TKV_ROPE_HALF},
     };
 
     (void)state;
@@ -79,7 +81,8 @@ static void test_formats(void **state)
         assert_int_equal(im.n_kv_heads, want[kind].n_kv_heads);
         assert_true(fabs(im.rope.theta - want[kind].theta) < 1e-9);
         assert_int_equal(im.theta_is_default, want[kind].theta_is_default);
-        assert_true(im.has_layout);
+        assert_int_equal(im.has_layout, kind < AID_NPZ);
+        assert_int_equal(im.has_inv_freq, kind == AID_NPZ);
         assert_int_equal(im.rope.layout, want[kind].layout);
         assert_int_equal(im.has_scaling, kind == AID_TORCH_YARN);
         if (im.has_scaling) {
@@ -343,6 +346,11 @@ static void test_command(void **state)
         {"@/6 --output @/P.yaml", "a-z"},
         {"@/6 --output @/p.txt", ".yaml"},
         {"@/6 --output @/p.yaml --fingerprint 12", "fingerprint"},
+        {"@/7 --n-kv-heads 2 --rope-theta 1e6 --rope-layout half --output @/p.yaml", NULL},
+        {"@/7 --n-kv-heads 2 --rope-theta 1e6 --output @/q.yaml", "rope.layout"},
+        {"@/7 --n-kv-heads 2 --rope-theta 1e4 --rope-layout half --output @/q.yaml",
+         "band 1 turns by"},
+        {"@/8 --n-kv-heads 2 --rope-theta 1e4 --rope-layout half --output @/p.yaml", NULL},
         {"@/none --output @/q.yaml", "none"},
         {"@/6", "--output is missing"},
         {"@/6 --n-layers 3 --output @/q.yaml", "go together"},
@@ -375,6 +383,83 @@ static void test_command(void **state)
     }
     snprintf(path, sizeof(path), "%s/q.yaml", folder);
     assert_int_equal(access(path, F_OK), -1); /* what failed has left nothing */
+}
+
+/* Arrays that are none, or of another type, order or shape. */
+static void test_arrays(void **state)
+{
+#define HEAD(dict) "\x93NUMPY\1\0\x60\0" dict
+    static const struct {
+        const char *head, *part;
+    } cases[] = {
+        {HEAD("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1, 1), }"), NULL},
+        {HEAD("{'shape':(1,1,1),'descr':'<f4','fortran_order':False}"), NULL},
+        {HEAD("{'descr': '<f8', 'fortran_order': False, 'shape': (1, 1, 1), }"), "want {'descr'"},
+        {HEAD("{'descr': '|O', 'fortran_order': False, 'shape': (1, 1, 1), }"), "want {'descr'"},
+        {HEAD("{'descr': '<f4', 'fortran_order': True, 'shape': (1, 1, 1), }"), "want {'descr'"},
+        {HEAD("{'descr': '<f4', 'fortran_order': False, }"), "want {'descr'"},
+        {HEAD("{'descr': '<f4', 'descr': '<f4', 'shape': (1, 1, 1), }"), "want {'descr'"},
+        {HEAD("{'descr': '<f4', 'fortran_order': False, 'shape': (1 1 1), }"), "want {'descr'"},
+        {HEAD("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1, 1, 1, 1), }"), "at most 4"},
+        {HEAD("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1, 2), }"),
+         "the shape says 8"},
+        {HEAD("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }"), "1 dimensions"},
+        {HEAD("{'descr': '<f4', 'fortran_order': False, 'shape': (1048576, 1048576, 1048576, "
+              "1048576)}"),
+         "want {'descr'"},
+        {HEAD("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1, __import__('os'))}"),
+         "want {'descr'"},
+        {"\x93NUMPY\4\0\x60\0", "version 4"},
+        {"\x93NUMPX\1\0\x60\0", "not an array"},
+        {"\x93NUMPY\1\0\xff\x0f", "goes beyond the end"},
+    };
+    static const char *const names[] = {"q_mean_re.npy", "q_mean_im.npy", "q_abs_mean.npy"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        uint8_t array[10 + 0x60 + 4];
+        const void *const members[] = {array, array, array};
+        const size_t sizes[] = {sizeof(array), sizeof(array), sizeof(array)};
+        const float value = 0;
+        struct tkv_reason why = {""};
+        struct tkv_import im;
+        uint8_t *data;
+        size_t n;
+
+        memset(array, ' ', sizeof(array));
+        memcpy(array, cases[i].head, 10); /* it may hold zeros */
+        memcpy(array + 10, cases[i].head + 10, strlen(cases[i].head + 10));
+        memcpy(array + sizeof(array) - 4, &value, 4);
+        data = import_aid_npz(names, members, sizes, 3, &n);
+        assert_int_equal(tkv_import_parse(&im, data, n, &why), -1);
+        if (!strstr(why.text, cases[i].part ? cases[i].part : "all statistics are zero"))
+            fail_msg("case %zu: \"%s\"", i, why.text);
+        free(data);
+    }
+#undef HEAD
+}
+
+/* What is unpacked is what the directory says, no more, no less. */
+static void test_deflated(void **state)
+{
+    struct tkv_reason why = {""};
+    struct tkv_import im;
+    size_t n, at = 0;
+    uint8_t *data = import_aid_make(AID_NPZ, &n);
+
+    (void)state;
+    while (memcmp(data + at, "PK\1\2", 4) != 0) /* the first entry of the directory */
+        at++;
+    for (int more = -1; more <= 1; more += 2) {
+        data[at + 24] = (uint8_t)(data[at + 24] + more);
+        assert_int_equal(tkv_import_parse(&im, data, n, &why), -1);
+        assert_non_null(strstr(why.text, "damaged"));
+        data[at + 24] = (uint8_t)(data[at + 24] - more);
+    }
+    memset(data + at + 24, 0xff, 4); /* four gigabytes */
+    assert_int_equal(tkv_import_parse(&im, data, n, &why), -1);
+    assert_non_null(strstr(why.text, "want 1.."));
+    free(data);
 }
 
 /* ---- the real files --------------------------------------------------------------------- */
@@ -423,13 +508,44 @@ static void test_real_files(void **state)
     }
 }
 
+/* One model's statistics in two formats. */
+static void test_real_npz(void **state)
+{
+    const char *shared = getenv("TRIKV_SHARED");
+    struct tkv_reason why = {""};
+    struct tkv_import npz, tria;
+    char path[512];
+
+    (void)state;
+    shared = shared ? shared : "../shared";
+    snprintf(path, sizeof(path), "%s/calibration/tria_qwen3_1p7b.npz", shared);
+    if (access(path, R_OK)) {
+        print_message("skipped: no %s\n", path);
+        skip();
+    }
+    if (tkv_import_read(&npz, path, 0, 0, &why))
+        fail_msg("%s", why.text);
+    snprintf(path, sizeof(path), "%s/calibration/original/tria_qwen3-1.7b.bin", shared);
+    if (tkv_import_read(&tria, path, 0, 0, &why))
+        fail_msg("%s", why.text);
+    assert_int_equal(npz.n_layers, tria.n_layers);
+    assert_int_equal(npz.n_q_heads, tria.n_q_heads);
+    assert_int_equal(npz.n_bands, tria.n_bands);
+    assert_true(npz.has_inv_freq);
+    assert_memory_equal(npz.statistics, tria.statistics,
+                        (size_t)npz.n_layers * npz.n_q_heads * 3 * npz.n_bands * sizeof(float));
+    tkv_import_deinit(&npz);
+    tkv_import_deinit(&tria);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formats),    cmocka_unit_test(test_truncated),
         cmocka_unit_test(test_flipped),    cmocka_unit_test(test_checksum),
         cmocka_unit_test(test_pickles),    cmocka_unit_test(test_command),
-        cmocka_unit_test(test_real_files),
+        cmocka_unit_test(test_real_files), cmocka_unit_test(test_arrays),
+        cmocka_unit_test(test_deflated),   cmocka_unit_test(test_real_npz),
     };
 
     return cmocka_run_group_tests(tests, write_inputs, remove_inputs);

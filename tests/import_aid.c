@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <zlib.h>
 
 typedef struct gguf_aid_buffer buffer;
 
@@ -55,7 +56,7 @@ float import_aid_value(uint32_t layer, uint32_t head, uint32_t part, uint32_t ba
 
 /* ---- zip -------------------------------------------------------------------------------- */
 
-static uint32_t crc32(const uint8_t *data, size_t n)
+static uint32_t sum_of(const uint8_t *data, size_t n)
 {
     uint32_t crc = 0xffffffff;
 
@@ -72,28 +73,30 @@ struct archive {
     unsigned n;
 };
 
-/* A stored member; as torch does it, the local header knows no sizes. */
-static void add_member(struct archive *a, const char *name, const void *data, size_t n)
+/* A member whose n bytes are packed by a method; as torch does it, the local header knows no sizes. */
+static void add_packed(struct archive *a, const char *name, unsigned method, const void *packed,
+                       size_t n_packed, uint32_t crc, size_t n)
 {
-    const uint32_t at = (uint32_t)a->file.n, crc = crc32(data, n);
+    const uint32_t at = (uint32_t)a->file.n;
 
     u32(&a->file, 0x04034b50);
     u16(&a->file, 0);
     u16(&a->file, 0x0808);
-    for (int i = 0; i < 9; i++) /* method, time, date, crc, two sizes */
+    u16(&a->file, method);
+    for (int i = 0; i < 8; i++) /* time, date, crc, two sizes */
         u16(&a->file, 0);
     u16(&a->file, (unsigned)strlen(name));
     u16(&a->file, 3);
     text(&a->file, name);
     text(&a->file, "pad");
-    bytes(&a->file, data, n);
+    bytes(&a->file, packed, n_packed);
     u32(&a->directory, 0x02014b50);
     u32(&a->directory, 0);
     u16(&a->directory, 0x0808);
-    u16(&a->directory, 0);
+    u16(&a->directory, method);
     u32(&a->directory, 0);
     u32(&a->directory, crc);
-    u32(&a->directory, (uint32_t)n);
+    u32(&a->directory, (uint32_t)n_packed);
     u32(&a->directory, (uint32_t)n);
     u16(&a->directory, (unsigned)strlen(name));
     for (int i = 0; i < 6; i++) /* extra, comment, disk, attributes */
@@ -101,6 +104,27 @@ static void add_member(struct archive *a, const char *name, const void *data, si
     u32(&a->directory, at);
     text(&a->directory, name);
     a->n++;
+}
+
+static void add_member(struct archive *a, const char *name, const void *data, size_t n)
+{
+    add_packed(a, name, 0, data, n, sum_of(data, n), n);
+}
+
+static void add_deflated(struct archive *a, const char *name, const void *data, size_t n)
+{
+    uint8_t packed[4096];
+    z_stream z = {.next_in = (uint8_t *)(uintptr_t)data,
+                  .avail_in = (uInt)n,
+                  .next_out = packed,
+                  .avail_out = sizeof(packed)};
+
+    if (deflateInit2(&z, 9, Z_DEFLATED, -MAX_WBITS, 8, Z_DEFAULT_STRATEGY) != Z_OK)
+        abort();
+    if (deflate(&z, Z_FINISH) != Z_STREAM_END)
+        abort();
+    add_packed(a, name, 8, packed, z.total_out, sum_of(data, n), n);
+    (void)deflateEnd(&z);
 }
 
 static uint8_t *shrink(buffer *b, size_t *n)
@@ -313,6 +337,71 @@ static uint8_t *make_named(uint32_t version, size_t *n)
     return shrink(&b, n);
 }
 
+/* ---- npz -------------------------------------------------------------------------------- */
+
+/* An array as numpy writes it: the header is padded to a multiple of 64. */
+static void array(buffer *b, const char *shape, const float *x, size_t n)
+{
+    char header[128];
+    const int used = snprintf(header, sizeof(header),
+                              "{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }", shape);
+    const unsigned all = ((unsigned)used + 1 + 10 + 63) / 64 * 64 - 10;
+
+    text(b, "\x93NUMPY");
+    byte(b, 1);
+    byte(b, 0);
+    u16(b, all);
+    text(b, header);
+    for (unsigned i = (unsigned)used; i + 1 < all; i++)
+        text(b, " ");
+    text(b, "\n");
+    bytes(b, x, n * sizeof(*x));
+}
+
+static uint8_t *make_npz(bool deflated, size_t *n)
+{
+    static const char *const names[] = {"q_mean_re.npy", "q_mean_im.npy", "q_abs_mean.npy"};
+    void (*const add)(struct archive * a, const char *name, const void *data, size_t n_bytes) =
+        deflated ? add_deflated : add_member;
+    float inv_freq[AID_BANDS];
+    struct archive a = {0};
+    char shape[64];
+
+    snprintf(shape, sizeof(shape), "%d, %d, %d", AID_LAYERS, AID_HEADS, AID_BANDS);
+    for (uint32_t part = 0; part < 3; part++) {
+        float x[AID_LAYERS * AID_HEADS * AID_BANDS];
+        buffer b = {0};
+
+        for (uint32_t i = 0; i < sizeof(x) / sizeof(x[0]); i++)
+            x[i] = import_aid_value(i / AID_BANDS / AID_HEADS, i / AID_BANDS % AID_HEADS, part,
+                                    i % AID_BANDS);
+        array(&b, shape, x, sizeof(x) / sizeof(x[0]));
+        add(&a, names[part], b.bytes, b.n);
+        free(b.bytes);
+    }
+    for (uint32_t f = 0; deflated && f < AID_BANDS; f++)
+        inv_freq[f] = (float)pow(1e6, -(double)f / AID_BANDS);
+    if (deflated) {
+        buffer b = {0};
+
+        snprintf(shape, sizeof(shape), "%d,", AID_BANDS);
+        array(&b, shape, inv_freq, AID_BANDS);
+        add(&a, "inv_freq.npy", b.bytes, b.n);
+        free(b.bytes);
+    }
+    return finish(&a, n);
+}
+
+uint8_t *import_aid_npz(const char *const *names, const void *const *members, const size_t *n_bytes,
+                        size_t n_members, size_t *n)
+{
+    struct archive a = {0};
+
+    for (size_t i = 0; i < n_members; i++)
+        add_deflated(&a, names[i], members[i], n_bytes[i]);
+    return finish(&a, n);
+}
+
 uint8_t *import_aid_make(enum import_aid_kind kind, size_t *n)
 {
     switch (kind) {
@@ -322,6 +411,8 @@ uint8_t *import_aid_make(enum import_aid_kind kind, size_t *n)
     case AID_FIXED_2: return make_fixed(2, n);
     case AID_NAMED_1: return make_named(1, n);
     case AID_NAMED_2: return make_named(2, n);
+    case AID_NPZ: return make_npz(true, n);
+    case AID_NPZ_STORED: return make_npz(false, n);
     default: return make_named(3, n);
     }
 }

@@ -16,6 +16,8 @@ enum import_aid_kind {
     AID_NAMED_1,
     AID_NAMED_2,
     AID_NAMED_3,
+    AID_NPZ, /* deflated, as savez_compressed writes; no layout, no theta */
+    AID_NPZ_STORED,
     AID_KINDS,
 };
 
@@ -27,5 +29,9 @@ uint8_t *import_aid_make(enum import_aid_kind kind, size_t *n);
 
 /* A torch file around this pickle. */
 uint8_t *import_aid_zip(const uint8_t *pickle, size_t n_pickle, size_t *n);
+
+/* A zip of deflated members. */
+uint8_t *import_aid_npz(const char *const *names, const void *const *members, const size_t *n_bytes,
+                        size_t n_members, size_t *n);
 
 #endif /* TKV_TESTS_IMPORT_AID_H */

@@ -108,12 +108,14 @@ int tkv_import_parse(struct tkv_import *im, const uint8_t *data, size_t n, struc
     int error;
 
     *im = (struct tkv_import){0};
-    if (n >= 4 && memcmp(data, "PK\3\4", 4) == 0)
+    if (tkv_import_is_npz(data, n))
+        error = tkv_import_npz(im, data, n, why);
+    else if (n >= 4 && memcmp(data, "PK\3\4", 4) == 0)
         error = tkv_import_torch(im, data, n, why);
     else if (n >= 4 && memcmp(data, "AIRT", 4) == 0)
         error = tkv_import_tria(im, data, n, why);
     else
-        error = tkv_reason_set(why, "neither a torch file (PK) nor a TRIA file (AIRT)");
+        error = tkv_reason_set(why, "neither a torch file or npz (PK) nor a TRIA file (AIRT)");
     if (!error)
         error = check_statistics(im, why);
     if (error)

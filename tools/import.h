@@ -6,6 +6,7 @@
  *   TRIA    magic "AIRT": the fixed header of triattention-ggml, versions 1 and 2, or the
  *           header with a model name of llama-cpp-triattention, versions 1 to 3. Magic and
  *           version are the same; only the file's size tells them apart.
+ *   npz     arrays of numpy: a zip of q_mean_re, q_mean_im, q_abs_mean and perhaps inv_freq
  *   raw     numbers alone, of a geometry that must be given
  */
 #ifndef TKV_TOOLS_IMPORT_H
@@ -28,7 +29,9 @@ struct tkv_import {
     bool theta_is_default;       /* the file's writer puts this theta when it does not know */
     struct tkv_rope_params rope; /* what is known of it; theta 0: unknown */
     uint32_t n_empty_layers;     /* all zero: no attention there, or not calibrated */
-    float *statistics;           /* [layer][q_head][mean_re, mean_im, mean_abs][band] */
+    bool has_inv_freq;           /* the file says how its bands turn: */
+    float inv_freq[TKV_MAX_BANDS];
+    float *statistics; /* [layer][q_head][mean_re, mean_im, mean_abs][band] */
 };
 
 /* 0, or -1 with a text and *im zeroed. data need not be aligned. */
@@ -47,7 +50,11 @@ int tkv_import_read(struct tkv_import *im, const char *path, uint32_t n_layers, 
 /* The readers of the formats. Each fills a zeroed struct, which is deinit'ed whatever it
  * returns; statistics are checked by tkv_import_parse. */
 int tkv_import_torch(struct tkv_import *im, const uint8_t *data, size_t n, struct tkv_reason *why);
+int tkv_import_npz(struct tkv_import *im, const uint8_t *data, size_t n, struct tkv_reason *why);
 int tkv_import_tria(struct tkv_import *im, const uint8_t *data, size_t n, struct tkv_reason *why);
+
+/* A zip: is it one of numpy's? */
+bool tkv_import_is_npz(const uint8_t *data, size_t n);
 
 /* Room for the statistics of a geometry, which is checked; zeroed. */
 int tkv_import_alloc(struct tkv_import *im, struct tkv_reason *why);

@@ -20,12 +20,15 @@
 
 #define PROGRAM "trikv-calibrate import"
 
+/* Relative: frequencies are rounded to float, in an order of steps that is each maker's own. */
+#define MAX_FREQUENCY_ERROR 1e-4
+
 static const char help_text[] =
     "Usage: trikv-calibrate import [options] FILE --output PROFILE.yaml\n"
     "\n"
-    "Makes a profile of published query statistics: the .pt files of TriAttention, and the\n"
-    "TRIA files of triattention-ggml and of llama-cpp-triattention. What the file does not\n"
-    "say has to be said; what both say must agree.\n"
+    "Makes a profile of published query statistics: the .pt files of TriAttention, the TRIA\n"
+    "files of triattention-ggml and of llama-cpp-triattention, or arrays of numpy (.npz).\n"
+    "What the file does not say has to be said; what both say must agree.\n"
     "\n"
     "  --output FILE              the profile; its name is the file's name without .yaml\n"
     "  --n-kv-heads N             KV heads of a layer\n"
@@ -257,6 +260,23 @@ static int settle_dims(const struct options *o, const struct tkv_import *im,
     return 0;
 }
 
+/* A file that says how its bands turn knows theta and scaling, though not by name. */
+static int check_frequencies(const struct tkv_import *im, const struct tkv_rope *rope,
+                             struct tkv_reason *why)
+{
+    for (uint32_t f = 0; im->has_inv_freq && f < im->n_bands; f++) {
+        const double own = (double)im->inv_freq[f], said = (double)rope->inv_freq[f];
+
+        if (!(fabs(own - said) <= MAX_FREQUENCY_ERROR * said))
+            return tkv_reason_set(
+                why,
+                "rope: band %u turns by %.7g a token in the file, but by %.7g with "
+                "what is said of theta and scaling",
+                f, own, said);
+    }
+    return 0;
+}
+
 /* The scaling of the file, or of the command line, all of it: no mixture. */
 static int settle_rope(const struct options *o, const struct tkv_import *im, uint32_t head_dim,
                        struct tkv_rope_params *p, struct tkv_reason *why)
@@ -285,7 +305,9 @@ static int settle_rope(const struct options *o, const struct tkv_import *im, uin
     if (settle_theta(o, im, &p->theta, why))
         return -1;
     wrong = tkv_rope_init(&rope, p);
-    return wrong ? tkv_reason_set(why, "rope: %s", wrong) : 0;
+    if (wrong)
+        return tkv_reason_set(why, "rope: %s", wrong);
+    return check_frequencies(im, &rope, why);
 }
 
 static bool is_empty(const struct tkv_import *im, size_t layer)

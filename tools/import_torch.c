@@ -46,7 +46,8 @@ static int open_pickle(struct reader *r)
     r->root_bytes = pickle->name_bytes - strlen("data.pkl");
     n = snprintf(name, sizeof(name), "%.*sbyteorder", (int)r->root_bytes, r->root);
     order = tkv_zip_find(&r->zip, name, (size_t)n);
-    if (order && (order->n_bytes != 6 || memcmp(order->data, "little", 6) != 0))
+    if (order &&
+        (order->is_deflated || order->n_bytes != 6 || memcmp(order->data, "little", 6) != 0))
         return tkv_reason_set(r->why, "byteorder: want little");
     if (tkv_zip_check(pickle, r->why))
         return -1;

@@ -4,9 +4,9 @@
  */
 #include "tools/zip.h"
 
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <zlib.h>
 
 enum {
     END_BYTES = 22,
@@ -14,6 +14,7 @@ enum {
     LOCAL_BYTES = 30,
     MAX_COMMENT_BYTES = 65535,
     FLAG_ENCRYPTED = 1,
+    METHOD_DEFLATE = 8,
 };
 
 static uint32_t u16(const uint8_t *p)
@@ -52,18 +53,23 @@ static size_t read_entry(struct tkv_zip_member *m, const uint8_t *data, size_t n
         return tkv_reason_set(why, "zip: the directory is cut off"), 0;
     *m = (struct tkv_zip_member){.name = (const char *)dir + ENTRY_BYTES,
                                  .name_bytes = u16(dir + 28),
+                                 .is_deflated = u16(dir + 10) == METHOD_DEFLATE,
+                                 .n_packed = u32(dir + 20),
                                  .n_bytes = u32(dir + 24),
                                  .crc32 = u32(dir + 16)};
     at = u32(dir + 42);
-    if (u16(dir + 8) & FLAG_ENCRYPTED || u16(dir + 10) != 0 || u32(dir + 20) != m->n_bytes)
-        return tkv_reason_set(why, "zip: member %.*s is compressed or encrypted, want it stored",
+    if (u16(dir + 8) & FLAG_ENCRYPTED || (!m->is_deflated && u16(dir + 10) != 0) ||
+        (!m->is_deflated && m->n_packed != m->n_bytes))
+        return tkv_reason_set(why,
+                              "zip: member %.*s is encrypted or packed in an unknown way, want it "
+                              "stored or deflated",
                               (int)(m->name_bytes < 64 ? m->name_bytes : 64), m->name),
                0;
     if (at > n || n - at < LOCAL_BYTES || u32(data + at) != 0x04034b50)
         return tkv_reason_set(why, "zip: no member at byte %zu, where the directory says", at), 0;
     local = data + at;
     start = at + LOCAL_BYTES + u16(local + 26) + u16(local + 28);
-    if (start > n || n - start < m->n_bytes)
+    if (start > n || n - start < m->n_packed)
         return tkv_reason_set(why, "zip: a member at byte %zu goes beyond the end", at), 0;
     m->data = data + start;
     return n_all;
@@ -142,7 +148,7 @@ const struct tkv_zip_member *tkv_zip_find(const struct tkv_zip *z, const char *n
 }
 
 /* CRC-32 of IEEE 802.3, half a byte at a time: entry i is i through four steps of the polynomial. */
-static uint32_t crc32(const uint8_t *data, size_t n)
+static uint32_t crc_of(const uint8_t *data, size_t n)
 {
     static const uint32_t table[16] = {0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac,
                                        0x76dc4190, 0x6b6b51f4, 0x4db26158, 0x5005713c,
@@ -158,10 +164,44 @@ static uint32_t crc32(const uint8_t *data, size_t n)
     return ~crc;
 }
 
-int tkv_zip_check(const struct tkv_zip_member *m, struct tkv_reason *why)
+static int check_sum(const struct tkv_zip_member *m, const uint8_t *data, struct tkv_reason *why)
 {
-    if (crc32(m->data, m->n_bytes) == m->crc32)
+    if (crc_of(data, m->n_bytes) == m->crc32)
         return 0;
     return tkv_reason_set(why, "zip: member %.*s: its checksum is wrong: the file is damaged",
                           (int)(m->name_bytes < 64 ? m->name_bytes : 64), m->name);
+}
+
+int tkv_zip_check(const struct tkv_zip_member *m, struct tkv_reason *why)
+{
+    if (m->is_deflated)
+        return tkv_reason_set(why, "zip: member %.*s is deflated, want it stored",
+                              (int)(m->name_bytes < 64 ? m->name_bytes : 64), m->name);
+    return check_sum(m, m->data, why);
+}
+
+/* Deflate (RFC 1951) into out[n_bytes], all of it and no more. Lengths are 32 bits here. */
+static bool inflate_all(const struct tkv_zip_member *m, uint8_t *out)
+{
+    z_stream z = {.next_in = (uint8_t *)(uintptr_t)m->data,
+                  .avail_in = (uInt)m->n_packed,
+                  .next_out = out,
+                  .avail_out = (uInt)m->n_bytes};
+    bool good;
+
+    if (inflateInit2(&z, -MAX_WBITS) != Z_OK)
+        return false;
+    good = inflate(&z, Z_FINISH) == Z_STREAM_END && z.total_out == m->n_bytes && z.avail_in == 0;
+    (void)inflateEnd(&z);
+    return good;
+}
+
+int tkv_zip_read(const struct tkv_zip_member *m, void *out, struct tkv_reason *why)
+{
+    if (!m->is_deflated)
+        memcpy(out, m->data, m->n_bytes);
+    else if (!inflate_all(m, out))
+        return tkv_reason_set(why, "zip: member %.*s: its deflated data are damaged",
+                              (int)(m->name_bytes < 64 ? m->name_bytes : 64), m->name);
+    return check_sum(m, out, why);
 }
