@@ -257,7 +257,8 @@ static int check_allocator(const struct tkv_session_config *c, struct tkv_report
                         (unsigned)c->allocator);
     e = check_own_numbers(c, "allocator", why);
     for (uint32_t i = 0; !e && i < c->n_layers; i++)
-        if (tkv_config_method(c, &c->layers[i]) != TKV_METHOD_NONE)
+        if (tkv_config_method(c, &c->layers[i]) != TKV_METHOD_NONE &&
+            !tkv_layer_config_slides(c, &c->layers[i]))
             e = check_shared_layer(c, i, why);
     return e;
 }
