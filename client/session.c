@@ -39,6 +39,7 @@ static bool fill_policy(Trikv__Policy *m, const struct trikv_session_options *o)
     m->method = text_of(o->method);
     m->eviction_mode = text_of(o->eviction_mode);
     m->aggregation = text_of(o->aggregation);
+    m->allocator = text_of(o->allocator);
     m->has_budget_tokens = o->budget_tokens != 0;
     m->budget_tokens = o->budget_tokens;
     m->has_beta_tokens = o->beta_tokens != 0;

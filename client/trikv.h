@@ -198,7 +198,8 @@ struct trikv_session_options {
     uint32_t max_tokens;      /* ... and how many tokens it is planned for at first */
     float target_ratio; /* instead of budget_bytes: what max_tokens take as halves over this */
     const struct trikv_prefix *prefix;
-    int never_evict; /* stay, however idle, when others need memory */
+    int never_evict;       /* stay, however idle, when others need memory */
+    const char *allocator; /* of budgets: "uniform", "pyramid", "concentration", "adaptive" */
 };
 
 /* What a fork may have of its own. NULL, or a zero field: as its parent. */
@@ -212,7 +213,7 @@ struct trikv_fork_options {
 #define TRIKV_SESSION_OPTIONS_INIT                                                            \
     {                                                                                         \
         sizeof(struct trikv_session_options), 0, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, \
-            NULL, 0, 0, -1, -1, NULL, NULL, 0, -1, -1, 0, 0, 0, NULL, 0                       \
+            NULL, 0, 0, -1, -1, NULL, NULL, 0, -1, -1, 0, 0, 0, NULL, 0, NULL                 \
     }
 
 /*

@@ -29,7 +29,7 @@ enum tkv_policy_field {
     TKV_POLICY_BYTES = 1 << 17,      /* of a request alone */
     TKV_POLICY_MAX_TOKENS = 1 << 18, /* of a profile too, as the next */
     TKV_POLICY_RATIO = 1 << 26,
-    TKV_POLICY_GATE = 1 << 24, /* of a profile alone, as the next */
+    TKV_POLICY_GATE = 1 << 24, /* of a profile alone */
     TKV_POLICY_ALLOCATOR = 1 << 25,
     TKV_POLICY_ALL = ((1 << 11) - 1) | TKV_POLICY_ROLLBACK,
 };

@@ -60,6 +60,7 @@ static int take_names(const Trikv__Policy *m, struct tkv_policy *p, struct tkv_r
          "eviction_mode"},
         {m->aggregation, tkv_aggregation_names, &p->aggregation, TKV_POLICY_AGGREGATION,
          "aggregation"},
+        {m->allocator, tkv_allocator_names, &p->allocator, TKV_POLICY_ALLOCATOR, "allocator"},
     };
 
     for (size_t i = 0; i < sizeof(f) / sizeof(f[0]); i++) {
@@ -268,7 +269,7 @@ static uint64_t budget_bytes(const struct tkv_policy *p, const struct tkv_layer_
 
 /* Gate and allocator of a profile are for the methods that drop tokens in rounds: a request may ask
  * for another. */
-static void drop_if_useless(struct tkv_session_config *c)
+static void drop_if_useless(struct tkv_session_config *c, const struct tkv_policy *asked)
 {
     for (uint32_t i = 0; c->method != TKV_METHOD_DEFAULT && i < c->n_layers; i++) {
         const struct tkv_layer_config *l = &c->layers[i];
@@ -277,7 +278,8 @@ static void drop_if_useless(struct tkv_session_config *c)
             return;
     }
     c->gate = (struct tkv_gate_config){.n_probes = 0};
-    c->allocator = TKV_UNIFORM;
+    if (!(asked->said & TKV_POLICY_ALLOCATOR)) /* what is asked for in vain is refused */
+        c->allocator = TKV_UNIFORM;
 }
 
 /* base: defaults and profile; asked: the request's own policy. */
@@ -319,7 +321,7 @@ static void fill_open(struct tkv_open *o, const Trikv__OpenRequest *m, const str
         .tri = {.offset_max = all.offset_max, .aggregation = (enum tkv_aggregation)all.aggregation},
         .rope = p && p->has_rope ? &p->rope : NULL,
     };
-    drop_if_useless(&o->config);
+    drop_if_useless(&o->config, asked);
 }
 
 static void open_work(struct tkv_job *job)

@@ -199,11 +199,11 @@ static void check_misfits(void **state)
     close(fd);
 }
 
-/* Bytes for method default, said as a ratio. */
-static void check_target_ratio(void **state)
+/* Bytes for method default, said as a ratio; budgets that are shared. */
+static void check_budgets(void **state)
 {
     const int fd = wire_connect_hello(((const struct daemon_aid *)*state)->socket);
-    char text[256], method[] = "default";
+    char text[256], method[] = "default", none[] = "none", allocator[] = "adaptive";
     struct request q;
 
     if (!*model.name)
@@ -224,6 +224,15 @@ static void check_target_ratio(void **state)
     q.policy.has_budget_bytes = 1;
     assert_int_equal(wire_plain_call(fd, TRIKV_OPEN, &q.open.base, text), TRIKV_E_ARGUMENT);
     assert_non_null(strstr(text, "budget_bytes is there, too"));
+    fit(&q);
+    q.policy.allocator = allocator;
+    assert_int_equal(wire_plain_call(fd, TRIKV_OPEN, &q.open.base, NULL), 0);
+    q.policy.method = none; /* asked for in vain */
+    assert_int_equal(wire_plain_call(fd, TRIKV_OPEN, &q.open.base, text), TRIKV_E_ARGUMENT);
+    assert_non_null(strstr(text, "allocator: method none"));
+    allocator[0] = 'x';
+    assert_int_equal(wire_plain_call(fd, TRIKV_OPEN, &q.open.base, text), TRIKV_E_ARGUMENT);
+    assert_non_null(strstr(text, "policy.allocator"));
     close(fd);
 }
 
@@ -279,7 +288,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(check_load),
         cmocka_unit_test(check_misfits),
-        cmocka_unit_test(check_target_ratio),
+        cmocka_unit_test(check_budgets),
         cmocka_unit_test(check_profile_outlives_file),
     };
 

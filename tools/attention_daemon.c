@@ -93,6 +93,7 @@ static int open_session(struct tkv_remote *r, const struct tkv_model_config *mod
     s.codec_k = o->codec_k;
     s.codec_v = o->codec_v;
     s.method = o->method;
+    s.allocator = o->allocator;
     s.budget_tokens = o->budget_tokens;
     s.beta_tokens = o->beta_tokens;
     s.budget_bytes = o->budget_bytes;

@@ -17,6 +17,7 @@ struct tkv_remote_options {
     const char *profile;
     const char *codec_k, *codec_v;
     const char *method;
+    const char *allocator;
     const char *eviction_mode;
     const char *aggregation;
     bool observe; /* let the daemon see every query, for tkv_remote_calibrate */

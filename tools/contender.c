@@ -23,10 +23,13 @@ int tkv_contender_parse(struct tkv_contender *c, const char *name, struct tkv_re
 {
     const struct tkv_codec *codec = find_codec(name);
     const char *colon = strchr(name, ':');
-    const size_t n = colon ? (size_t)(colon - name) : strlen(name);
+    const size_t n_all = colon ? (size_t)(colon - name) : strlen(name);
+    const char *plus = memchr(name, '+', n_all);
+    const size_t n = plus ? (size_t)(plus - name) : n_all;
 
     *c = (struct tkv_contender){0};
-    if (strlen(name) >= sizeof(c->name) || n >= sizeof(c->method) || n == 0)
+    if (strlen(name) >= sizeof(c->name) || n >= sizeof(c->method) || n == 0 ||
+        n_all - n > sizeof(c->allocator))
         return tkv_reason_set(why, "policy \"%.60s\": expected a name", name);
     (void)strcpy(c->name, name);
     if (codec) {
@@ -34,6 +37,9 @@ int tkv_contender_parse(struct tkv_contender *c, const char *name, struct tkv_re
         c->fixed = true;
     } else {
         (void)snprintf(c->method, sizeof(c->method), "%.*s", (int)n, name);
+        if (plus)
+            (void)snprintf(c->allocator, sizeof(c->allocator), "%.*s", (int)(n_all - n - 1),
+                           plus + 1);
         c->planned = strcmp(c->method, "default") == 0;
         codec = tkv_codec_by_name(colon ? colon + 1 : "tq4");
         if (!codec)
@@ -50,6 +56,7 @@ struct tkv_remote_options tkv_contender_options(const struct tkv_contender *c,
 
     o.label = c->name;
     o.method = c->method;
+    o.allocator = *c->allocator ? c->allocator : NULL;
     o.codec_k = o.codec_v = c->codec;
     if (c->fixed)
         o.profile = NULL;

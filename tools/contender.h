@@ -9,16 +9,18 @@
 #include "tools/replay.h"
 
 struct tkv_contender {
-    char name[48];     /* as it was asked for */
-    char method[32];   /* of the daemon */
-    const char *codec; /* of keys and values; NULL: what the method says itself */
-    bool planned;      /* takes its budget in bytes, and plans it for a number of tokens */
-    bool fixed;        /* keeps every token: it has one size, whatever is asked for */
+    char name[48];      /* as it was asked for */
+    char method[32];    /* of the daemon */
+    char allocator[16]; /* of its budgets, "": its usual one */
+    const char *codec;  /* of keys and values; NULL: what the method says itself */
+    bool planned;       /* takes its budget in bytes, and plans it for a number of tokens */
+    bool fixed;         /* keeps every token: it has one size, whatever is asked for */
 };
 
 /*
  * From a name: "fp16" and the names of codecs keep every token; any other is a method of the
- * daemon, which knows best whether there is one, with ":CODEC" behind it or its usual codec.
+ * daemon, which knows best whether there is one, with "+ALLOCATOR" and ":CODEC" behind it or its
+ * usual ones.
  * 0, or -1 with a text.
  */
 int tkv_contender_parse(struct tkv_contender *c, const char *name, struct tkv_reason *why);

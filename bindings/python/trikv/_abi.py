@@ -114,6 +114,7 @@ class SessionOptions(Structure):
         ("target_ratio", c_float),
         ("prefix", POINTER(Prefix)),
         ("never_evict", c_int),
+        ("allocator", c_char_p),
     ]
 
 

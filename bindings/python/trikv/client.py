@@ -71,7 +71,8 @@ class Client:
              normalize_scores: bool | None = None,
              rollback_tokens: int | None = None, budget_bytes: int = 0, max_tokens: int = 0,
              target_ratio: float = 0,
-             prefix: Prefix | None = None, never_evict: bool = False) -> Session:
+             prefix: Prefix | None = None, never_evict: bool = False,
+             allocator: str | None = None) -> Session:
         """Open a session of these layers, or of n_layers like the one given. What is not said
         is taken from the profile, else from the daemon's configuration."""
         if isinstance(layers, Layer):
@@ -91,7 +92,7 @@ class Client:
             offset_max=offset_max, normalize_scores=_or_default(normalize_scores),
             rollback_tokens=_or_default(rollback_tokens),
             budget_bytes=budget_bytes, max_tokens=max_tokens, target_ratio=target_ratio,
-            never_evict=never_evict)
+            never_evict=never_evict, allocator=encoded(allocator))
         if rope is not None:
             o.rope = ctypes.pointer(rope.to_c())
         if prefix is not None:
