@@ -15,6 +15,8 @@ const char tkv_bench_option_help[] =
     "  --layers L       layers of a session\n"
     "  --codec C        fp16, int8, tq4, tq3.5, tq3, tq2.5, tq2, or any other trikvd knows\n"
     "  --budget B       appliance: tokens kept (4096)\n"
+    "  --work W         work: attend, encode or round\n"
+    "  --times N        work: how often (1)\n"
     "  --threads T      (1)\n"
     "  --seconds S      how long to measure each thing (2)\n"
     "  --resident       attend: one layer again and again, so that it may stay in the caches\n"
@@ -22,7 +24,18 @@ const char tkv_bench_option_help[] =
     "  --alone          no comparison with other codecs, plain C and other formats\n"
     "  --json           for programs\n";
 
-enum { OPT_HELP = 1, OPT_DIM, OPT_TOKENS, OPT_KV, OPT_GROUP, OPT_LAYERS, OPT_CODEC, OPT_BUDGET };
+enum {
+    OPT_HELP = 1,
+    OPT_DIM,
+    OPT_TOKENS,
+    OPT_KV,
+    OPT_GROUP,
+    OPT_LAYERS,
+    OPT_CODEC,
+    OPT_BUDGET,
+    OPT_WORK,
+    OPT_TIMES
+};
 enum {
     OPT_THREADS = 20,
     OPT_SECONDS,
@@ -43,6 +56,8 @@ static const struct option long_options[] = {
     {"layers", required_argument, NULL, OPT_LAYERS},
     {"codec", required_argument, NULL, OPT_CODEC},
     {"budget", required_argument, NULL, OPT_BUDGET},
+    {"work", required_argument, NULL, OPT_WORK},
+    {"times", required_argument, NULL, OPT_TIMES},
     {"threads", required_argument, NULL, OPT_THREADS},
     {"seconds", required_argument, NULL, OPT_SECONDS},
     {"resident", no_argument, NULL, OPT_RESIDENT},
@@ -93,6 +108,8 @@ static bool take(struct tkv_bench_options *o, int option)
     case OPT_LAYERS: return take_count("layers", 512, &o->layers);
     case OPT_THREADS: return take_count("threads", 1024, &o->threads);
     case OPT_CODEC: return take_codec(o);
+    case OPT_WORK: o->work = optarg; return true;
+    case OPT_TIMES: return take_count("times", 1000, &o->times);
     case OPT_TOKENS:
         return tkv_option_number(TKV_BENCH_PROGRAM, "tokens", optarg, 1, 1 << 24, &o->tokens);
     case OPT_BUDGET:

@@ -15,6 +15,8 @@ struct tkv_bench_options {
     uint32_t threads;
     uint64_t tokens;
     uint64_t budget;
+    uint32_t times;
+    const char *work;
     const char *codec;
     const char *disable; /* instruction sets not to use; NULL: as $TRIKV_CPU_DISABLE says */
     const char *in;      /* report: the template */
