@@ -180,6 +180,7 @@ int tkv_run_write(struct tkv_run *r, struct tkv_writing *w, size_t *n_written,
         r->position++;
         tkv_model_logits(m, tkv_model_states(m), 1, logits);
         r->seconds += now_seconds() - start;
+        r->seconds_writing += now_seconds() - start;
         w->last = tkv_sampler_choose(&w->sampler, logits, m->config.n_vocab);
         if (w->last == end)
             break;

@@ -13,7 +13,8 @@ struct tkv_run {
     size_t chunk_tokens;        /* at most the engine's */
     int32_t position;           /* of the next token */
     struct tkv_metrics metrics;
-    double seconds; /* spent in the model with `attention`, logits included */
+    double seconds;         /* spent in the model with `attention`, logits included */
+    double seconds_writing; /* of these, for tokens that were written */
     /* Told how far it is; may be NULL. */
     void (*progress)(void *ctx, size_t done, size_t total);
     void *progress_ctx;

@@ -169,7 +169,7 @@ static int execute(struct session *s, struct tkv_reason *why)
 
 /* Nats a token, and what follows from it. */
 struct result {
-    double nats, bits_per_byte, tokens_per_s, kl, top1;
+    double nats, bits_per_byte, tokens_per_s, written_per_s, kl, top1;
 };
 
 static struct result summarise(const struct session *s)
@@ -183,6 +183,8 @@ static struct result summarise(const struct session *s)
         r.bits_per_byte = m->loss / M_LN2 / (double)s->n_text_bytes;
     if (s->run.seconds > 0)
         r.tokens_per_s = (double)s->run.position / s->run.seconds;
+    if (s->run.seconds_writing > 0)
+        r.written_per_s = (double)s->n_written / s->run.seconds_writing;
     if (m->n_compared) {
         r.kl = m->kl / (double)m->n_compared;
         r.top1 = (double)m->n_same_top1 / (double)m->n_compared;
@@ -203,6 +205,8 @@ static void print_text(const struct session *s)
         fprintf(out, "against local: mean KL %.3e  top-1 agreement %.3f %%\n", r.kl, 100 * r.top1);
     fprintf(out, "%d tokens in %.2f s, %.1f tokens/s\n", s->run.position, s->run.seconds,
             r.tokens_per_s);
+    if (s->n_written)
+        fprintf(out, "%zu of them written, %.1f tokens/s\n", s->n_written, r.written_per_s);
     if (s->remote)
         fprintf(out,
                 "daemon: seen %llu  kept %.1f  resident %llu bytes (fp16: %llu)  bits K %.3f "
@@ -251,7 +255,7 @@ static void print_json(const struct session *s)
                (unsigned long long)s->stats.n_seen, s->stats.n_kept,
                (unsigned long long)s->stats.resident_bytes, (unsigned long long)s->stats.fp16_bytes,
                s->stats.bits_k, s->stats.bits_v, s->stats.n_rounds);
-    printf(", \"written\": %zu}\n", s->n_written);
+    printf(", \"written\": %zu, \"written_per_s\": %.2f}\n", s->n_written, r.written_per_s);
 }
 
 static int run(const struct tkv_run_options *o)
