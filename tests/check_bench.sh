@@ -53,7 +53,7 @@ json() {
 }
 
 tiny="--tokens 256 --kv-heads 2 --seconds 0"
-for codec in tq4 tq3.5 tq3 tq2.5 tq2 fp16; do
+for codec in int8 tq4 tq3.5 tq3 tq2.5 tq2 fp16; do
     # shellcheck disable=SC2086
     json attend $tiny --resident --head-dim 64 --group 2 --codec $codec --threads 1 -- \
         'ns_per_token_kv_head > 0' 'gbytes_per_s > 0' 'floor_share > 0' 'spread >= 0' 'p10 <= p90' \
@@ -65,7 +65,8 @@ for codec in tq4 tq3.5 tq3 tq2.5 tq2 fp16; do
 done
 # shellcheck disable=SC2086
 json attend $tiny --head-dim 48 --group 5 --threads 2 -- 'layers > 1' 'threads == 2' \
-    'ns_per_token_kv_head > 0'
+    'ns_per_token_kv_head > 0' \
+    'near(speedup_vs_one_thread, one_thread_ns / ns_per_token_kv_head, rel_tol=1e-6)'
 # shellcheck disable=SC2086
 json attend $tiny --alone --disable avx512,avx2,neon -- 'features == "scalar"'
 json encode --head-dim 64 --codec tq4 --threads 1 --seconds 0 -- 'vectors_per_s > 0' \
@@ -83,6 +84,12 @@ json session --layers 4 --tokens 300 --seconds 0 -- 'open_us > 0' 'fork_us > 0' 
 json appliance --tokens 1024 --budget 512 -- 'tokens == 1024' 'n_kept == 512' \
     'resident_bytes > 0' 'compression > 1' 'append_us_per_token > 0' 'round_ms > 0' \
     'attend_us_per_token > 0' 'daemon_peak_bytes > resident_bytes'
+json model --tokens 300 --seconds 0 -- 'read_per_s > 0' 'local_read_per_s > 0' 'write_per_s > 0' \
+    'local_write_per_s > 0' 'near(read_ratio, read_per_s / local_read_per_s, rel_tol=1e-6)'
+for work in attend encode round; do
+    json work --tokens 256 --work $work --times 2 -- "work == '$work'" 'times == 2'
+done
+check "wrong: work" sh -c "'$bench' work --work rest; test \$? -eq 70"
 
 # A report: prose stays, tables come in, a mistake leaves the old one.
 printf '%s\n' '# On @date' '@table encode ns_per_vector rel_mse_keys' '--codec tq2 --seconds 0 --alone' \
