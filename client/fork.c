@@ -42,7 +42,8 @@ static struct trikv_session *create_session(struct trikv_client *c, const Trikv_
             s->shapes[layer++] = (struct tkv_shape){.n_q_heads = l->n_q_heads,
                                                     .n_kv_heads = l->n_kv_heads,
                                                     .head_dim_k = l->head_dim_k,
-                                                    .head_dim_v = l->head_dim_v};
+                                                    .head_dim_v = l->head_dim_v,
+                                                    .rope_dim = l->rope_dim};
     }
     return s;
 }

@@ -82,7 +82,9 @@ static bool shape_is_sound(const struct tkv_shape *s)
            s->n_q_heads % s->n_kv_heads == 0 && tkv_group(s) <= TKV_MAX_GROUP &&
            s->head_dim_k >= TKV_MIN_HEAD_DIM && s->head_dim_k <= TKV_MAX_HEAD_DIM &&
            s->head_dim_k % 2 == 0 && s->head_dim_v >= TKV_MIN_HEAD_DIM &&
-           s->head_dim_v <= TKV_MAX_HEAD_DIM && s->head_dim_v % 2 == 0;
+           s->head_dim_v <= TKV_MAX_HEAD_DIM && s->head_dim_v % 2 == 0 &&
+           (s->rope_dim == 0 || (s->n_kv_heads == 1 && s->rope_dim < s->head_dim_k &&
+                                 s->head_dim_v == s->head_dim_k - s->rope_dim));
 }
 
 static const struct tkv_coder *coder_get(struct trikv_map *m, uint32_t codec_id, uint32_t dim)
@@ -119,7 +121,7 @@ static bool take_tier(const struct trikv_map *m, const struct trikv_map_tier *t,
     if (t->n_tokens == 0)
         return true;
     if (t->n_tokens > cap || !lies_inside(m, t->k_offset, rows * shape->head_dim_k, 2) ||
-        !lies_inside(m, t->v_offset, rows * shape->head_dim_v, 2) ||
+        !lies_inside(m, t->v_offset, rows * tkv_stored_dim_v(shape), 2) ||
         !lies_inside(m, t->positions_offset, t->n_tokens, sizeof(int32_t)))
         return false;
     run->k = (const uint16_t *)(const void *)(m->base + t->k_offset);
@@ -179,14 +181,17 @@ static const char *take_heads(const struct trikv_map *m, struct parts *p, struct
 static const char *take_layout(struct trikv_map *m, const struct tkv_shape *shape,
                                const struct trikv_map_layout *from, struct tkv_block_layout *layout)
 {
-    const struct tkv_coder *k = coder_get(m, from->codec_k, shape->head_dim_k);
+    const struct tkv_coder *k = coder_get(m, from->codec_k, tkv_coded_dim_k(shape));
     const struct tkv_coder *v = k ? coder_get(m, from->codec_v, shape->head_dim_v) : NULL;
 
-    if (!k || !v || v->codec->qjl)
+    if (!k || !v || v->codec->qjl || (shape->rope_dim > 0 && k != v))
         return "a layer has a codec that is not known here";
     if (from->n_score_heads > tkv_group(shape))
         return "a layer's numbers are out of range";
-    tkv_block_layout_init(layout, k, v, from->n_score_heads);
+    if (shape->rope_dim > 0)
+        tkv_block_layout_init_latents(layout, k, shape->rope_dim);
+    else
+        tkv_block_layout_init(layout, k, v, from->n_score_heads);
     return layout->bytes == from->block_bytes ? NULL : "blocks have another size here";
 }
 
@@ -226,7 +231,8 @@ static const char *take_layer(struct trikv_map *m, struct parts *p, const struct
     const char *why;
 
     *c = (struct tkv_cache){.kn = &m->kn, .base = m->base};
-    c->shape = (struct tkv_shape){l->n_q_heads, l->n_kv_heads, l->head_dim_k, l->head_dim_v};
+    c->shape =
+        (struct tkv_shape){l->n_q_heads, l->n_kv_heads, l->head_dim_k, l->head_dim_v, l->rope_dim};
     c->attn = (struct tkv_attn_params){
         .scale = l->scale, .softcap = l->softcap, .window_tokens = l->window_tokens};
     if (!shape_is_sound(&c->shape) || !isfinite(l->scale) || !isfinite(l->softcap))

@@ -27,6 +27,8 @@ static void fill_layer(Trikv__Layer *m, const struct trikv_layer *l)
     m->softcap = l->softcap;
     m->has_window_tokens = l->window_tokens != 0;
     m->window_tokens = l->window_tokens;
+    m->has_rope_dim = l->rope_dim != 0;
+    m->rope_dim = l->rope_dim;
     m->n_sinks = l->sinks ? l->n_q_heads : 0;
     m->sinks = (float *)(uintptr_t)l->sinks;
 }
@@ -193,7 +195,8 @@ static struct trikv_session *create_session(struct trikv_client *c,
         s->shapes[i] = (struct tkv_shape){.n_q_heads = o->layers[i].n_q_heads,
                                           .n_kv_heads = o->layers[i].n_kv_heads,
                                           .head_dim_k = o->layers[i].head_dim_k,
-                                          .head_dim_v = o->layers[i].head_dim_v};
+                                          .head_dim_v = o->layers[i].head_dim_v,
+                                          .rope_dim = o->layers[i].rope_dim};
     return s;
 }
 

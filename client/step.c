@@ -15,6 +15,12 @@ _Static_assert((int)TRIKV_BF16 == (int)TKV_BF16, "client/trikv.h differs: dtype"
 /* What a request has beside positions. */
 enum { KV = 1, Q = 2, OUT = 4 };
 
+/* Latents come without values. */
+static bool wants_values(const struct trikv_session *s, uint32_t layer)
+{
+    return tkv_stored_dim_v(&s->shapes[s->n_shapes == 1 ? 0 : layer]) > 0;
+}
+
 static int check_step(struct trikv_session *s, const struct trikv_step *t, unsigned parts)
 {
     struct tkv_report *why = &s->client->report;
@@ -27,8 +33,11 @@ static int check_step(struct trikv_session *s, const struct trikv_step *t, unsig
                         TRIKV_MAX_REQUEST_TOKENS);
     if ((int)t->dtype < TRIKV_F32 || t->dtype > TRIKV_BF16)
         return tkv_fail(why, TRIKV_E_ARGUMENT, "dtype %d is not one", (int)t->dtype);
-    if (parts & KV && (!t->k || !t->v))
+    if (parts & KV && (!t->k || (!t->v && wants_values(s, t->layer))))
         return tkv_fail(why, TRIKV_E_ARGUMENT, "%s is NULL", t->k ? "v" : "k");
+    if (parts & KV && t->v && !wants_values(s, t->layer))
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "layer %u has latents, whose values are in k: v must be NULL", t->layer);
     if (parts & Q && !t->q)
         return tkv_fail(why, TRIKV_E_ARGUMENT, "q is NULL");
     if (t->token_ids && !(parts & KV))
@@ -71,8 +80,9 @@ static int list_tensors(struct trikv_session *s, const struct trikv_step *t, uns
     if (parts & KV) {
         add_tensor(r->tensors, &r->n_tensors, t->k,
                    tensor_bytes(n, shape->n_kv_heads, shape->head_dim_k, element));
-        add_tensor(r->tensors, &r->n_tensors, t->v,
-                   tensor_bytes(n, shape->n_kv_heads, shape->head_dim_v, element));
+        if (wants_values(s, t->layer))
+            add_tensor(r->tensors, &r->n_tensors, t->v,
+                       tensor_bytes(n, shape->n_kv_heads, shape->head_dim_v, element));
     }
     if (parts & Q)
         add_tensor(r->tensors, &r->n_tensors, t->q,

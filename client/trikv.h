@@ -115,7 +115,9 @@ struct trikv_layer {
     float scale;            /* of logits; 0: 1 / sqrt(head_dim_k) */
     float softcap;          /* 0: none */
     uint32_t window_tokens; /* 0: none */
-    const float *sinks;     /* [n_q_heads] attention-sink logits, or NULL */
+    uint32_t rope_dim;  /* 0; or latents (MLA): 1 KV head whose keys are a latent of head_dim_v and
+                             * rope_dim more; the value is the latent. v is NULL, scale is said */
+    const float *sinks; /* [n_q_heads] attention-sink logits, or NULL */
 };
 
 /* Of a layer, its shape alone. */
@@ -231,10 +233,10 @@ struct trikv_step {
     const int32_t *positions; /* [n_tokens], strictly increasing; NULL: following the last one
                                * (attend alone: the last n_tokens appended) */
     const void *k;            /* append, append_attend */
-    const void *v;
-    const void *q; /* attend, append_attend */
-    float *out;    /* attend, append_attend */
-    float *lse;    /* or NULL */
+    const void *v;            /* the same; of latents NULL */
+    const void *q;            /* attend, append_attend */
+    float *out;               /* attend, append_attend */
+    float *lse;               /* or NULL */
     const uint32_t
         *token_ids; /* [n_tokens] append, append_attend: of a session opened with a prefix,
                                 * in at least one layer (in more, the same); NULL: not told */

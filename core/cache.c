@@ -44,6 +44,7 @@ static struct tkv_work work_of(const struct attend *a, size_t kv_head, uint32_t 
 static void load_queries(const struct attend *a, size_t kv_head, struct tkv_work *w)
 {
     const struct tkv_shape *shape = &a->c->shape;
+    const struct tkv_block_layout *layout = tkv_cache_any_tier(a->c);
     const size_t row = (size_t)tkv_group(shape) * shape->head_dim_k;
     const size_t element_bytes = tkv_dtype_bytes(a->q->dtype);
 
@@ -54,8 +55,8 @@ static void load_queries(const struct attend *a, size_t kv_head, struct tkv_work
                    a->q->dtype, row);
     }
     for (size_t r = 0; r < (size_t)a->n * tkv_group(shape); r++)
-        tkv_code_query(tkv_cache_any_tier(a->c)->k, a->c->kn, w->q + r * shape->head_dim_k,
-                       w->coded + r * tkv_cache_any_tier(a->c)->k->tile_dim);
+        tkv_block_code_query(layout, a->c->kn, w->q + r * shape->head_dim_k,
+                             w->coded + r * tkv_block_tile_dim(layout));
 }
 
 static void block_positions(const struct tkv_block_layout *layout, const struct tkv_block *block,
@@ -169,10 +170,10 @@ static void attend_tiles(const struct attend *a, const struct tkv_attn_rows *row
         void *bytes = tkv_cache_at(a->c, block->id);
 
         block_positions(layout, block, bytes, positions);
-        tkv_key_tile(layout->k, kn, bytes, w->tile);
-        tkv_value_rows(layout->v, kn, tkv_block_values(layout, bytes), block->n_tokens, w->values);
-        tkv_attend_tile(kn, &a->c->attn, rows, w->coded, layout->k->tile_dim, w->tile, w->values,
-                        positions, block->n_tokens, p, w->scratch);
+        tkv_block_key_tile(layout, kn, bytes, w->tile);
+        tkv_block_value_rows(layout, kn, bytes, w->tile, block->n_tokens, w->values);
+        tkv_attend_tile(kn, &a->c->attn, rows, w->coded, tkv_block_tile_dim(layout), w->tile,
+                        w->values, positions, block->n_tokens, p, w->scratch);
     }
 }
 
@@ -181,12 +182,13 @@ static void attend_half_tier(const struct attend *a, const struct tkv_attn_rows 
 {
     const struct tkv_shape *shape = &a->c->shape;
     const size_t dk = shape->head_dim_k;
-    const size_t dv = shape->head_dim_v;
+    const size_t dv = shape->rope_dim > 0 ? dk : shape->head_dim_v; /* from one value to the next */
+    const uint16_t *v = shape->rope_dim > 0 ? tier->k : tier->v;
     const size_t at = kv_head * tier->cap;
 
     if (tier->n > 0)
         tkv_attend_half(a->c->kn, &a->c->attn, rows, w->q, shape->head_dim_k, tier->k + at * dk, dk,
-                        tier->v + at * dv, dv, tier->positions, tier->n, w->half, w->scratch);
+                        v + at * dv, dv, tier->positions, tier->n, w->half, w->scratch);
 }
 
 static void attend_halves(const struct attend *a, const struct tkv_attn_rows *rows, size_t kv_head,

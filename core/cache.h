@@ -19,8 +19,8 @@ struct tkv_head {
     uint32_t n_cold; /* tokens in them */
 };
 
-/* A run of half tokens: K [n_kv_heads][cap][head_dim_k], V likewise. The pointers are
- * those of the first token held. */
+/* A run of half tokens: K [n_kv_heads][cap][head_dim_k], V likewise, if they are not latents. The
+ * pointers are those of the first token held. */
 struct tkv_half_run {
     const uint16_t *k;
     const uint16_t *v;

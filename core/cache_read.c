@@ -73,11 +73,13 @@ static void read_halves(const struct tkv_cache *c, const struct tkv_half_run *ru
     const struct overlap o = overlap_of(r, at, run->n);
     const size_t dk = c->shape.head_dim_k;
     const size_t dv = c->shape.head_dim_v;
+    const bool latents = c->shape.rope_dim > 0;
     const size_t row = (size_t)r->kv_head * run->cap + o.from;
 
     for (size_t i = 0; i < o.n; i++) {
         put_halves(r->k, o.to + i, r->k_stride, r->dtype, run->k + (row + i) * dk, dk);
-        put_halves(r->v, o.to + i, r->v_stride, r->dtype, run->v + (row + i) * dv, dv);
+        put_halves(r->v, o.to + i, r->v_stride, r->dtype,
+                   latents ? run->k + (row + i) * dk : run->v + (row + i) * dv, dv);
         r->positions[o.to + i] = run->positions[o.from + i];
     }
 }
@@ -93,9 +95,9 @@ static void read_block(const struct tkv_cache *c, const struct tkv_block *b, uin
     for (size_t i = 0; i < o.n; i++) {
         const size_t t = o.from + i;
 
-        tkv_decode_key(l->k, c->kn, block, t, x);
+        tkv_block_decode_key(l, c->kn, block, t, x);
         put(r->k, o.to + i, r->k_stride, r->dtype, x, c->shape.head_dim_k);
-        tkv_decode_value(l->v, c->kn, tkv_block_values(l, block), t, x);
+        tkv_block_decode_value(l, c->kn, block, t, x);
         put(r->v, o.to + i, r->v_stride, r->dtype, x, c->shape.head_dim_v);
         r->positions[o.to + i] = b->first_position + tkv_block_positions(l, block)[t];
     }

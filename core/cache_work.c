@@ -23,8 +23,8 @@ enum { RANGE_TOKENS = 8192, RANGE_TOKENS_PER_HEAD = 4096, MAX_RANGES = 64, MAX_W
 
 bool tkv_cache_is_fused(const struct tkv_cache *c, size_t n_rows)
 {
-    return n_rows <= MAX_FUSED_ROWS && tkv_fused_keys(tkv_cache_any_tier(c)->k) &&
-           tkv_fused_values(tkv_cache_any_tier(c)->v);
+    return n_rows <= MAX_FUSED_ROWS && tkv_cache_any_tier(c)->raw_dim == 0 &&
+           tkv_fused_keys(tkv_cache_any_tier(c)->k) && tkv_fused_values(tkv_cache_any_tier(c)->v);
 }
 
 static size_t fused_bytes(const struct tkv_cache *c, size_t n_rows)
@@ -52,7 +52,7 @@ struct tkv_work tkv_work_layout(const struct tkv_cache *c, uint32_t batch_tokens
 {
     const struct tkv_shape *shape = &c->shape;
     const size_t rows = (size_t)batch_tokens * tkv_group(shape);
-    const uint32_t tile_dim = tkv_cache_any_tier(c)->k->tile_dim;
+    const uint32_t tile_dim = tkv_block_tile_dim(tkv_cache_any_tier(c));
     const uint32_t widest = tile_dim > shape->head_dim_k ? tile_dim : shape->head_dim_k;
     const bool tiles = !tkv_cache_is_fused(c, rows), first = range == 0;
     struct tkv_work w = {0};

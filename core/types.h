@@ -19,19 +19,38 @@ enum {
     TKV_MIN_HEAD_DIM = 8,    /* even numbers from here ... */
     TKV_MAX_HEAD_DIM = 1024, /* ... to here are accepted */
     TKV_MAX_BANDS = TKV_MAX_HEAD_DIM / 2,
-    TKV_MAX_GROUP = 64, /* query heads that share one KV head */
+    TKV_MAX_GROUP = 128, /* query heads that share one KV head */
 };
 
 /* Element type of a tensor in a request. The values are wire values. */
 enum tkv_dtype { TKV_F32 = 0, TKV_F16 = 1, TKV_BF16 = 2 };
 
-/* One attention layer. group = n_q_heads / n_kv_heads, without remainder. */
+/*
+ * One attention layer. group = n_q_heads / n_kv_heads, without remainder.
+ *
+ * A layer of latents (multi-head latent attention, DeepSeek-V2, arXiv 2405.04434) has one KV head, whose
+ * keys are a latent of head_dim_v and, behind it, rope_dim coordinates that carry the position.
+ * Its value is the latent again: it is a view of the key, and nothing is stored for it.
+ */
 struct tkv_shape {
     uint32_t n_q_heads;
     uint32_t n_kv_heads;
     uint32_t head_dim_k; /* also the dimension of a query */
     uint32_t head_dim_v; /* also the dimension of an output */
+    uint32_t rope_dim;   /* of latents; 0: keys and values are apart */
 };
+
+/* Of a value that comes and is stored beside its key. */
+static inline uint32_t tkv_stored_dim_v(const struct tkv_shape *s)
+{
+    return s->rope_dim > 0 ? 0 : s->head_dim_v;
+}
+
+/* Of a key, what a codec codes. */
+static inline uint32_t tkv_coded_dim_k(const struct tkv_shape *s)
+{
+    return s->head_dim_k - s->rope_dim;
+}
 
 static inline uint32_t tkv_group(const struct tkv_shape *s)
 {

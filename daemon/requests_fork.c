@@ -34,6 +34,8 @@ static void fill_layer(Trikv__Layer *m, const struct tkv_layer_config *c)
     m->softcap = c->attn.softcap;
     m->window_tokens = c->attn.window_tokens;
     m->repeat = 1;
+    m->has_rope_dim = c->shape.rope_dim > 0;
+    m->rope_dim = c->shape.rope_dim;
     if (c->sinks) {
         m->n_sinks = c->shape.n_q_heads;
         m->sinks = (float *)(uintptr_t)c->sinks;

@@ -33,6 +33,11 @@ static int count_layers(const Trikv__OpenRequest *m, struct sizes *n, struct tkv
             return tkv_fail(why, TRIKV_E_ARGUMENT,
                             "layers: %u more after %u, want at least one and %d in all", l->repeat,
                             n->n_layers, TRIKV_MAX_LAYERS);
+        if (l->rope_dim > 0 && !l->has_scale)
+            return tkv_fail(why, TRIKV_E_ARGUMENT,
+                            "layer %u: scale is not said, and that of latents does not follow from "
+                            "head_dim_k",
+                            n->n_layers);
         if (l->n_sinks && l->n_sinks != l->n_q_heads)
             return tkv_fail(why, TRIKV_E_ARGUMENT, "layer %u: %zu sinks, want n_q_heads %u or none",
                             n->n_layers, l->n_sinks, l->n_q_heads);
@@ -208,7 +213,8 @@ static int fit_profile(const struct tkv_profile *p, const Trikv__OpenRequest *m,
 
 static void fill_layer(struct tkv_layer_config *c, const Trikv__Layer *l, const float *sinks)
 {
-    c->shape = (struct tkv_shape){l->n_q_heads, l->n_kv_heads, l->head_dim_k, l->head_dim_v};
+    c->shape =
+        (struct tkv_shape){l->n_q_heads, l->n_kv_heads, l->head_dim_k, l->head_dim_v, l->rope_dim};
     c->attn.scale = l->has_scale ? l->scale : 1 / sqrtf((float)l->head_dim_k);
     c->attn.softcap = l->has_softcap ? l->softcap : 0;
     c->attn.window_tokens = l->has_window_tokens ? l->window_tokens : 0;

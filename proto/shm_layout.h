@@ -133,9 +133,9 @@ struct trikv_map_layer {
     uint32_t block_bytes;
     uint64_t n_seen;
     uint32_t n_rounds;
-    uint32_t n_layouts; /* 0: all blocks have the one above; else blocks say which of these */
+    uint32_t n_layouts;  /* 0: all blocks have the one above; else blocks say which of these */
     int32_t first_query; /* queries before this position miss keys that have left the window */
-    uint32_t reserved;
+    uint32_t rope_dim;   /* of latents, else 0 */
     struct trikv_map_tier pinned;
     struct trikv_map_tier tail;
 };

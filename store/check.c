@@ -43,6 +43,40 @@ static int check_shape(uint32_t layer, const struct tkv_shape *s, struct tkv_rep
     return e ? e : check_dim("head_dim_v", layer, s->head_dim_v, why);
 }
 
+/* Which methods know what to do with latents: those that look at whole keys, or at none. */
+static bool takes_latents(enum tkv_method method)
+{
+    return method != TKV_METHOD_TRIATTENTION && method != TKV_METHOD_DEFAULT;
+}
+
+static int check_latents(const struct tkv_session_config *c, uint32_t layer, struct tkv_report *why)
+{
+    const struct tkv_layer_config *l = &c->layers[layer];
+    const struct tkv_shape *s = &l->shape;
+
+    if (s->rope_dim == 0)
+        return 0;
+    if (s->n_kv_heads != 1)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "layer %u: latents have 1 KV head, n_kv_heads is %u",
+                        layer, s->n_kv_heads);
+    if (s->rope_dim % 2 != 0 || s->rope_dim >= s->head_dim_k ||
+        s->head_dim_v != s->head_dim_k - s->rope_dim)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "layer %u: latents of head_dim_k %u and rope_dim %u (even) have values of "
+                        "head_dim_k - rope_dim, head_dim_v is %u",
+                        layer, s->head_dim_k, s->rope_dim, s->head_dim_v);
+    if (l->codec_k && l->codec_k->qjl)
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "layer %u: codec %s is for keys only, latents are values, too", layer,
+                        l->codec_k->name);
+    if (!takes_latents(c->method))
+        return tkv_fail(why, TRIKV_E_ARGUMENT,
+                        "layer %u: method %s has no measure for latents; none, streaming, h2o, "
+                        "snapkv and keydiff have",
+                        layer, tkv_method_names[c->method]);
+    return 0;
+}
+
 static int check_attention(uint32_t layer, const struct tkv_layer_config *l, struct tkv_report *why)
 {
     if (!isfinite(l->attn.scale) || l->attn.scale == 0)
@@ -343,6 +377,7 @@ int tkv_session_check(const struct tkv_session_config *c, struct tkv_report *why
 
     for (uint32_t i = 0; !e && i < c->n_layers; i++) {
         e = check_shape(i, &c->layers[i].shape, why);
+        e = e ? e : check_latents(c, i, why);
         e = e ? e : check_attention(i, &c->layers[i], why);
         e = e ? e : check_codecs(i, &c->layers[i], why);
     }

@@ -35,6 +35,23 @@ size_t tkv_fold_bytes(const struct tkv_layer *l)
     return l->config.shape.n_kv_heads * head_bytes(l);
 }
 
+/* n latents: their codes are keys and values in one. */
+static void encode_latents(const struct fold *f, const uint16_t *keys, float *x, uint32_t n,
+                           uint8_t *block)
+{
+    const struct tkv_layer *l = f->l;
+    const struct tkv_kernels *kn = f->s->kn;
+    const size_t stride = l->config.shape.head_dim_k, dim = l->layout.k->dim;
+    uint8_t mean[TKV_MAX_MEAN_BYTES] = {0};
+
+    for (uint32_t t = 0; t < n; t++)
+        kn->f16_to_f32(x + t * dim, keys + t * stride, dim);
+    if (!tkv_layer_evicts(f->s, l))
+        tkv_code_mean(l->layout.k, kn, TKV_KEYS, x, n, mean);
+    tkv_encode_keys(l->layout.k, kn, mean, x, n, block);
+    tkv_block_put_raw(&l->layout, block, keys, stride, n);
+}
+
 /* Encode n tokens from `first` of the tail on into a fresh block. */
 static void encode(const struct fold *f, size_t kv_head, uint32_t first, uint32_t n, uint8_t *block)
 {
@@ -45,6 +62,10 @@ static void encode(const struct fold *f, size_t kv_head, uint32_t first, uint32_
     float *x = (float *)(void *)(f->memory + kv_head * f->head_bytes);
     uint8_t mean[TKV_MAX_MEAN_BYTES] = {0};
 
+    if (l->layout.raw_dim > 0) {
+        encode_latents(f, l->tail.k + at * dk, x, n, block);
+        return;
+    }
     kn->f16_to_f32(x, l->tail.k + at * dk, n * dk);
     if (!tkv_layer_evicts(l))
         tkv_code_mean(l->layout.k, kn, TKV_KEYS, x, n, mean);

@@ -162,7 +162,7 @@ static struct work work_layout(const struct tkv_session *s, const struct tkv_lay
                                size_t n_candidates, uint8_t *base)
 {
     const size_t rows = (size_t)s->config.gate.n_probes * tkv_group(&l->config.shape);
-    const size_t tile_dim = l->layout.k->tile_dim, dv = l->config.shape.head_dim_v;
+    const size_t tile_dim = tkv_block_tile_dim(&l->layout), dv = l->config.shape.head_dim_v;
     struct work w = {0};
     size_t at = 0;
 
@@ -249,7 +249,7 @@ static void load_rows(struct gate *g, const struct common *c, uint32_t kv_head)
     const uint32_t group = tkv_group(shape), cap = g->s->config.gate.n_probes;
     const struct tkv_probes *p = g->l->probes;
     const size_t dk = shape->head_dim_k, dv = shape->head_dim_v;
-    const size_t tile_dim = g->l->layout.k->tile_dim;
+    const size_t tile_dim = tkv_block_tile_dim(&g->l->layout);
     float q[TKV_MAX_HEAD_DIM];
 
     for (uint32_t r = 0; r < p->n * group; r++) {
@@ -259,7 +259,7 @@ static void load_rows(struct gate *g, const struct common *c, uint32_t kv_head)
         const size_t at = (size_t)i * shape->n_q_heads + q_head;
 
         g->s->kn->f16_to_f32(q, p->q + from, dk);
-        tkv_code_query(g->l->layout.k, g->s->kn, q, g->w.q + r * tile_dim);
+        tkv_block_code_query(&g->l->layout, g->s->kn, q, g->w.q + r * tile_dim);
         memcpy(g->w.out + r * dv, c->out + at * dv, dv * sizeof(float));
         g->w.lse[r] = c->lse[at];
     }
@@ -296,20 +296,19 @@ static void add_lanes(struct gate *g, const struct tkv_block *block, const uint8
                       uint32_t n, float sign, float *token_mass)
 {
     const struct tkv_block_layout *layout = &g->l->layout;
-    const size_t dv = g->l->config.shape.head_dim_v;
+    const size_t tile_dim = tkv_block_tile_dim(layout), dv = g->l->config.shape.head_dim_v;
     void *bytes = tkv_arena_at(g->s->arena, block->id);
     const uint16_t *distance = tkv_block_positions(layout, bytes);
     int32_t positions[TKV_BLOCK_TOKENS];
 
-    tkv_key_tile(layout->k, g->s->kn, bytes, g->w.block);
-    memset(g->w.tile, 0, (size_t)layout->k->tile_dim * TKV_BLOCK_TOKENS * sizeof(float));
-    for (size_t i = 0; i < layout->k->tile_dim; i++)
+    tkv_block_key_tile(layout, g->s->kn, bytes, g->w.block);
+    memset(g->w.tile, 0, tile_dim * TKV_BLOCK_TOKENS * sizeof(float));
+    for (size_t i = 0; i < tile_dim; i++)
         for (uint32_t t = 0; t < n; t++)
             g->w.tile[i * TKV_BLOCK_TOKENS + t] = g->w.block[i * TKV_BLOCK_TOKENS + lane[t]];
     for (uint32_t t = 0; t < n; t++) {
         positions[t] = block->first_position + distance[lane[t]];
-        tkv_decode_value(layout->v, g->s->kn, tkv_block_values(layout, bytes), lane[t],
-                         g->w.values + t * dv);
+        tkv_block_decode_value(layout, g->s->kn, bytes, lane[t], g->w.values + t * dv);
     }
     tkv_gate_add(&g->rows, g->s->kn, sign, g->w.tile, g->w.values, positions, n, g->w.weights,
                  token_mass);

@@ -126,7 +126,7 @@ static float *take(uint8_t *base, size_t *at, size_t n)
 static struct work work_layout(const struct tkv_layer *l, uint8_t *base)
 {
     const size_t rows = (size_t)BATCH_TOKENS * tkv_group(&l->config.shape);
-    const size_t tile_dim = l->layout.k->tile_dim;
+    const size_t tile_dim = tkv_block_tile_dim(&l->layout);
     struct work w = {0};
     size_t at = 0;
 
@@ -178,8 +178,9 @@ static void observe_cold(const struct rows *rows, float *mass)
 
         for (uint32_t t = 0; t < block->n_tokens; t++)
             positions[t] = block->first_position + distance[t];
-        tkv_key_tile(layout->k, o->s->kn, bytes, rows->w->tile);
-        observe_tile(rows, rows->w->coded, layout->k->tile_dim, positions, block->n_tokens, mass);
+        tkv_block_key_tile(layout, o->s->kn, bytes, rows->w->tile);
+        observe_tile(rows, rows->w->coded, tkv_block_tile_dim(layout), positions, block->n_tokens,
+                     mass);
         mass += block->n_tokens;
     }
 }
@@ -209,7 +210,7 @@ static void load_queries(const struct rows *rows)
     const struct observe *o = rows->o;
     const struct tkv_shape *shape = &o->l->config.shape;
     const size_t dim = shape->head_dim_k, group = tkv_group(shape);
-    const uint32_t tile_dim = o->l->layout.k->tile_dim;
+    const uint32_t tile_dim = tkv_block_tile_dim(&o->l->layout);
 
     for (size_t r = 0; r < rows->n; r++) {
         const size_t at = ((rows->first_token + r / group) * shape->n_q_heads +
@@ -218,8 +219,8 @@ static void load_queries(const struct rows *rows)
 
         tkv_to_f32(o->s->kn, rows->w->q + r * dim,
                    (const uint8_t *)o->q->q + at * tkv_dtype_bytes(o->q->dtype), o->q->dtype, dim);
-        tkv_code_query(o->l->layout.k, o->s->kn, rows->w->q + r * dim,
-                       rows->w->coded + r * tile_dim);
+        tkv_block_code_query(&o->l->layout, o->s->kn, rows->w->q + r * dim,
+                             rows->w->coded + r * tile_dim);
     }
 }
 

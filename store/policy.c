@@ -29,7 +29,7 @@ static float *take(uint8_t *base, size_t *at, size_t n)
 
 static struct work work_layout(const struct tkv_layer *l, uint8_t *base)
 {
-    const size_t tile_dim = l->layout.k->tile_dim;
+    const size_t tile_dim = tkv_block_tile_dim(&l->layout);
     size_t at = 0;
     struct work w = {0};
 
@@ -48,7 +48,7 @@ static void novelty_pass(const struct tkv_session *s, const struct tkv_layer *l,
     size_t at = 0;
 
     for (uint32_t b = 0; b < head->n_blocks; b++) {
-        tkv_key_tile(l->layout.k, s->kn, tkv_arena_at(s->arena, head->blocks[b].id), w->tile);
+        tkv_block_key_tile(&l->layout, s->kn, tkv_arena_at(s->arena, head->blocks[b].id), w->tile);
         if (scores)
             tkv_score_novelty(scores + at, w->sum, w->tile, dim, head->blocks[b].n_tokens);
         else

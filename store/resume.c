@@ -17,9 +17,9 @@ static bool same_geometry(const struct tkv_layer_config *a, const struct tkv_lay
 {
     return a->shape.n_q_heads == b->shape.n_q_heads && a->shape.n_kv_heads == b->shape.n_kv_heads &&
            a->shape.head_dim_k == b->shape.head_dim_k &&
-           a->shape.head_dim_v == b->shape.head_dim_v && a->attn.scale == b->attn.scale &&
-           a->attn.softcap == b->attn.softcap && a->attn.window_tokens == b->attn.window_tokens &&
-           same_sinks(a, b);
+           a->shape.head_dim_v == b->shape.head_dim_v && a->shape.rope_dim == b->shape.rope_dim &&
+           a->attn.scale == b->attn.scale && a->attn.softcap == b->attn.softcap &&
+           a->attn.window_tokens == b->attn.window_tokens && same_sinks(a, b);
 }
 
 static bool same_gate(const struct tkv_gate_config *a, const struct tkv_gate_config *b)
@@ -61,7 +61,8 @@ static bool same_layer_policy(const struct tkv_layer_config *a, const struct tkv
                               enum tkv_method method)
 {
     return a->method == (b->has_method ? b->method : method) && a->codec_k == b->codec_k &&
-           a->codec_v == b->codec_v && a->stats == b->stats && a->errors == b->errors &&
+           (a->shape.rope_dim > 0 || a->codec_v == b->codec_v) && a->stats == b->stats &&
+           a->errors == b->errors &&
            (a->method == TKV_METHOD_NONE || a->budget_tokens == b->budget_tokens);
 }
 

@@ -49,22 +49,30 @@ const struct tkv_coder *tkv_session_coder(struct tkv_session *s, const struct tk
     return c;
 }
 
+/* Latents have one codec, that of keys. */
+static const struct tkv_codec *value_codec(const struct tkv_layer_config *l)
+{
+    return l->shape.rope_dim > 0 ? l->codec_k : l->codec_v;
+}
+
 static uint32_t count_coders(const struct tkv_session_config *c)
 {
     uint32_t n = 0;
 
     for (uint32_t i = 0; i < c->n_layers; i++) {
         const struct tkv_layer_config *l = &c->layers[i];
+        const struct tkv_codec *v = value_codec(l);
+        const uint32_t dim_k = tkv_coded_dim_k(&l->shape), dim_v = l->shape.head_dim_v;
         bool k_known = false;
-        bool v_known = l->codec_k == l->codec_v && l->shape.head_dim_k == l->shape.head_dim_v;
+        bool v_known = l->codec_k == v && dim_k == dim_v;
 
         for (uint32_t j = 0; j < i; j++) {
             const struct tkv_layer_config *o = &c->layers[j];
 
-            k_known |= (o->codec_k == l->codec_k && o->shape.head_dim_k == l->shape.head_dim_k) ||
-                       (o->codec_v == l->codec_k && o->shape.head_dim_v == l->shape.head_dim_k);
-            v_known |= (o->codec_k == l->codec_v && o->shape.head_dim_k == l->shape.head_dim_v) ||
-                       (o->codec_v == l->codec_v && o->shape.head_dim_v == l->shape.head_dim_v);
+            k_known |= (o->codec_k == l->codec_k && tkv_coded_dim_k(&o->shape) == dim_k) ||
+                       (value_codec(o) == l->codec_k && o->shape.head_dim_v == dim_k);
+            v_known |= (o->codec_k == v && tkv_coded_dim_k(&o->shape) == dim_v) ||
+                       (value_codec(o) == v && o->shape.head_dim_v == dim_v);
         }
         n += (k_known ? 0u : 1u) + (v_known ? 0u : 1u);
     }
@@ -107,7 +115,10 @@ static bool layer_create(struct tkv_session *s, struct tkv_layer *l,
         memcpy(l->sinks, c->sinks, sink_bytes);
     }
     l->config.sinks = l->sinks;
-    if (!tkv_session_plans(s))
+    if (c->shape.rope_dim > 0)
+        tkv_block_layout_init_latents(
+            &l->layout, tkv_session_coder(s, c->codec_k, c->shape.head_dim_v), c->shape.rope_dim);
+    else if (!tkv_session_plans(s))
         tkv_block_layout_init(&l->layout, tkv_session_coder(s, c->codec_k, c->shape.head_dim_k),
                               tkv_session_coder(s, c->codec_v, c->shape.head_dim_v),
                               scores ? tkv_group(&c->shape) : 0);

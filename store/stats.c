@@ -20,10 +20,10 @@ static uint64_t layer_kept(const struct tkv_layer *l, uint64_t *n_cold, uint32_t
 static void add_blocks(const struct tkv_block_layout *layout, uint64_t n,
                        struct tkv_layer_stats *out)
 {
-    out->cold_bytes_k += n * layout->k->k_block_bytes;
-    out->cold_bytes_v += n * layout->v->v_block_bytes;
+    out->cold_bytes_k += n * tkv_block_k_bytes(layout);
+    out->cold_bytes_v += n * tkv_block_v_bytes(layout);
     out->cold_bytes_meta +=
-        n * (layout->bytes - layout->k->k_block_bytes - layout->v->v_block_bytes);
+        n * (layout->bytes - tkv_block_k_bytes(layout) - tkv_block_v_bytes(layout));
 }
 
 void tkv_session_layer_stats(const struct tkv_session *s, uint32_t layer,
@@ -42,7 +42,9 @@ void tkv_session_layer_stats(const struct tkv_session *s, uint32_t layer,
             add_blocks(tkv_layer_layout(l, &l->heads[h].blocks[b]), 1, out);
     out->gate = l->gate;
     out->codec_k = l->ladder ? "by head" : l->config.codec_k->name;
-    out->codec_v = l->ladder ? "by head" : l->config.codec_v->name;
+    out->codec_v = l->ladder                      ? "by head"
+                   : l->config.shape.rope_dim > 0 ? "view of K"
+                                                  : l->config.codec_v->name;
 }
 
 /* Bytes that are plainly of keys or plainly of values, and the counts to divide by. */
@@ -55,7 +57,8 @@ static void split_layer(const struct tkv_session *s, uint32_t layer, struct spli
                         uint64_t *n_kept)
 {
     const struct tkv_shape *shape = &s->layers[layer].config.shape;
-    const uint64_t dims = shape->head_dim_k + shape->head_dim_v;
+    const uint64_t dim_v = tkv_stored_dim_v(shape);
+    const uint64_t dims = shape->head_dim_k + dim_v;
     struct tkv_layer_stats l;
     uint64_t half_bytes;
 
@@ -63,9 +66,9 @@ static void split_layer(const struct tkv_session *s, uint32_t layer, struct spli
     half_bytes = (uint64_t)(s->layers[layer].pinned.cap + s->layers[layer].tail.cap) *
                  shape->n_kv_heads * dims * 2;
     sum->k_bytes += l.cold_bytes_k + half_bytes * shape->head_dim_k / dims;
-    sum->v_bytes += l.cold_bytes_v + half_bytes * shape->head_dim_v / dims;
+    sum->v_bytes += l.cold_bytes_v + half_bytes * dim_v / dims;
     sum->k_values += l.n_kept * shape->head_dim_k;
-    sum->v_values += l.n_kept * shape->head_dim_v;
+    sum->v_values += l.n_kept * dim_v;
     *n_kept += l.n_kept;
 }
 
@@ -91,7 +94,7 @@ static uint64_t fp16_bytes(const struct tkv_session *s)
         /* Uncompressed caches keep no more than the window either. */
         const uint64_t n_tokens = window > 0 && window < n_seen ? window : n_seen;
 
-        n += n_tokens * shape->n_kv_heads * (shape->head_dim_k + shape->head_dim_v) * 2;
+        n += n_tokens * shape->n_kv_heads * (shape->head_dim_k + tkv_stored_dim_v(shape)) * 2;
     }
     return n;
 }
@@ -310,7 +313,7 @@ static struct trikv_table_entry *fill_head(const struct tkv_session *s, uint32_t
             .layer = (uint16_t)layer,
             .kv_head = (uint16_t)kv_head,
             .codec_k = (uint16_t)layout->k->codec->id,
-            .codec_v = (uint16_t)layout->v->codec->id,
+            .codec_v = layout->raw_dim > 0 ? 0 : (uint16_t)layout->v->codec->id,
             .head_dim_k = (uint16_t)l->config.shape.head_dim_k,
             .head_dim_v = (uint16_t)l->config.shape.head_dim_v,
             .n_tokens = head->blocks[b].n_tokens,

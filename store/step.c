@@ -60,7 +60,7 @@ int tkv_session_step_bytes(const struct tkv_session *s, uint32_t layer, uint32_t
     /* At most 2^20 tokens * 2^10 heads * 2^10 dims * 4 bytes: no overflow. */
     shape = &s->layers[layer].config.shape;
     bytes->k = (size_t)n_tokens * shape->n_kv_heads * shape->head_dim_k * element_bytes;
-    bytes->v = (size_t)n_tokens * shape->n_kv_heads * shape->head_dim_v * element_bytes;
+    bytes->v = (size_t)n_tokens * shape->n_kv_heads * tkv_stored_dim_v(shape) * element_bytes;
     bytes->q = (size_t)n_tokens * shape->n_q_heads * shape->head_dim_k * element_bytes;
     bytes->out = (size_t)n_tokens * shape->n_q_heads * shape->head_dim_v * sizeof(float);
     bytes->lse = (size_t)n_tokens * shape->n_q_heads * sizeof(float);
@@ -139,11 +139,13 @@ static int convert(const struct run *r, struct tkv_report *why)
 {
     const struct tkv_shape *shape = &r->l->config.shape;
     const size_t n_k = (size_t)r->step->n_tokens * shape->n_kv_heads * shape->head_dim_k;
-    const size_t n_v = (size_t)r->step->n_tokens * shape->n_kv_heads * shape->head_dim_v;
+    const size_t n_v = (size_t)r->step->n_tokens * shape->n_kv_heads * tkv_stored_dim_v(shape);
     size_t good = tkv_to_f16(r->s->kn, r->k, r->step->k, r->step->dtype, n_k);
 
     if (good < n_k)
         return bad_value(r, "K", good, shape->n_kv_heads, shape->head_dim_k, why);
+    if (n_v == 0)
+        return 0;
     good = tkv_to_f16(r->s->kn, r->v, r->step->v, r->step->dtype, n_v);
     if (good < n_v)
         return bad_value(r, "V", good, shape->n_kv_heads, shape->head_dim_v, why);
@@ -177,7 +179,8 @@ static int run_begin(struct run *r, bool appends, struct tkv_report *why)
     shape = &r->l->config.shape;
     p_bytes = tkv_align(r->step->n_tokens * sizeof(int32_t), 64);
     k_bytes = tkv_align((size_t)r->step->n_tokens * shape->n_kv_heads * shape->head_dim_k * 2, 64);
-    v_bytes = tkv_align((size_t)r->step->n_tokens * shape->n_kv_heads * shape->head_dim_v * 2, 64);
+    v_bytes =
+        tkv_align((size_t)r->step->n_tokens * shape->n_kv_heads * tkv_stored_dim_v(shape) * 2, 64);
     r->memory_bytes = p_bytes + (appends ? k_bytes + v_bytes : 0);
     r->memory = tkv_budget_take(r->s->budget, r->memory_bytes);
     if (!r->memory)
@@ -333,7 +336,7 @@ static void push_part(const struct run *r, uint32_t first, uint32_t n)
 {
     const struct tkv_shape *shape = &r->l->config.shape;
     const size_t k_row = (size_t)shape->n_kv_heads * shape->head_dim_k;
-    const size_t v_row = (size_t)shape->n_kv_heads * shape->head_dim_v;
+    const size_t v_row = (size_t)shape->n_kv_heads * tkv_stored_dim_v(shape);
     const struct tkv_half_tokens t = {
         .k = r->k + first * k_row,
         .v = r->v + first * v_row,

@@ -28,7 +28,7 @@ static struct parts parts_of(const struct tkv_half_tier *t, const struct tkv_sha
     struct parts p;
 
     p.v = tkv_align(shape->n_kv_heads * cap * shape->head_dim_k * sizeof(uint16_t), 64);
-    p.positions = p.v + tkv_align(shape->n_kv_heads * cap * shape->head_dim_v * 2, 64);
+    p.positions = p.v + tkv_align(shape->n_kv_heads * cap * tkv_stored_dim_v(shape) * 2, 64);
     p.scores = p.positions + tkv_align(cap * sizeof(int32_t), 64);
     p.bytes = p.scores + tkv_align(score_rows(t, shape) * cap * sizeof(float), 64);
     return p;
@@ -61,7 +61,7 @@ static void point_at(struct tkv_half_tier *t, const struct tkv_shape *shape, uin
     const struct parts p = parts_of(t, shape);
 
     t->k = (uint16_t *)(void *)base + (size_t)first * shape->head_dim_k;
-    t->v = (uint16_t *)(void *)(base + p.v) + (size_t)first * shape->head_dim_v;
+    t->v = (uint16_t *)(void *)(base + p.v) + (size_t)first * tkv_stored_dim_v(shape);
     t->positions = (int32_t *)(void *)(base + p.positions) + first;
     t->scores = t->has_scores ? (float *)(void *)(base + p.scores) + first : NULL;
     t->first = first;
@@ -72,7 +72,7 @@ static void move_tokens(const struct tkv_half_tier *from, const struct tkv_half_
                         const struct tkv_shape *shape, uint32_t n)
 {
     const size_t dk = shape->head_dim_k;
-    const size_t dv = shape->head_dim_v;
+    const size_t dv = tkv_stored_dim_v(shape);
 
     for (size_t h = 0; h < shape->n_kv_heads; h++) {
         memmove(to->k + h * to->cap * dk, from->k + h * from->cap * dk, n * dk * sizeof(*to->k));
@@ -178,7 +178,7 @@ void tkv_tier_rewind(struct tkv_half_tier *t, const struct tkv_shape *shape, uin
     const ptrdiff_t by = (ptrdiff_t)first - (ptrdiff_t)t->first;
 
     t->k += by * (ptrdiff_t)shape->head_dim_k;
-    t->v += by * (ptrdiff_t)shape->head_dim_v;
+    t->v += by * (ptrdiff_t)tkv_stored_dim_v(shape);
     t->positions += by;
     t->scores = t->scores ? t->scores + by : NULL;
     t->first = first;
@@ -221,7 +221,7 @@ static void push_head(void *arg, size_t kv_head)
     const struct push *p = arg;
     const struct tkv_shape *shape = &p->l->config.shape;
     const size_t dk = shape->head_dim_k;
-    const size_t dv = shape->head_dim_v;
+    const size_t dv = tkv_stored_dim_v(shape);
 
     for (uint32_t i = 0; i < p->t->n; i++) {
         const size_t from = (size_t)i * shape->n_kv_heads + kv_head;
@@ -287,7 +287,7 @@ void tkv_layer_push(struct tkv_session *s, struct tkv_layer *l, const struct tkv
     part = *t;
     part.n -= n_pinned;
     part.k += (size_t)n_pinned * shape->n_kv_heads * shape->head_dim_k;
-    part.v += (size_t)n_pinned * shape->n_kv_heads * shape->head_dim_v;
+    part.v += (size_t)n_pinned * shape->n_kv_heads * tkv_stored_dim_v(shape);
     part.exact_k = (const uint8_t *)t->exact_k + (size_t)n_pinned * shape->n_kv_heads *
                                                      shape->head_dim_k * tkv_dtype_bytes(t->dtype);
     part.positions += n_pinned;

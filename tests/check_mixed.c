@@ -1,6 +1,6 @@
 /*
  * A model whose layers differ in everything they may differ in: heads, dimensions, codecs, windows,
- * sinks, softcap. Its sessions append, attend, hold rounds, fork, go back, are mapped, read and
+ * sinks, softcap, latents. Its sessions append, attend, hold rounds, fork, go back, are mapped, read and
  * closed in any order, and every query is judged by attention in double over what the session has seen.
  */
 #include <setjmp.h>
@@ -22,7 +22,7 @@
 #include "tests/rng.h"
 #include "tests/session_aid.h"
 
-enum { N_LAYERS = 6, N_TOKENS = 700, N_SESSIONS = 4, MAX_STEP = 150, ROLLBACK = 24 };
+enum { N_LAYERS = 8, N_TOKENS = 700, N_SESSIONS = 4, MAX_STEP = 150, ROLLBACK = 24 };
 
 static const uint64_t seed = 1722;
 static const float sinks[6] = {0.5f, -1, 2, 0, 1, -3};
@@ -35,12 +35,14 @@ static const struct mixed {
     bool has_sinks;
     double error;
 } layers[N_LAYERS] = {
-    {{8, 2, 64, 64}, "tq4", "tq4", {0.125f, 0, 0}, false, 0.25},
-    {{3, 1, 80, 48}, "tq3.5", "f16", {0.1f, 20, 0}, false, 0.4},
-    {{4, 4, 16, 24}, "f16", "f16", {0.3f, 0, 100}, true, 1e-5},
-    {{6, 3, 96, 96}, "f16", "f16", {0.1f, 0, 0}, true, 1e-5},
-    {{4, 2, 64, 64}, "tq4", "tq3", {0.125f, 0, 40}, false, 0.6},
-    {{6, 2, 128, 32}, "tq4-qjl", "tq4", {0.09f, 50, 300}, true, 0.6},
+    {{8, 2, 64, 64, 0}, "tq4", "tq4", {0.125f, 0, 0}, false, 0.25},
+    {{3, 1, 80, 48, 0}, "tq3.5", "f16", {0.1f, 20, 0}, false, 0.4},
+    {{4, 4, 16, 24, 0}, "f16", "f16", {0.3f, 0, 100}, true, 1e-5},
+    {{6, 3, 96, 96, 0}, "f16", "f16", {0.1f, 0, 0}, true, 1e-5},
+    {{4, 2, 64, 64, 0}, "tq4", "tq3", {0.125f, 0, 40}, false, 0.6},
+    {{6, 2, 128, 32, 0}, "tq4-qjl", "tq4", {0.09f, 50, 300}, true, 0.6},
+    {{6, 1, 80, 64, 16}, "f16", "tq4", {0.1f, 0, 0}, true, 1e-5},
+    {{8, 1, 80, 64, 16}, "tq4", "f16", {0.1f, 0, 90}, false, 0.3},
 };
 
 /* Tokens of a layer that sessions append in their own order; of each the queries are the same. */
@@ -87,6 +89,13 @@ static float *floats(size_t n)
     return x;
 }
 
+/* The values of latents are the latents. */
+static void make_values(const struct tkv_shape *s, struct stream *t)
+{
+    for (size_t i = 0; s->rope_dim > 0 && i < N_TOKENS; i++)
+        memcpy(t->v + i * s->head_dim_v, t->k + i * s->head_dim_k, s->head_dim_v * sizeof(float));
+}
+
 static void world_init(struct world *w, enum tkv_method method)
 {
     const size_t row = 8 * 128; /* of any layer, at most */
@@ -107,6 +116,7 @@ static void world_init(struct world *w, enum tkv_method method)
         w->streams[i].k = halves(&w->rng, (size_t)N_TOKENS * s->n_kv_heads * s->head_dim_k);
         w->streams[i].v = halves(&w->rng, (size_t)N_TOKENS * s->n_kv_heads * s->head_dim_v);
         w->streams[i].q = halves(&w->rng, (size_t)N_TOKENS * s->n_q_heads * s->head_dim_k);
+        make_values(s, &w->streams[i]);
     }
     w->config = (struct tkv_session_config){.n_layers = N_LAYERS,
                                             .layers = w->configs,
@@ -163,7 +173,7 @@ static struct tkv_step make_step(struct world *w, const struct seen *s, uint32_t
     return (struct tkv_step){.layer = layer,
                              .n_tokens = n,
                              .k = w->k,
-                             .v = w->v,
+                             .v = shape->rope_dim > 0 ? NULL : w->v,
                              .q = w->q,
                              .out = w->out,
                              .lse = w->lse};

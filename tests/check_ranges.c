@@ -37,7 +37,7 @@ static void run_backwards(void *ctx, size_t n, void (*fn)(void *arg, size_t i), 
 static void begin(struct scene *s, const char *codec, uint32_t n_kv_heads, uint32_t n)
 {
     aid_init(&s->a, codec);
-    s->a.shape = (struct tkv_shape){4 * n_kv_heads, n_kv_heads, DIM, DIM + 2};
+    s->a.shape = (struct tkv_shape){4 * n_kv_heads, n_kv_heads, DIM, DIM + 2, 0};
     s->a.config.n_layers = 1;
     s->a.config.beta_tokens = 512;
     assert_int_equal(aid_open(&s->a), 0);

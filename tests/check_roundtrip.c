@@ -19,7 +19,7 @@
 static void compare(const struct service_data *d, double *worst_out, double *worst_lse)
 {
     const struct trikv_layer *l = d->layer;
-    const struct naive n = {.shape = {l->n_q_heads, l->n_kv_heads, l->head_dim_k, l->head_dim_v},
+    const struct naive n = {.shape = {l->n_q_heads, l->n_kv_heads, l->head_dim_k, l->head_dim_v, 0},
                             .scale = l->scale > 0 ? l->scale : 1 / sqrt(l->head_dim_k),
                             .softcap = l->softcap,
                             .window_tokens = l->window_tokens,

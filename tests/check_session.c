@@ -330,7 +330,7 @@ static void rounds_follow_the_scores(void **state)
 
     (void)state;
     aid_init(&a, "f16");
-    a.shape = (struct tkv_shape){1, 1, 64, 64};
+    a.shape = (struct tkv_shape){1, 1, 64, 64, 0};
     aid_triattention(&a, 4 + 32 + 20, 21);
     assert_int_equal(aid_open(&a), 0);
     t = aid_tokens(&a, N, 23);

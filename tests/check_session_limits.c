@@ -40,7 +40,7 @@ static void no_q_heads(struct aid *a)
 }
 static void wide_group(struct aid *a)
 {
-    a->shape = (struct tkv_shape){128, 1, 64, 64};
+    a->shape = (struct tkv_shape){256, 1, 64, 64, 0};
 }
 static void odd_dim(struct aid *a)
 {
@@ -349,7 +349,7 @@ static void long_sessions_have_honest_bits(void **state)
         struct tkv_session_stats s;
 
         aid_init(&a, cases[i].codec);
-        a.shape = (struct tkv_shape){4, 1, 128, 128};
+        a.shape = (struct tkv_shape){4, 1, 128, 128, 0};
         a.config.n_layers = 1;
         a.config.beta_tokens = a.config.recent_tokens = 128;
         assert_int_equal(aid_open(&a), 0);

@@ -141,7 +141,7 @@ static bool is_right(uint32_t layer, const int32_t *positions, uint32_t n_tokens
     const struct stream *s = &streams[layer];
     const int32_t last = positions[n_tokens - 1];
     const struct naive n = {
-        .shape = {l->n_q_heads, l->n_kv_heads, l->head_dim_k, l->head_dim_v},
+        .shape = {l->n_q_heads, l->n_kv_heads, l->head_dim_k, l->head_dim_v, 0},
         .scale = 1 / sqrt(l->head_dim_k),
         .sinks = l->sinks,
         .window_tokens = l->window_tokens,

@@ -286,7 +286,7 @@ static void test_profile(void **state)
     for (size_t i = 0; i < sizeof(ropes) / sizeof(ropes[0]); i++) {
         struct tkv_model_config model = {.architecture = "qwen3",
                                          .n_layers = 2,
-                                         .shape = {6, 2, 32, i % 2 ? 16 : 32},
+                                         .shape = {6, 2, 32, i % 2 ? 16 : 32, 0},
                                          .rope_params = ropes[i],
                                          .rope_has_rule = true,
                                          .fingerprint = 0x123456789abcdef0};
@@ -324,7 +324,7 @@ static void test_resume(void **state)
     const struct tkv_calibration_work work = {1, 2, 100, 50, 50};
     struct tkv_model_config model = {.architecture = "qwen3",
                                      .n_layers = 1,
-                                     .shape = {2, 1, 8, 8},
+                                     .shape = {2, 1, 8, 8, 0},
                                      .rope = {8, 8, 4, 0, 1, {0}}};
     struct tkv_calibration whole, half, other;
     struct tkv_calibration_work w = work;
@@ -398,7 +398,7 @@ static void test_llama3(void **state)
     assert_null(tkv_rope_init(&scaled, &llama3));
     assert_null(tkv_rope_init(&bare, &plain));
     for (int known = 0; known < 2; known++) {
-        struct tkv_model_config c = {.architecture = "llama", .shape = {1, 1, 64, 64}};
+        struct tkv_model_config c = {.architecture = "llama", .shape = {1, 1, 64, 64, 0}};
         struct gguf_aid g = {0};
         struct tkv_gguf file;
         size_t n_bytes;

@@ -17,7 +17,7 @@ void aid_init(struct aid *a, const char *codec)
     memset(a, 0, sizeof(*a));
     tkv_budget_init(&a->budget, (size_t)256 << 20);
     tkv_kernels_init(&a->kn, tkv_cpu_flags(getenv("TRIKV_CPU_DISABLE")));
-    a->shape = (struct tkv_shape){4, 2, 64, 64};
+    a->shape = (struct tkv_shape){4, 2, 64, 64, 0};
     for (uint32_t i = 0; i < AID_MAX_LAYERS; i++) {
         a->layers[i].codec_k = a->layers[i].codec_v = tkv_codec_by_name(codec);
         a->layers[i].attn.scale = 0.125f;
