@@ -45,7 +45,7 @@ struct trikv_table_entry {
     uint16_t layer;
     uint16_t kv_head;
     uint16_t codec_k; /* core/codec.h ids */
-    uint16_t codec_v;
+    uint16_t codec_v; /* 0: latents, whose v bytes are the rotary part, halves [rope_dim][64] */
     uint16_t head_dim_k;
     uint16_t head_dim_v;
     uint16_t n_tokens; /* 1..64 */

@@ -321,8 +321,11 @@ static double check_local(const struct tkv_shape *s, size_t n, const struct tkv_
 
 static void test_local(void **state)
 {
-    static const struct tkv_shape shapes[] = {
-        {4, 2, 64, 64}, {8, 1, 32, 48}, {3, 3, 8, 8}, {14, 2, 64, 64}, {2, 1, 80, 130}};
+    static const struct tkv_shape shapes[] = {{4, 2, 64, 64, 0},
+                                              {8, 1, 32, 48, 0},
+                                              {3, 3, 8, 8, 0},
+                                              {14, 2, 64, 64, 0},
+                                              {2, 1, 80, 130, 0}};
     static const size_t lengths[] = {4, 31, 33, 511, 513, 1300};
     struct tkv_reason why = {""};
     struct tkv_team *team;

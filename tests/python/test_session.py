@@ -255,6 +255,19 @@ class SessionTest(ServiceTest):
         out = s.append_attend(0, self.k, tensors(5, N, 2, 32), self.q)
         self.assertEqual(out.shape, (N, 4, 32))
 
+    def test_latents(self) -> None:
+        s = self.client.open(Layer(16, 1, 80, rope_dim=16, scale=0.1), codec_k="f16")
+        self.assertEqual(s.geometry(0), trikv.Geometry(16, 1, 80, 64))
+        k, q = tensors(6, N, 1, 80), tensors(7, N, 16, 80)
+        out = s.append_attend(0, k, None, q)
+        logits = 0.1 * q[-1].astype(np.float64) @ k[:, 0].astype(np.float64).T
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        want = p / p.sum(1, keepdims=True) @ k[:, 0, :64].astype(np.float64)
+        np.testing.assert_allclose(out[-1], want, atol=2e-3)
+        s.append(0, k, None)
+        with self.assertRaisesRegex(trikv.RequestError, "latents"):
+            s.append(0, k, k[:, :, :64])
+
     def test_closing(self) -> None:
         s = self.open()
         s.close()

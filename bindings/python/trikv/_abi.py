@@ -47,6 +47,7 @@ class Layer(Structure):
         ("scale", c_float),
         ("softcap", c_float),
         ("window_tokens", c_uint32),
+        ("rope_dim", c_uint32),
         ("sinks", c_void_p),
     ]
 

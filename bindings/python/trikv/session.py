@@ -51,15 +51,16 @@ class Session(Owned):
 
     # ---- tokens ----
 
-    def append(self, layer: int, k: ArrayLike, v: ArrayLike, *,
+    def append(self, layer: int, k: ArrayLike, v: ArrayLike | None, *,
                positions: ArrayLike | None = None, dtype: str | None = None,
                token_ids: ArrayLike | None = None) -> None:
-        """Add tokens to a layer; without positions they follow the newest one. token_ids: of a
-        session opened with a Prefix, in at least one layer."""
+        """Add tokens to a layer; without positions they follow the newest one. v is None where
+        the layer has latents. token_ids: of a session opened with a Prefix, in at least one layer."""
         g = self.geometry(layer)
         with Step(layer, dtype) as step:
             step.take("k", k, (None, g.n_kv_heads, g.head_dim_k))
-            step.take("v", v, (None, g.n_kv_heads, g.head_dim_v))
+            if v is not None:
+                step.take("v", v, (None, g.n_kv_heads, g.head_dim_v))
             self._call("append", step.ready(positions, token_ids))
 
     def attend(self, layer: int, q: ArrayLike, *, positions: ArrayLike | None = None,
@@ -74,7 +75,7 @@ class Session(Owned):
             self._call("attend", step.ready(positions))
         return result
 
-    def append_attend(self, layer: int, k: ArrayLike, v: ArrayLike, q: ArrayLike, *,
+    def append_attend(self, layer: int, k: ArrayLike, v: ArrayLike | None, q: ArrayLike, *,
                       positions: ArrayLike | None = None, dtype: str | None = None,
                       out: Floats | None = None, lse: Floats | None = None,
                       token_ids: ArrayLike | None = None) -> Floats:
@@ -82,7 +83,8 @@ class Session(Owned):
         g = self.geometry(layer)
         with Step(layer, dtype) as step:
             step.take("k", k, (None, g.n_kv_heads, g.head_dim_k))
-            step.take("v", v, (None, g.n_kv_heads, g.head_dim_v))
+            if v is not None:
+                step.take("v", v, (None, g.n_kv_heads, g.head_dim_v))
             step.take("q", q, (None, g.n_q_heads, g.head_dim_k))
             result = step.outputs(g, out, lse)
             self._call("append_attend", step.ready(positions, token_ids))

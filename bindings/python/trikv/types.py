@@ -30,7 +30,9 @@ class Geometry:
 @dataclass(frozen=True)
 class Layer:
     """Geometry and attention of one layer. head_dim_v None: as head_dim_k; scale None:
-    1 / sqrt(head_dim_k); 0: none of it."""
+    1 / sqrt(head_dim_k); 0: none of it. rope_dim: the layer has latents (MLA), keys of one KV head
+    whose last rope_dim coordinates carry the position; the rest is also the value, so that v is
+    None and head_dim_v follows. Their scale must be said."""
 
     n_q_heads: int
     n_kv_heads: int
@@ -39,6 +41,7 @@ class Layer:
     scale: float | None = None
     softcap: float = 0.0
     window_tokens: int = 0
+    rope_dim: int = 0
     sinks: Sequence[float] | NDArray[np.float32] | None = None
 
     def fill(self, to: _abi.Layer) -> Any:
@@ -46,10 +49,12 @@ class Layer:
         to.n_q_heads = self.n_q_heads
         to.n_kv_heads = self.n_kv_heads
         to.head_dim_k = self.head_dim_k
-        to.head_dim_v = self.head_dim_k if self.head_dim_v is None else self.head_dim_v
+        rest = self.head_dim_k - self.rope_dim
+        to.head_dim_v = rest if self.head_dim_v is None else self.head_dim_v
         to.scale = self.scale or 0.0
         to.softcap = self.softcap
         to.window_tokens = self.window_tokens
+        to.rope_dim = self.rope_dim
         if self.sinks is None:
             return None
         sinks = np.ascontiguousarray(self.sinks, dtype=np.float32)
