@@ -109,8 +109,10 @@ static void turn_tile(const float *tile, size_t dim, size_t n, float *rows)
 {
     const size_t n_whole = n / 4 * 4, dim_whole = dim / 4 * 4;
 
-    for (size_t i = 0; i < dim_whole; i += 4)
-        for (size_t t = 0; t < n_whole; t += 4)
+    /* Rows lie a power of two apart, so that more of them at a time would drive each other out of
+     * the cache. */
+    for (size_t t = 0; t < n_whole; t += 4)
+        for (size_t i = 0; i < dim_whole; i += 4)
             turn_4x4(tile + i * TKV_BLOCK_TOKENS + t, TKV_BLOCK_TOKENS, rows + t * dim + i, dim);
     for (size_t t = 0; t < n; t++)
         for (size_t i = t < n_whole ? dim_whole : 0; i < dim; i++)
