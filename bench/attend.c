@@ -87,6 +87,7 @@ static int make_scene(struct bench *b, struct contender *c, const char *codec,
     const struct tkv_scene_size size = {.head_dim = b->o->head_dim,
                                         .n_kv_heads = b->o->kv_heads,
                                         .group = b->o->group,
+                                        .rope_dim = b->o->rope_dim,
                                         .n_layers = c->n_layers,
                                         .n_tokens = c->n_tokens,
                                         .codec = codec};
@@ -121,7 +122,7 @@ static int make_comparisons(struct bench *b, struct tkv_reason *why)
     b->plain.n_layers = 1;
     if (make_scene(b, &b->plain, b->o->codec, &b->machine.plain, why))
         return -1;
-    if (!tkv_peer_fits(b->o->head_dim, b->o->group))
+    if (b->o->rope_dim > 0 || !tkv_peer_fits(b->o->head_dim, b->o->group))
         return 0;
     return make_peer(b, PEER_Q8, why) ? -1 : make_peer(b, PEER_Q4, why);
 }
@@ -252,6 +253,8 @@ static void record(struct bench *b, struct tkv_record *r)
     tkv_record_number(r, "tokens", "tokens", (double)own->n_tokens);
     tkv_record_number(r, "kv_heads", "KV heads", b->o->kv_heads);
     tkv_record_number(r, "group", "query heads for each", b->o->group);
+    if (b->o->rope_dim > 0)
+        tkv_record_number(r, "rope_dim", "of the head dimension with the position", b->o->rope_dim);
     tkv_record_number(r, "layers", "layers in turn", own->n_layers);
     tkv_record_spread(r, "ns_per_token_kv_head", "ns per token and KV head", &own->ns);
     tkv_record_number(r, "bytes_per_token_kv_head", "bytes per token and KV head",

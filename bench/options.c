@@ -12,6 +12,8 @@ const char tkv_bench_option_help[] =
     "  --tokens N       tokens in the cache; appliance: tokens that stream through it\n"
     "  --kv-heads K     KV heads of a layer (8)\n"
     "  --group G        query heads for each KV head (4)\n"
+    "  --rope-dim R     attend: of head-dim so many carry the position, the rest is a latent "
+    "(MLA)\n"
     "  --layers L       layers of a session\n"
     "  --codec C        fp16, int8, tq4, tq3.5, tq3, tq2.5, tq2, or any other trikvd knows\n"
     "  --budget B       appliance: tokens kept (4096)\n"
@@ -44,7 +46,8 @@ enum {
     OPT_JSON,
     OPT_IN,
     OPT_OUT,
-    OPT_DISABLE
+    OPT_DISABLE,
+    OPT_ROPE
 };
 
 static const struct option long_options[] = {
@@ -53,6 +56,7 @@ static const struct option long_options[] = {
     {"tokens", required_argument, NULL, OPT_TOKENS},
     {"kv-heads", required_argument, NULL, OPT_KV},
     {"group", required_argument, NULL, OPT_GROUP},
+    {"rope-dim", required_argument, NULL, OPT_ROPE},
     {"layers", required_argument, NULL, OPT_LAYERS},
     {"codec", required_argument, NULL, OPT_CODEC},
     {"budget", required_argument, NULL, OPT_BUDGET},
@@ -104,7 +108,8 @@ static bool take(struct tkv_bench_options *o, int option)
     switch (option) {
     case OPT_DIM: return take_dim(o);
     case OPT_KV: return take_count("kv-heads", 64, &o->kv_heads);
-    case OPT_GROUP: return take_count("group", 16, &o->group);
+    case OPT_GROUP: return take_count("group", TKV_MAX_GROUP, &o->group);
+    case OPT_ROPE: return take_count("rope-dim", TKV_MAX_HEAD_DIM, &o->rope_dim);
     case OPT_LAYERS: return take_count("layers", 512, &o->layers);
     case OPT_THREADS: return take_count("threads", 1024, &o->threads);
     case OPT_CODEC: return take_codec(o);

@@ -10,6 +10,7 @@
 struct tkv_bench_options {
     uint32_t head_dim;
     uint32_t group;
+    uint32_t rope_dim; /* attend: of latents */
     uint32_t kv_heads;
     uint32_t layers;
     uint32_t threads;

@@ -40,7 +40,8 @@ static void configure(struct tkv_scene *s, struct tkv_session_config *c,
 
     for (uint32_t i = 0; i < z->n_layers; i++)
         layers[i] = (struct tkv_layer_config){
-            .shape = {z->n_kv_heads * z->group, z->n_kv_heads, z->head_dim, z->head_dim, 0},
+            .shape = {z->n_kv_heads * z->group, z->n_kv_heads, z->head_dim,
+                      z->head_dim - z->rope_dim, z->rope_dim},
             .attn = {.scale = 1 / sqrtf((float)z->head_dim)},
             .codec_k = codec,
             .codec_v = tkv_scene_value_codec(codec),

@@ -11,6 +11,7 @@ struct tkv_scene_size {
     uint32_t head_dim;
     uint32_t n_kv_heads;
     uint32_t group;
+    uint32_t rope_dim; /* of latents, or 0 */
     uint32_t n_layers;
     uint64_t n_tokens;
     const char *codec;

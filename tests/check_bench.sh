@@ -64,6 +64,9 @@ for codec in int8 tq4 tq3.5 tq3 tq2.5 tq2 fp16; do
         'q8_0_error < 0.02 and q4_0_error < 0.02' 'repetitions >= 7'
 done
 # shellcheck disable=SC2086
+json attend $tiny --kv-heads 1 --head-dim 80 --rope-dim 16 --group 128 -- 'rope_dim == 16' 'group == 128' \
+    'bytes_per_token_kv_head > 32 + 32'
+# shellcheck disable=SC2086
 json attend $tiny --head-dim 48 --group 5 --threads 2 -- 'layers > 1' 'threads == 2' \
     'ns_per_token_kv_head > 0' \
     'near(speedup_vs_one_thread, one_thread_ns / ns_per_token_kv_head, rel_tol=1e-6)'
