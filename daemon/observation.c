@@ -41,6 +41,10 @@ static int check_shapes(const struct tkv_session *s, struct tkv_report *why)
 {
     const struct tkv_shape *first = tkv_session_shape(s, 0);
 
+    if (first->rope_dim > 0)
+        return tkv_fail(why, TRIKV_E_GEOMETRY,
+                        "layer 0 has latents: there is no profile with statistics of them");
+
     for (uint32_t i = 1; i < tkv_session_n_layers(s); i++) {
         if (memcmp(tkv_session_shape(s, i), first, sizeof(*first)) != 0)
             return tkv_fail(why, TRIKV_E_GEOMETRY,

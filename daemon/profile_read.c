@@ -156,11 +156,27 @@ static void read_head_dims(struct tkv_profile_reader *r, const struct tkv_yaml_n
     }
 }
 
+/* Of a model with latents. */
+static void read_rope_dim(struct tkv_profile_reader *r, const struct tkv_yaml_node *model)
+{
+    struct tkv_shape *s = &r->p->shape;
+
+    tkv_profile_number(r, model, "model", "rope_dim", false, 2, TKV_MAX_HEAD_DIM, &s->rope_dim);
+    if (s->rope_dim == 0 ||
+        (s->rope_dim % 2 == 0 && s->n_kv_heads == 1 && s->rope_dim < s->head_dim_k &&
+         s->head_dim_v == s->head_dim_k - s->rope_dim))
+        return;
+    tkv_yaml_error(r->y, tkv_yaml_find(model, "rope_dim"),
+                   "model.rope_dim: latents have 1 KV head, and a head_dim_v of head_dim_k less "
+                   "rope_dim, which is even");
+    r->good = false;
+}
+
 static void read_model(struct tkv_profile_reader *r)
 {
-    static const char *const keys[] = {"architecture", "fingerprint", "n_layers",
-                                       "n_q_heads",    "n_kv_heads",  "head_dim",
-                                       "head_dim_k",   "head_dim_v",  NULL};
+    static const char *const keys[] = {"architecture", "fingerprint", "n_layers",   "n_q_heads",
+                                       "n_kv_heads",   "head_dim",    "head_dim_k", "head_dim_v",
+                                       "rope_dim",     NULL};
     const struct tkv_yaml_node *m = tkv_profile_part(r, r->y->root, "profile", "model", keys, true);
     struct tkv_shape *s = &r->p->shape;
 
@@ -172,6 +188,7 @@ static void read_model(struct tkv_profile_reader *r)
     tkv_profile_number(r, m, "model", "n_q_heads", true, 1, TRIKV_MAX_HEADS, &s->n_q_heads);
     tkv_profile_number(r, m, "model", "n_kv_heads", true, 1, TRIKV_MAX_HEADS, &s->n_kv_heads);
     read_head_dims(r, m);
+    read_rope_dim(r, m);
     if (s->n_kv_heads && (s->n_q_heads % s->n_kv_heads || tkv_group(s) > TKV_MAX_GROUP)) {
         tkv_yaml_error(r->y, m, "model: n_kv_heads must divide n_q_heads, in groups of at most %d",
                        TKV_MAX_GROUP);

@@ -60,6 +60,8 @@ static void print_model(FILE *out, const struct tkv_profile_facts *f)
         fprintf(out, "  head_dim: %u\n", s->head_dim_k);
     else
         fprintf(out, "  head_dim_k: %u\n  head_dim_v: %u\n", s->head_dim_k, s->head_dim_v);
+    if (s->rope_dim > 0)
+        fprintf(out, "  rope_dim: %u\n", s->rope_dim);
 }
 
 /* A parameter that is 0 has the rule's own default and is left out. */

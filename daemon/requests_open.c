@@ -188,6 +188,8 @@ static int fit_layer(const struct tkv_profile *p, const Trikv__Layer *l, struct 
         return differ(why, p, "head_dim_k", p->shape.head_dim_k, l->head_dim_k);
     if (l->head_dim_v != p->shape.head_dim_v)
         return differ(why, p, "head_dim_v", p->shape.head_dim_v, l->head_dim_v);
+    if (l->rope_dim != p->shape.rope_dim)
+        return differ(why, p, "rope_dim", p->shape.rope_dim, l->rope_dim);
     return TRIKV_OK;
 }
 
