@@ -296,7 +296,7 @@ struct trikv_stats {
     uint64_t n_seen;         /* tokens appended, the largest over layers */
     double n_kept;           /* mean over layers and KV heads */
     uint64_t resident_bytes; /* everything the session occupies in the daemon */
-    uint64_t fp16_bytes;     /* what n_seen tokens would take as halves */
+    uint64_t fp16_bytes;     /* what n_seen tokens would take as halves, of a window those in it */
     double bits_k;           /* per kept value, every byte counted */
     double bits_v;
     uint32_t n_rounds;
