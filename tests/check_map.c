@@ -177,6 +177,34 @@ static void bad_requests_are_named(void **state)
     trikv_disconnect(&c);
 }
 
+/* Layer 2 has a window: of what has left it neither the daemon nor a map gives half an answer. */
+static void old_queries_are_refused_alike(void **state)
+{
+    static const int32_t old = 150, late = 320;
+    static struct result x, y;
+    struct trikv_client *c = service_connect(0);
+    struct trikv_session *s = service_open(c, "tq4");
+    struct trikv_map *map;
+    struct trikv_step t;
+
+    (void)state;
+    feed(c, s, 0, 330);
+    assert_int_equal(trikv_map(c, trikv_session_id(s), &map), 0);
+    t = query(2, 0, 1, true, &x);
+    t.positions = &old;
+    assert_int_equal(trikv_attend(s, &t), TRIKV_E_POSITION);
+    assert_int_equal(trikv_attend_local(map, &t), TRIKV_E_POSITION);
+    assert_non_null(strstr(trikv_last_error(c), "layer 2: a query at 150 looks back 100 tokens"));
+    t.positions = &late;
+    assert_int_equal(trikv_attend(s, &t), 0);
+    t = query(2, 0, 1, true, &y);
+    t.positions = &late;
+    assert_int_equal(trikv_attend_local(map, &t), 0);
+    assert_memory_equal(&x, &y, sizeof(x));
+    assert_int_equal(trikv_unmap(&map), 0);
+    trikv_disconnect(&c);
+}
+
 /* The connection ends, the daemon lets go of what was mapped: noticed, also when the memory has been
  * used again. */
 static void a_stale_map_is_not_followed(void **state)
@@ -343,6 +371,7 @@ int main(void)
         cmocka_unit_test(local_bits_are_the_daemons),
         cmocka_unit_test(a_map_does_not_change),
         cmocka_unit_test(bad_requests_are_named),
+        cmocka_unit_test(old_queries_are_refused_alike),
         cmocka_unit_test(a_stale_map_is_not_followed),
         cmocka_unit_test(readers_never_see_half_of_anything),
     };
