@@ -43,7 +43,7 @@ bool tkv_probes_create(struct tkv_session *s, struct tkv_layer *l, const struct 
     uint8_t *p;
 
     l->probes = NULL;
-    if (!tkv_session_gates(s) || !tkv_layer_evicts(l) || l->slides) /* it holds no rounds */
+    if (!tkv_session_gates(s) || !tkv_layer_evicts(l)) /* it holds no rounds */
         return true;
     p = tkv_session_alloc(s, probes_bytes(s, l));
     if (!p)
