@@ -46,7 +46,7 @@ static void encode_latents(const struct fold *f, const uint16_t *keys, float *x,
 
     for (uint32_t t = 0; t < n; t++)
         kn->f16_to_f32(x + t * dim, keys + t * stride, dim);
-    if (!tkv_layer_evicts(f->s, l))
+    if (!tkv_layer_evicts(l))
         tkv_code_mean(l->layout.k, kn, TKV_KEYS, x, n, mean);
     tkv_encode_keys(l->layout.k, kn, mean, x, n, block);
     tkv_block_put_raw(&l->layout, block, keys, stride, n);
