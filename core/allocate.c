@@ -18,7 +18,7 @@ void tkv_allocate_pyramid(uint32_t *out, uint32_t n_layers, uint32_t mean, uint3
         out[l] = mean;
     /* A layer and the one as far from the end have 2 B together. */
     for (uint32_t l = 0; l < n_layers / 2; l++) {
-        out[l] = (uint32_t)lround(max - l * step);
+        out[l] = (uint32_t)(max - l * step + 0.5);
         out[n_layers - 1 - l] = 2 * mean - out[l];
     }
 }
@@ -38,7 +38,7 @@ void tkv_allocate_by_weight(uint32_t *out, const float *weights, uint32_t n, uin
 
         until += sum > 0 ? (double)weights[i] / sum : 1.0 / n;
         if (i + 1 < n)
-            end = (uint64_t)llround(fmin(until, 1) * (double)shared);
+            end = (uint64_t)(fmin(until, 1) * (double)shared + 0.5);
         out[i] = least + (uint32_t)(end - given);
         given = end;
     }
