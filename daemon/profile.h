@@ -21,13 +21,15 @@ enum {
 extern const char *const tkv_rope_layout_names[];
 extern const char *const tkv_rope_scaling_names[];
 
-/* A layer's own method, budget and codecs, after the overrides. */
+/* A layer's own method, budget and codecs, after the overrides; and the model's window there, if it has
+ * one. */
 struct tkv_profile_layer {
     uint32_t said; /* method, budget, codec_k, codec_v of enum tkv_policy_field */
     uint32_t method;
     uint32_t budget_tokens;
     uint32_t codec_k;
     uint32_t codec_v;
+    uint32_t window_tokens;
 };
 
 struct tkv_profile {

@@ -189,7 +189,8 @@ static void read_bits(struct tkv_profile_reader *r, const struct tkv_yaml_node *
 }
 
 /* Later entries win, field by field. */
-static void override_layer(struct tkv_profile_layer *l, const struct tkv_policy *own)
+static void override_layer(struct tkv_profile_layer *l, const struct tkv_policy *own,
+                           uint32_t window_tokens)
 {
     struct tkv_policy all = {.said = l->said,
                              .method = l->method,
@@ -198,12 +199,16 @@ static void override_layer(struct tkv_profile_layer *l, const struct tkv_policy 
                              .codec_v = l->codec_v};
 
     tkv_policy_merge(&all, own);
-    *l = (struct tkv_profile_layer){all.said, all.method, all.budget_tokens, all.codec_k,
-                                    all.codec_v};
+    l->said = all.said;
+    l->method = all.method;
+    l->budget_tokens = all.budget_tokens;
+    l->codec_k = all.codec_k;
+    l->codec_v = all.codec_v;
+    l->window_tokens = window_tokens ? window_tokens : l->window_tokens;
 }
 
 static void read_layer_list(struct tkv_profile_reader *r, const struct tkv_yaml_node *entry,
-                            const struct tkv_policy *own)
+                            const struct tkv_policy *own, uint32_t window_tokens)
 {
     const struct tkv_yaml_node *list = tkv_profile_need(r->y, entry, "policy.layers", "layers");
 
@@ -217,7 +222,7 @@ static void read_layer_list(struct tkv_profile_reader *r, const struct tkv_yaml_
         uint32_t layer;
 
         if (tkv_yaml_u32(r->y, n, "policy.layers.layers", 0, r->p->n_layers - 1, &layer))
-            override_layer(&r->p->layers[layer], own);
+            override_layer(&r->p->layers[layer], own, window_tokens);
         else
             r->good = false;
     }
@@ -257,9 +262,10 @@ static void check_layer_method(struct tkv_profile_reader *r, const struct tkv_ya
 /* One entry of policy.layers: what it says goes to each of the layers it names. */
 static void read_override(struct tkv_profile_reader *r, const struct tkv_yaml_node *entry)
 {
-    static const char *const keys[] = {"layers", "method", "budget", "k", "v", NULL};
+    static const char *const keys[] = {"layers", "method", "budget", "k", "v", "window", NULL};
     const char *const what = "policy.layers";
     struct tkv_policy own = {0};
+    uint32_t window_tokens = 0;
 
     if (!tkv_yaml_check_keys(r->y, entry, what, keys)) {
         r->good = false;
@@ -277,7 +283,8 @@ static void read_override(struct tkv_profile_reader *r, const struct tkv_yaml_no
     }
     said(&own, codec(r, entry, what, "k", false, &own.codec_k), TKV_POLICY_CODEC_K);
     said(&own, codec(r, entry, what, "v", false, &own.codec_v), TKV_POLICY_CODEC_V);
-    read_layer_list(r, entry, &own);
+    tkv_profile_number(r, entry, what, "window", false, 1, TRIKV_MAX_POSITION, &window_tokens);
+    read_layer_list(r, entry, &own, window_tokens);
 }
 
 void tkv_profile_read_policy(struct tkv_profile_reader *r)

@@ -178,7 +178,8 @@ static int differ(struct tkv_report *why, const struct tkv_profile *p, const cha
                     field, want, got);
 }
 
-static int fit_layer(const struct tkv_profile *p, const Trikv__Layer *l, struct tkv_report *why)
+static int fit_layer(const struct tkv_profile *p, const Trikv__Layer *l, uint32_t layer,
+                     struct tkv_report *why)
 {
     if (l->n_q_heads != p->shape.n_q_heads)
         return differ(why, p, "n_q_heads", p->shape.n_q_heads, l->n_q_heads);
@@ -190,6 +191,11 @@ static int fit_layer(const struct tkv_profile *p, const Trikv__Layer *l, struct 
         return differ(why, p, "head_dim_v", p->shape.head_dim_v, l->head_dim_v);
     if (l->rope_dim != p->shape.rope_dim)
         return differ(why, p, "rope_dim", p->shape.rope_dim, l->rope_dim);
+    for (uint32_t i = layer; l->has_window_tokens && i < layer + l->repeat; i++)
+        if (p->layers[i].window_tokens && p->layers[i].window_tokens != l->window_tokens)
+            return tkv_fail(why, TRIKV_E_GEOMETRY,
+                            "profile %s: layer %u has a window of %u tokens, the session has %u",
+                            p->name, i, p->layers[i].window_tokens, l->window_tokens);
     return TRIKV_OK;
 }
 
@@ -197,10 +203,12 @@ static int fit_layer(const struct tkv_profile *p, const Trikv__Layer *l, struct 
 static int fit_profile(const struct tkv_profile *p, const Trikv__OpenRequest *m, uint32_t n_layers,
                        struct tkv_report *why)
 {
+    uint32_t layer = 0;
+
     if (n_layers != p->n_layers)
         return differ(why, p, "n_layers", p->n_layers, n_layers);
-    for (size_t i = 0; i < m->n_layers; i++) {
-        const int e = fit_layer(p, m->layers[i], why);
+    for (size_t i = 0; i < m->n_layers; layer += m->layers[i++]->repeat) {
+        const int e = fit_layer(p, m->layers[i], layer, why);
 
         if (e)
             return e;
@@ -239,6 +247,8 @@ static void fill_layer_policy(struct tkv_layer_config *c, const struct tkv_polic
                                         .codec_v = own->codec_v};
 
         tkv_policy_merge(&all, &over);
+        if (own->window_tokens) /* the request says the same or nothing */
+            c->attn.window_tokens = own->window_tokens;
         c->stats = tkv_profile_layer_statistics(p, layer);
         c->errors = tkv_profile_layer_errors(p, layer);
     }

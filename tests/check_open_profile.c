@@ -24,6 +24,8 @@
 
 static struct daemon_aid the_daemon;
 
+enum { WINDOW = 500000 };
+
 /* The geometry that PROFILE_LIST tells of the profile. */
 struct model {
     char name[80];
@@ -45,16 +47,20 @@ static int stop_daemon(void **state)
     return daemon_stop(*state, SIGTERM);
 }
 
-static void copy_file(const char *from, const char *to)
+/* With a window in layer 1, larger than any budget here. */
+static void copy_profile(const char *from, const char *to)
 {
     FILE *in = fopen(from, "r"), *out = fopen(to, "w");
-    char buf[65536];
-    size_t n;
+    char line[65536];
 
     assert_non_null(in);
     assert_non_null(out);
-    while ((n = fread(buf, 1, sizeof(buf), in)) > 0)
-        assert_int_equal(fwrite(buf, 1, n, out), n);
+    while (fgets(line, sizeof(line), in)) {
+        assert_true(fputs(line, out) >= 0);
+        if (strcmp(line, "policy:\n") == 0)
+            assert_true(fprintf(out, "  layers:\n    - layers: [1]\n      window: %d\n", WINDOW) >
+                        0);
+    }
     fclose(in);
     assert_int_equal(fclose(out), 0);
 }
@@ -97,7 +103,7 @@ static void check_load(void **state)
     }
     snprintf(from, sizeof(from), "conf/profiles/%s", name);
     snprintf(to, sizeof(to), "%s/%s", d->directory, name);
-    copy_file(from, to);
+    copy_profile(from, to);
     kill(d->pid, SIGHUP);
     assert_true(daemon_logged(d, "msg=\"profiles loaded\" n=1 "));
     assert_int_equal(wire_call(fd, TRIKV_PROFILE_LIST, NULL, NULL, 0, -1, &r), 0);
@@ -199,6 +205,40 @@ static void check_misfits(void **state)
     close(fd);
 }
 
+/* Windows of the profile's layers are those of a session that says none, and no other will do. */
+static void check_windows(void **state)
+{
+    const int fd = wire_connect_hello(((const struct daemon_aid *)*state)->socket);
+    Trikv__ForkRequest fork = TRIKV__FORK_REQUEST__INIT;
+    Trikv__OpenReply *opened;
+    Trikv__ForkReply *forked;
+    struct wire_reply r;
+    struct request q;
+
+    if (!*model.name)
+        skip();
+    fit(&q);
+    q.layer.has_window_tokens = 1;
+    q.layer.window_tokens = 7;
+    refuse(fd, &q, TRIKV_E_GEOMETRY, "layer 1 has a window of 500000 tokens, the session has 7");
+    fit(&q);
+    assert_int_equal(wire_call(fd, TRIKV_OPEN, &q.open.base, NULL, 0, -1, &r), 0);
+    opened = trikv__open_reply__unpack(NULL, r.frame.header_bytes, r.message);
+    fork.session = opened->session;
+    trikv__open_reply__free_unpacked(opened, NULL);
+    wire_reply_deinit(&r);
+    assert_int_equal(wire_call(fd, TRIKV_FORK, &fork.base, NULL, 0, -1, &r), 0);
+    forked = trikv__fork_reply__unpack(NULL, r.frame.header_bytes, r.message);
+    assert_int_equal(forked->n_layers, 3); /* the first, the second, the others */
+    assert_int_equal(forked->layers[0]->window_tokens, 0);
+    assert_int_equal(forked->layers[1]->window_tokens, WINDOW);
+    assert_int_equal(forked->layers[1]->repeat, 1);
+    assert_int_equal(forked->layers[2]->window_tokens, 0);
+    trikv__fork_reply__free_unpacked(forked, NULL);
+    wire_reply_deinit(&r);
+    close(fd);
+}
+
 /* Bytes for method default, said as a ratio; budgets that are shared. */
 static void check_budgets(void **state)
 {
@@ -288,6 +328,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(check_load),
         cmocka_unit_test(check_misfits),
+        cmocka_unit_test(check_windows),
         cmocka_unit_test(check_budgets),
         cmocka_unit_test(check_profile_outlives_file),
     };

@@ -225,6 +225,7 @@ static const struct mutation mutations[] = {
     {"head_dim: 8", "head_dim: 6", "9:13: ", "from 8 to 1024"},
     {"head_dim: 8", "head_dim: 2048", "9:13: ", "head_dim"},
     {"head_dim: 8", "head_dim_k: 8", "4:3: ", "head_dim_v"},
+    {"      budget: 4096\n", "      budget: 4096\n      window: 0\n", "32:15: ", "window"},
     {"head_dim: 8", "head_dim: 8\n  rope_dim: 2", "10:13: ", "latents have 1 KV head"},
     {"head_dim: 8", "head_dim: 8\n  rope_dim: 8", "10:13: ", "latents have 1 KV head"},
     {"head_dim: 8", "head_dim: 8\n  head_dim_k: 8", "4:3: ", "or head_dim_k and head_dim_v"},
