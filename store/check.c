@@ -43,10 +43,13 @@ static int check_shape(uint32_t layer, const struct tkv_shape *s, struct tkv_rep
     return e ? e : check_dim("head_dim_v", layer, s->head_dim_v, why);
 }
 
-/* Which methods know what to do with latents: those that look at whole keys, or at none. */
-static bool takes_latents(enum tkv_method method)
+/* Methods know what to do with latents if they look at whole keys, or at none. */
+static bool takes_latents(const struct tkv_session_config *c, const struct tkv_layer_config *l)
 {
-    return method != TKV_METHOD_TRIATTENTION && method != TKV_METHOD_DEFAULT;
+    const enum tkv_method method = tkv_config_method(c, l);
+
+    return method != TKV_METHOD_DEFAULT &&
+           (method != TKV_METHOD_TRIATTENTION || tkv_layer_config_slides(c, l));
 }
 
 static int check_latents(const struct tkv_session_config *c, uint32_t layer, struct tkv_report *why)
@@ -69,11 +72,11 @@ static int check_latents(const struct tkv_session_config *c, uint32_t layer, str
         return tkv_fail(why, TRIKV_E_ARGUMENT,
                         "layer %u: codec %s is for keys only, latents are values, too", layer,
                         l->codec_k->name);
-    if (!takes_latents(c->method))
+    if (!takes_latents(c, l))
         return tkv_fail(why, TRIKV_E_ARGUMENT,
                         "layer %u: method %s has no measure for latents; none, streaming, h2o, "
                         "snapkv and keydiff have",
-                        layer, tkv_method_names[c->method]);
+                        layer, tkv_method_names[tkv_config_method(c, l)]);
     return 0;
 }
 

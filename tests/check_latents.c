@@ -251,6 +251,10 @@ static void what_latents_cannot_be(void **state)
     a.config.method = TKV_METHOD_DEFAULT;
     refuse(&a, "layer 0: method default has no measure for latents");
     latents(&a);
+    a.layers[1].has_method = true;
+    a.layers[1].method = TKV_METHOD_TRIATTENTION;
+    refuse(&a, "layer 1: method triattention has no measure for latents");
+    latents(&a);
     a.shape.n_q_heads = 129;
     refuse(&a, "n_kv_heads is 1");
 }

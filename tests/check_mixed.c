@@ -1,7 +1,8 @@
 /*
  * A model whose layers differ in everything they may differ in: heads, dimensions, codecs, windows,
- * sinks, softcap, latents. Its sessions append, attend, hold rounds, fork, go back, are mapped, read and
- * closed in any order, and every query is judged by attention in double over what the session has seen.
+ * sinks, softcap, methods, latents. Its sessions append, attend, hold rounds, fork, go back, are
+ * mapped, read and closed in any order, and every query is judged by attention in double over what
+ * the session has seen.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -237,7 +238,7 @@ static void append(struct world *w, struct seen *s)
             e = tkv_session_attend(s->session, &t, NULL, &w->why);
         if (e)
             fail_msg("layer %u: %s", layer, w->why.text);
-        if (w->config.method == TKV_METHOD_NONE || s->session->layers[layer].slides)
+        if (!tkv_layer_evicts(&s->session->layers[layer]))
             judge(w, s, layer, s->n, n);
     }
     s->n += n;
@@ -362,7 +363,8 @@ static void renew(struct world *w, struct seen *all, uint32_t i)
         fail_msg("%s", w->why.text);
 }
 
-static void live(enum tkv_method method, uint32_t n_turns)
+/* mixed: layers have methods of their own. */
+static void live(enum tkv_method method, bool mixed, uint32_t n_turns)
 {
     static struct seen all[N_SESSIONS];
     struct world w;
@@ -370,6 +372,12 @@ static void live(enum tkv_method method, uint32_t n_turns)
 
     memset(all, 0, sizeof(all));
     world_init(&w, method);
+    for (uint32_t i = 0; mixed && i < N_LAYERS; i++) {
+        w.configs[i].has_method = true;
+        w.configs[i].method = (enum tkv_method[]){
+            TKV_METHOD_NONE, TKV_METHOD_STREAMING, TKV_METHOD_SNAPKV, TKV_METHOD_H2O,
+            TKV_METHOD_NONE, TKV_METHOD_KEYDIFF,   TKV_METHOD_H2O,    TKV_METHOD_NONE}[i];
+    }
     renew(&w, all, 0);
     append(&w, &all[0]);
     assert_int_equal(tkv_session_resident_bytes(all[0].session), atomic_load(&w.budget.used_bytes));
@@ -401,16 +409,22 @@ static void live(enum tkv_method method, uint32_t n_turns)
 static void layers_may_differ(void **state)
 {
     (void)state;
-    live(TKV_METHOD_NONE, 200);
+    live(TKV_METHOD_NONE, false, 200);
 }
 
 static void layers_may_differ_and_evict(void **state)
 {
     (void)state;
-    live(TKV_METHOD_STREAMING, 100);
-    live(TKV_METHOD_H2O, 60);
-    live(TKV_METHOD_SNAPKV, 60);
-    live(TKV_METHOD_KEYDIFF, 100);
+    live(TKV_METHOD_STREAMING, false, 80);
+    live(TKV_METHOD_H2O, false, 50);
+    live(TKV_METHOD_SNAPKV, false, 50);
+    live(TKV_METHOD_KEYDIFF, false, 80);
+}
+
+static void methods_may_differ(void **state)
+{
+    (void)state;
+    live(TKV_METHOD_STREAMING, true, 150);
 }
 
 int main(void)
@@ -418,6 +432,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layers_may_differ),
         cmocka_unit_test(layers_may_differ_and_evict),
+        cmocka_unit_test(methods_may_differ),
     };
 
     print_message("seed %llu\n", (unsigned long long)seed);
