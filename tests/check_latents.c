@@ -19,7 +19,7 @@
 #include "tests/service.h"
 #include "tests/session_aid.h"
 
-enum { LATENT = 512, ROPE = 64, DIM = LATENT + ROPE, N = 400, MAX_HEADS = 128 };
+enum { LATENT = 512, ROPE = 64, DIM = LATENT + ROPE, N = 250, MAX_HEADS = 128 };
 
 static const float scale = 0.0721687836f; /* 1 / sqrt(192): of the model before absorption */
 
