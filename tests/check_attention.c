@@ -17,6 +17,7 @@
 #include "core/half.h"
 #include "core/kernels.h"
 #include "tests/attend_scene.h"
+#include "tests/emulated.h"
 #include "tests/rng.h"
 
 static const uint64_t seed = 20261122;
@@ -67,7 +68,7 @@ static void test_one_pass(void **state)
     struct rng r = {seed};
 
     (void)state;
-    for (unsigned round = 0; round < 150; round++) {
+    for (unsigned round = 0; round < 150; round += emulated_step(5)) {
         struct tkv_partial p;
 
         attend_scene_make(&s, &r, attend_cpu(round));
@@ -86,7 +87,7 @@ static void test_pieces(void **state)
     struct rng r = {seed + 1};
 
     (void)state;
-    for (unsigned round = 0; round < 150; round++) {
+    for (unsigned round = 0; round < 150; round += emulated_step(5)) {
         struct tkv_partial p;
 
         attend_scene_make(&s, &r, attend_cpu(round));
@@ -117,7 +118,7 @@ static void test_rows_are_independent(void **state)
     struct rng r = {seed + 2};
 
     (void)state;
-    for (unsigned round = 0; round < 60; round++) {
+    for (unsigned round = 0; round < 60; round += emulated_step(5)) {
         struct tkv_partial all;
 
         attend_scene_make(&s, &r, attend_cpu(round));
@@ -149,7 +150,7 @@ static void test_blind_rows(void **state)
     float before[16 * ATTEND_MAX_V_DIM];
 
     (void)state;
-    for (unsigned round = 0; round < 50; round++) {
+    for (unsigned round = 0; round < 50; round += emulated_step(5)) {
         const size_t span_bytes = sizeof(float);
         struct tkv_partial p;
         size_t blind;

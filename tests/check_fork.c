@@ -13,6 +13,7 @@
 
 #include "proto/errors.h"
 #include "store/session_priv.h"
+#include "tests/emulated.h"
 #include "tests/session_aid.h"
 
 enum { N_TOKENS = 700, ROLLBACK = 16, MAX_CHUNKS = 64, N_SESSIONS = 6 };
@@ -53,6 +54,8 @@ enum { N_KINDS = sizeof(kinds) / sizeof(kinds[0]) };
 static void open_kind(struct aid *a, size_t kind, uint32_t rollback)
 {
     aid_init(a, kinds[kind].codec);
+    a->shape.head_dim_k /= emulated_step(4);
+    a->shape.head_dim_v /= emulated_step(4);
     if (kinds[kind].budget > 0)
         aid_triattention(a, kinds[kind].budget, 3);
     a->config.beta_tokens = kinds[kind].beta;
@@ -149,7 +152,7 @@ static void what_is_forgotten_was_never_there(void **state)
     struct rng rng = {5};
 
     (void)state;
-    for (size_t kind = 0; kind < N_KINDS; kind++) {
+    for (size_t kind = 0; kind < N_KINDS; kind += emulated_step(5)) {
         struct aid a;
         struct aid_tokens t;
         struct tkv_session *guesses, *plain = NULL;
@@ -192,7 +195,7 @@ static void what_is_forgotten_was_never_there(void **state)
 static void a_lost_state_is_refused(void **state)
 {
     (void)state;
-    for (size_t kind = 0; kind < N_KINDS; kind++) {
+    for (size_t kind = 0; kind < N_KINDS; kind += emulated_step(5)) {
         for (uint32_t rollback = 0; rollback <= ROLLBACK; rollback += ROLLBACK) {
             struct aid a;
             struct aid_tokens t;
@@ -279,7 +282,7 @@ static void forks_go_their_own_ways(void **state)
     struct rng rng = {77};
 
     (void)state;
-    for (size_t kind = 0; kind < N_KINDS; kind++) {
+    for (size_t kind = 0; kind < N_KINDS; kind += emulated_step(5)) {
         struct aid a;
         struct aid_tokens t;
         struct history h[N_SESSIONS] = {{0}};
@@ -425,7 +428,7 @@ static void the_cap_holds_for_forks(void **state)
     uint32_t n_refused = 0;
 
     (void)state;
-    for (size_t extra = 0; extra < (size_t)600 << 10; extra += 61 << 10) {
+    for (size_t extra = 0; extra < (size_t)600 << 10; extra += 61 * emulated_step(3) << 10) {
         struct aid a;
         struct aid_tokens t;
         struct history h[2] = {{.chunk = {{0, 300}}, .n_chunks = 1}};
@@ -501,7 +504,7 @@ static void *work(void *arg)
 static void families_work_on_many_threads(void **state)
 {
     (void)state;
-    for (size_t kind = 0; kind < N_KINDS; kind += 3) {
+    for (size_t kind = 0; kind < N_KINDS; kind += 3 * emulated_step(2)) {
         struct aid a;
         struct worker w[4];
 

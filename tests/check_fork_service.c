@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "tests/emulated.h"
 #include "tests/rng.h"
 #include "tests/service.h"
 #include "tests/wire.h"
@@ -182,7 +183,7 @@ static void a_session_at_work_can_be_forked(void **state)
     scene_init(&s);
     w.session = open_with_rollback(&w.scene, 8);
     assert_int_equal(pthread_create(&thread, NULL, write_all_the_time, &w), 0);
-    for (int i = 0; i < 100; i++) {
+    for (uint32_t i = 0; i < 100; i += emulated_step(12)) {
         struct trikv_session *child;
         struct trikv_stats before, after;
 
@@ -260,7 +261,7 @@ static struct held held_now(int fd, uint32_t n_sessions)
 static void the_killed_leave_nothing(void **state)
 {
     const char *given = getenv("TRIKV_KILL_CYCLES");
-    const unsigned long n_cycles = given ? strtoul(given, NULL, 10) : 40;
+    const unsigned long n_cycles = given ? strtoul(given, NULL, 10) : 40 / emulated_step(4);
     struct rng rng = {.state = 9};
     struct held before, after;
     struct scene s;

@@ -18,6 +18,7 @@
 #include "core/kernels.h"
 #include "tests/codec_aid.h"
 #include "tests/cpu.h"
+#include "tests/emulated.h"
 
 enum { LANES = TKV_BLOCK_TOKENS, MAX_DIM = 512, MAX_TOKENS = 1200, MAX_ROWS = 32 };
 
@@ -209,7 +210,7 @@ static void fused_is_exact_enough(void **state)
 
     (void)state;
     assert_non_null(s);
-    for (unsigned turn = 0; turn < 63; turn++) {
+    for (unsigned turn = 0; turn < 63; turn += emulated_step(5)) {
         double error;
 
         make_scene(s, &rng, turn, turn % 8 ? cpu_flags() : 0);

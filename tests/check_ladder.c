@@ -11,6 +11,7 @@
 #include "proto/errors.h"
 #include "proto/shm_layout.h"
 #include "store/session_priv.h"
+#include "tests/emulated.h"
 #include "tests/session_aid.h"
 
 enum { N_TOKENS = 1500, N_LAYERS = 3, N_HEADS = 2 };
@@ -119,7 +120,7 @@ static void heads_keep_what_is_planned(void **state)
     static const uint32_t steps[] = {1, 7, 64, 200, N_TOKENS};
 
     (void)state;
-    for (uint32_t i = 0; i < 20; i++) {
+    for (uint32_t i = 0; i < 20; i += emulated_step(3)) {
         const uint64_t budget = fp16_bytes(N_TOKENS) / ratios[i % 4];
         float errors[N_LAYERS * N_HEADS * TKV_PLAN_ERRORS];
         struct aid a;
@@ -158,7 +159,7 @@ static void cutting_requests_changes_nothing(void **state)
 
     (void)state;
     assert_non_null(want);
-    for (size_t i = 0; i < 4; i++) {
+    for (size_t i = 0; i < 4; i += emulated_step(3)) {
         float errors[N_LAYERS * N_HEADS * TKV_PLAN_ERRORS];
         struct aid a;
         struct aid_tokens t;

@@ -1,0 +1,15 @@
+/* Less of the same under an emulator, which is a hundred times slower and shows what differs with
+ * instructions, layouts and the order of memory, not with one more case of many. */
+#ifndef TKV_TESTS_EMULATED_H
+#define TKV_TESTS_EMULATED_H
+
+#include <stdint.h>
+#include <stdlib.h>
+
+/* The step of a loop over cases: `step` under an emulator (tests/run gives its name), else 1. */
+static inline uint32_t emulated_step(uint32_t step)
+{
+    return getenv("TRIKV_RUNNER") ? step : 1;
+}
+
+#endif /* TKV_TESTS_EMULATED_H */
