@@ -68,13 +68,23 @@ static void block_positions(const struct tkv_block_layout *layout, const struct 
         positions[t] = block->first_position + distance[t];
 }
 
-/* Whether every row sees a whole block, with nothing to look at but its ends. */
-static bool is_seen_whole(const struct attend *a, const struct tkv_attn_rows *rows,
-                          const struct tkv_block *block, const uint16_t *distance)
+/* No token of block b is later. Positions ascend from block to block, so only the last of them must
+ * be looked into: a block's positions lie apart from its codes. */
+static int64_t last_position(const struct tkv_block_layout *layout, const struct tkv_head *head,
+                             uint32_t b, void *bytes)
+{
+    const struct tkv_block *block = &head->blocks[b];
+
+    if (b + 1 < head->n_blocks)
+        return (int64_t)block[1].first_position - 1;
+    return block->first_position + tkv_block_positions(layout, bytes)[block->n_tokens - 1];
+}
+
+/* Whether every row sees a whole block of tokens from `first` to `last`. */
+static bool is_seen_whole(const struct attend *a, const struct tkv_attn_rows *rows, int64_t first,
+                          int64_t last)
 {
     const uint32_t window = a->c->attn.window_tokens;
-    const int64_t first = block->first_position;
-    const int64_t last = first + distance[block->n_tokens - 1];
 
     for (size_t i = 0; i < rows->n_tokens; i++)
         if (last > rows->positions[i] ||
@@ -118,7 +128,6 @@ static void plan_fetch(const struct attend *a, const struct span *s, uint32_t b,
     bytes = tkv_cache_at(a->c, head->blocks[next].id);
     block->next_keys = bytes;
     block->next_values = tkv_block_values(layout, bytes);
-    __builtin_prefetch(tkv_block_positions(layout, bytes) + head->blocks[next].n_tokens - 1);
 }
 
 /* A run is of one tier. */
@@ -147,7 +156,8 @@ static void attend_codes(const struct attend *a, const struct tkv_attn_rows *row
         blocks[n] = (struct tkv_fused_block){
             .keys = bytes, .values = tkv_block_values(layout, bytes), .n = block->n_tokens};
         plan_fetch(a, s, b, &blocks[n]);
-        if (!is_seen_whole(a, rows, block, tkv_block_positions(layout, bytes))) {
+        if (!is_seen_whole(a, rows, block->first_position,
+                           last_position(layout, s->head, b, bytes))) {
             block_positions(layout, block, bytes, positions[n]);
             blocks[n].positions = positions[n];
         }
