@@ -114,20 +114,28 @@ static bytes16 get_16(const uint8_t *plane, unsigned shift, uint64_t mask)
     return x >> shift & mask * UINT64_C(0x0101010101010101);
 }
 
-/* The planes of n codes of 4 or 3 bits, for n that make 16 codes neighbours in each plane: a block's
- * mean is read as often as its codes are. */
-static void get_codes(uint8_t *codes, const uint8_t *from, size_t n, unsigned w)
+/* The plane of n codes of 4 bits: the first half of them low, the other half high. */
+static void get_four_bits(uint8_t *codes, const uint8_t *from, size_t n)
 {
-    const uint8_t *bit = from + n / 4;
+    for (size_t i = 0; i < n / 2; i += 16) {
+        const bytes16 low = get_16(from + i, 0, 15), high = get_16(from + i, 4, 15);
 
-    for (unsigned eighth = 0; eighth < 8; eighth++) {
-        for (size_t i = 0; i < n / 8; i += 16) {
-            const size_t pair = eighth % 2 * (n / 8) + i, quad = eighth % 4 * (n / 8) + i;
-            const bytes16 x =
-                w == 4 ? get_16(from + quad, eighth / 4 * 4, 15)
-                       : get_16(from + pair, eighth / 2 * 2, 3) | get_16(bit + i, eighth, 1) << 2;
+        memcpy(codes + i, &low, sizeof(low));
+        memcpy(codes + n / 2 + i, &high, sizeof(high));
+    }
+}
 
-            memcpy(codes + eighth * (n / 8) + i, &x, sizeof(x));
+/* The planes of n codes of 3 bits: an eighth of them is a neighbour in each. */
+static void get_three_bits(uint8_t *codes, const uint8_t *from, size_t n)
+{
+    const size_t eighth = n / 8;
+
+    for (size_t i = 0; i < eighth; i += 16) {
+        for (unsigned k = 0; k < 8; k++) {
+            const bytes16 x = get_16(from + k % 2 * eighth + i, k / 2 * 2, 3) |
+                              get_16(from + 2 * eighth + i, k, 1) << 2;
+
+            memcpy(codes + k * eighth + i, &x, sizeof(x));
         }
     }
 }
@@ -146,8 +154,11 @@ float tkv_mean_codes(const struct tkv_coder *c, enum tkv_side side, const void *
     from += sizeof(scale);
     if (scale == 0)
         return 0;
-    if (padded % 128 == 0) {
-        get_codes(codes, from, padded, s->w);
+    /* Where 16 codes are neighbours in each plane: a block's mean is read as often as its codes. */
+    if (padded % 128 == 0 && s->w == 4) {
+        get_four_bits(codes, from, padded);
+    } else if (padded % 128 == 0) {
+        get_three_bits(codes, from, padded);
     } else if (memset(codes, 0, tkv_align(padded, 64)), s->w == 4) {
         get_plane(codes, from, padded, 4, 0);
     } else {
