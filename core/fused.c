@@ -40,6 +40,7 @@ static size_t layout(struct tkv_fused *f, const struct tkv_coder *k, size_t n_ro
     size_t at = 0;
 
     f->bytes = take(memory, &at, n_rows * 2 * k->n_slots);
+    f->words = take(memory, &at, n_rows * k->n_slots * sizeof(*f->words));
     f->sums = take(memory, &at, k->n_sections * n_rows * sizeof(*f->sums));
     f->step = take(memory, &at, n_rows * sizeof(float));
     f->mean_slots = k->mean_bytes[TKV_KEYS] ? tkv_align(k->dim, 64) : 0;
@@ -80,18 +81,21 @@ static float largest_of(const struct tkv_coder *k, const float *q)
     return largest + zero;
 }
 
-static void round_section(const struct tkv_section *s, const float *q, float inverse, size_t n_rows,
-                          int8_t *bytes, int32_t *sums)
+static void round_section(struct tkv_fused *f, size_t r, const struct tkv_section *s, float inverse)
 {
-    for (uint32_t j = 0; j < s->n; j++) {
-        const int n = (int)lrintf(q[s->first + j] * s->alpha * inverse);
-        const int h = (n + 64) >> 7;
-        int8_t *to = bytes + (s->slot + j) / 4 * n_rows * 8 + j % 4;
+    const float *q = f->q + r * f->k->tile_dim + s->first;
+    int32_t *sums = f->sums[(size_t)(s - f->k->section) * f->n_rows + r];
 
-        to[0] = (int8_t)h;
-        to[4] = (int8_t)(n - 128 * h);
-        sums[0] += to[0];
-        sums[1] += to[4];
+    for (uint32_t j = 0; j < s->n; j++) {
+        const int n = (int)lrintf(q[j] * s->alpha * inverse);
+        const int h = (n + 64) >> 7;
+        const size_t four = (s->slot + j) / 4 * f->n_rows + r;
+
+        f->bytes[8 * four + j % 4] = (int8_t)h;
+        f->bytes[8 * four + 4 + j % 4] = (int8_t)(n - 128 * h);
+        f->words[4 * four + j % 4 / 2 + j % 2 * 2] = (int16_t)n;
+        sums[0] += h;
+        sums[1] += n - 128 * h;
     }
 }
 
@@ -105,8 +109,7 @@ static void round_query(struct tkv_fused *f, size_t r)
 
     f->step[r] = largest / query_units;
     for (uint32_t i = 0; inverse > 0 && i < k->n_sections; i++)
-        round_section(&k->section[i], q, inverse, f->n_rows, f->bytes + r * 8,
-                      f->sums[i * f->n_rows + r]);
+        round_section(f, r, &k->section[i], inverse);
 }
 
 /* The query once more as it is multiplied with means, which have one section. */
@@ -140,6 +143,7 @@ void tkv_fused_init(struct tkv_fused *f, const struct tkv_kernels *kn, const str
     f->q = q;
     layout(f, k, n_rows, memory);
     memset(f->bytes, 0, 2 * n_rows * k->n_slots);
+    memset(f->words, 0, n_rows * k->n_slots * sizeof(*f->words));
     memset(f->sums, 0, k->n_sections * n_rows * sizeof(*f->sums));
     memset(f->mean_bytes, 0, n_rows * 2 * f->mean_slots);
     memset(f->mean_sums, 0, n_rows * sizeof(*f->mean_sums));
@@ -159,6 +163,7 @@ static void dot_codes(struct tkv_fused *f, const void *keys, const void *next,
     for (uint32_t i = 0; i < k->n_sections; i++) {
         const struct tkv_codes codes = tkv_key_codes(k, i, keys, next);
         const struct tkv_code_queries q = {.bytes = f->bytes + 2 * f->n_rows * k->section[i].slot,
+                                           .words = f->words + f->n_rows * k->section[i].slot,
                                            .sums = (const int32_t(*)[2])(f->sums + i * f->n_rows),
                                            .n = f->n_rows,
                                            .first = i == 0};

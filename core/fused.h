@@ -34,6 +34,7 @@ struct tkv_fused {
     size_t n_rows;
     const float *q;                    /* [n_rows][tile_dim], as tkv_code_query made them; a view */
     int8_t *bytes;                     /* [n_slots / 4][n_rows][2][4] */
+    int16_t *words;                    /* [n_slots / 4][n_rows][4] */
     int32_t (*sums)[2];                /* [section][n_rows] */
     float *step;                       /* [n_rows] */
     int8_t *mean_bytes;                /* [n_rows][2][mean_slots]: what means are multiplied with */

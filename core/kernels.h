@@ -36,6 +36,7 @@ enum { TKV_RUN_BLOCKS = 4, TKV_RUN_TOKENS = TKV_RUN_BLOCKS * TKV_BLOCK_TOKENS };
  * zeros to whole units of codes. */
 struct tkv_code_queries {
     const int8_t *bytes;      /* [coordinates / 4][n][2][4] */
+    const int16_t *words;     /* [coordinates / 4][n][4]: the same whole, of four numbers 0 2 1 3 */
     const int32_t (*sums)[2]; /* [n] of high and of low: spares some variants their own */
     size_t n;
     bool first; /* nothing was added to the dot products before */
@@ -159,8 +160,8 @@ struct tkv_kernels {
      * floats apart, become softmax weights: e = exp(x - max) as in exp_sum, and weights
      * w = e * scale[64 b + t] as integers 128 * high + low, both 0..127, in units of the returned
      * number, the largest w / 16383. sum[b] = the sum of e of a block; -INFINITY gives exactly 0.
-     * Needs x <= max, max finite; scale >= 0, finite. Close: sum[b] within 6e-6 of itself, and
-     * every weight within 1.001 units + 6e-6 of the largest w; if that is under 1e-30, all are 0.
+     * Needs x <= max, max finite; scale >= 0, finite. Close: sum[b] within 1e-5 of itself, and
+     * every weight within 1.001 units + 1e-5 of the largest w; if that is under 1e-30, all are 0.
      */
     float (*weigh)(uint8_t *high, uint8_t *low, const float *x, size_t stride, size_t n_blocks,
                    float max, const float *scale, float *sum);

@@ -5,15 +5,17 @@
 #include <stdint.h>
 #include <string.h>
 
-#define ISA       avx2
-#define LANES     8
-#define GEMM_VECS 2 /* 8 sums, 2 columns and a weight of 16 registers */
-#define BIAS      64
-#define PERIODIC  0
-#define SLICES_1  4
-#define SLICES_2  2
-#define SLICES_4  1
-#define FIELDS_4  1
+#define ISA         avx2
+#define LANES       8
+#define GEMM_VECS   2 /* 8 sums, 2 columns and a weight of 16 registers */
+#define BIAS        64
+#define PERIODIC    0
+#define PAIRS       1
+#define LONG_POWERS 0
+#define SLICES_1    4
+#define SLICES_2    2
+#define SLICES_4    1
+#define FIELDS_4    2
 
 typedef __m256 vec;
 typedef __m256i vec_int;
@@ -106,6 +108,11 @@ static inline sums dot4(sums sum, words a, words b)
     return sum + (sums)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
+static inline sums dot2(sums sum, words a, words b)
+{
+    return sum + (sums)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+}
+
 static inline int32_t sum_words(sums v)
 {
     const __m128i low = _mm256_castsi256_si128((__m256i)v);
@@ -114,6 +121,20 @@ static inline int32_t sum_words(sums v)
     sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
     sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
     return _mm_cvtsi128_si32(sum);
+}
+
+/* Packing works in halves of a vector: words 4 i .. 4 i + 3 end as byte quads i of each. */
+static inline void split_units(uint8_t *high, uint8_t *low, const sums *v)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i a = _mm256_packus_epi32((__m256i)v[0], (__m256i)v[1]);
+    const __m256i b = _mm256_packus_epi32((__m256i)v[2], (__m256i)v[3]);
+    const __m256i mask = _mm256_set1_epi16(127);
+    const __m256i top = _mm256_packus_epi16(_mm256_srli_epi16(a, 7), _mm256_srli_epi16(b, 7));
+    const __m256i rest = _mm256_packus_epi16(_mm256_and_si256(a, mask), _mm256_and_si256(b, mask));
+
+    _mm256_storeu_si256((__m256i_u *)high, _mm256_permutevar8x32_epi32(top, order));
+    _mm256_storeu_si256((__m256i_u *)low, _mm256_permutevar8x32_epi32(rest, order));
 }
 
 /* Words 0 .. 7 of a new row, then 8 .. 15. */

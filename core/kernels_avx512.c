@@ -5,15 +5,17 @@
 #include <stdint.h>
 #include <string.h>
 
-#define ISA       avx512
-#define LANES     16
-#define GEMM_VECS 4
-#define BIAS      64
-#define PERIODIC  0
-#define SLICES_1  4
-#define SLICES_2  2
-#define SLICES_4  2
-#define FIELDS_4  2
+#define ISA         avx512
+#define LANES       16
+#define GEMM_VECS   4
+#define BIAS        64
+#define PERIODIC    0
+#define PAIRS       1
+#define LONG_POWERS 1
+#define SLICES_1    4
+#define SLICES_2    2
+#define SLICES_4    2
+#define FIELDS_4    2
 
 typedef __m512 vec;
 typedef __m512i vec_int;
@@ -67,6 +69,25 @@ static inline vec larger(vec a, vec b)
     return _mm512_max_ps(a, b);
 }
 
+/* A number that is not positive, as a whole one and the rest. Below -200 no power of two is left. */
+struct power {
+    __m512 rest, whole;
+};
+
+static inline struct power load_power(vec t)
+{
+    const __m512 bounded = _mm512_max_ps(t, _mm512_set1_ps(-200));
+    const __m512 whole =
+        _mm512_roundscale_ps(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+
+    return (struct power){_mm512_sub_ps(bounded, whole), whole};
+}
+
+static inline vec raise(vec p, const struct power *power)
+{
+    return _mm512_scalef_ps(p, power->whole);
+}
+
 struct levels {
     __m512i entry; /* 16 bytes, four times */
 };
@@ -95,9 +116,28 @@ static inline sums dot4(sums sum, words a, words b)
     return sum + (sums)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 }
 
+static inline sums dot2(sums sum, words a, words b)
+{
+    return sum + (sums)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+}
+
 static inline int32_t sum_words(sums v)
 {
     return _mm512_reduce_add_epi32((__m512i)v);
+}
+
+/* Packing works in quarters of a vector: words 4 i .. 4 i + 3 end as byte quads i of each. */
+static inline void split_units(uint8_t *high, uint8_t *low, const sums *v)
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i a = _mm512_packus_epi32((__m512i)v[0], (__m512i)v[1]);
+    const __m512i b = _mm512_packus_epi32((__m512i)v[2], (__m512i)v[3]);
+    const __m512i mask = _mm512_set1_epi16(127);
+    const __m512i top = _mm512_packus_epi16(_mm512_srli_epi16(a, 7), _mm512_srli_epi16(b, 7));
+    const __m512i rest = _mm512_packus_epi16(_mm512_and_si512(a, mask), _mm512_and_si512(b, mask));
+
+    _mm512_storeu_si512(high, _mm512_permutexvar_epi32(order, top));
+    _mm512_storeu_si512(low, _mm512_permutexvar_epi32(order, rest));
 }
 
 struct places {

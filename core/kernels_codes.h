@@ -7,9 +7,11 @@
  *   BIAS           what is added to a level where a dot product wants one factor unsigned, or 0
  *   PERIODIC       1 if lookup_levels takes bytes with anything above their w bits
  *   struct levels, load_levels(level, w, bias), lookup_levels(table, bytes)
- *   dot4(sum, a, b)  sum + the four products of bytes in each word, a as dot_a says: levels + BIAS
- *                    and b signed in code_dots; weights 0..127 and signed levels in code_sums
+ *   dot4(sum, a, b)  sum + the four products of bytes in each word, of levels + BIAS and signed
+ *                    bytes, or of bytes 0..127 and signed levels
  *   sum_words(v)     the sum of all
+ *   PAIRS          1: queries and weights are multiplied whole, as 16 bits, by dot2(sum, a, b), which
+ *                    adds both products of 16 bits in each word; 0: in two parts, by dot4
  *   SLICES_1, _2, _4 vectors of tokens that have their sums in registers beside 1, 2, 4 queries
  *   FIELDS_4       fields that do beside 4 rows of weights
  */
@@ -34,6 +36,7 @@
 #define INLINE          static inline __attribute__((always_inline))
 
 typedef uint32_t vec_u32 __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vec_u16 __attribute__((vector_size(4 * LANES)));
 typedef int32_t vec_i32 __attribute__((vector_size(4 * LANES)));
 typedef float vec_f32 __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words_unaligned __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
@@ -109,6 +112,38 @@ INLINE vec_u32 field_bytes(struct rows r, const unsigned w, size_t side, unsigne
     return PERIODIC ? code : code & (((1u << w) - 1) * ones);
 }
 
+/* What operand j of a query or of a row of weights, its two of four bytes or of two numbers each, is
+ * multiplied with, and which of its sums that goes into. */
+INLINE vec_u32 factor_of(vec_u32 level, const size_t j)
+{
+    if (!PAIRS)
+        return level;
+    return j % 2 ? (vec_u32)((vec_u16)level >> 8) : level & 0x00ff00ffu;
+}
+
+INLINE size_t part_of(const size_t j)
+{
+    return PAIRS ? 0 : j % 2;
+}
+
+#if PAIRS
+#define DOT(sum, a, b) ((vec_i32)dot2(sum, a, b))
+#else
+#define DOT(sum, a, b) ((vec_i32)dot4(sum, a, b))
+#endif
+
+/* Both parts of a sum. */
+INLINE vec_i32 whole_sum(vec_i32 high, vec_i32 low)
+{
+    return PAIRS ? high : (vec_i32)((vec_u32)high * 128 + (vec_u32)low);
+}
+
+/* Of token t of a block of keys. */
+INLINE size_t side_of(const size_t t)
+{
+    return t / TKV_UNIT_LANES % 2;
+}
+
 /*
  * Dot products of nq queries from r on with the tokens of ns vectors from `slice` on.
  * Everything but the loop over units unrolls, so that the sums stay in registers.
@@ -119,7 +154,7 @@ INLINE void dots_of(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *k
 {
     const size_t row_bytes = TKV_UNIT_LANES * 4, unit_bytes = tkv_unit_rows(w) * row_bytes;
     const size_t quad_bytes = q->n * 8;
-    const int8_t *query = q->bytes + r * 8;
+    const uint8_t *query = (const uint8_t *)(PAIRS ? (const void *)q->words : q->bytes) + r * 8;
     const ptrdiff_t way = way_to_next(keys);
     vec_i32 sum[4][4][2];
 
@@ -127,24 +162,37 @@ INLINE void dots_of(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *k
     for (size_t s = 0; s < ns; s++)
         UNROLL
     for (size_t i = 0; i < 2 * nq; i++)
-        sum[s][i / 2][i % 2] = (vec_i32){0} - BIAS * q->sums[r + i / 2][i % 2];
+        sum[s][i / 2][i % 2] =
+            (vec_i32){0} - (PAIRS ? BIAS * (128 * q->sums[r + i / 2][0] + q->sums[r + i / 2][1])
+                                  : BIAS * q->sums[r + i / 2][i % 2]);
     for (size_t i = 0, at = 0; i < keys->n; i += tkv_key_unit_dim(w)) {
+        struct rows rows[4];
+
         UNROLL
         for (size_t s = 0; s < ns; s++) {
-            const size_t t = (slice + s) * LANES, side = t / TKV_UNIT_LANES % 2;
+            const size_t t = (slice + s) * LANES;
             const uint8_t *unit =
                 keys->bytes + t / TKV_PAIR_TOKENS * keys->stride + at + t % TKV_UNIT_LANES * 4;
-            const struct rows rows = load_rows(unit, row_bytes, side, w, LANES);
 
-            ask_for_rows(unit, row_bytes, side, w, way);
+            rows[s] = load_rows(unit, row_bytes, side_of(t), w, LANES);
+            ask_for_rows(unit, row_bytes, side_of(t), w, way);
+        }
+        UNROLL
+        for (unsigned f = 0; f < tkv_unit_fields(w); f++) {
+            vec_u32 level[4];
+
             UNROLL
-            for (unsigned f = 0; f < tkv_unit_fields(w); f++) {
-                const vec_u32 level = lookup_levels(levels, field_bytes(rows, w, side, f));
+            for (size_t s = 0; s < ns; s++)
+                level[s] =
+                    lookup_levels(levels, field_bytes(rows[s], w, side_of((slice + s) * LANES), f));
+            UNROLL
+            for (size_t j = 0; j < 2 * nq; j++) {
+                const vec_u32 factor = four_bytes(query + f * quad_bytes + 4 * j);
 
                 UNROLL
-                for (size_t j = 0; j < 2 * nq; j++)
-                    sum[s][j / 2][j % 2] = dot4(sum[s][j / 2][j % 2], level,
-                                                four_bytes(query + f * quad_bytes + 4 * j));
+                for (size_t s = 0; s < ns; s++)
+                    sum[s][j / 2][part_of(j)] =
+                        DOT(sum[s][j / 2][part_of(j)], factor_of(level[s], j), factor);
             }
         }
         at += unit_bytes;
@@ -156,7 +204,7 @@ INLINE void dots_of(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *k
         for (size_t j = 0; j < nq; j++) {
             words_unaligned *to = (words_unaligned *)(dots[r + j] + (slice + s) * LANES);
 
-            const vec_u32 all = (vec_u32)sum[s][j][0] * 128 + (vec_u32)sum[s][j][1];
+            const vec_u32 all = (vec_u32)whole_sum(sum[s][j][0], sum[s][j][1]);
 
             if (q->first)
                 *to = all;
@@ -224,6 +272,7 @@ struct value_unit {
     size_t first;
     size_t n; /* coordinates of the section */
     const uint8_t (*weights)[2][TKV_RUN_TOKENS];
+    const int32_t *total; /* of the weights of each row, if levels have BIAS added */
     const float *unit;
     float *acc;
     size_t stride;
@@ -242,8 +291,13 @@ INLINE void add_sums(const struct value_unit *u, size_t r, size_t i, size_t n_la
 }
 
 /* Sums of nr rows over nf fields; one row alone has one for each side, so that enough of them are on
- * their way at once. */
+ * their way at once (those of pairs do not wait for each other's products). */
 typedef vec_i32 value_sums[4][4][2][2];
+
+INLINE size_t sum_of_side(const size_t nr, const size_t side)
+{
+    return !PAIRS && nr == 1 ? side : 0;
+}
 
 /* Add what the tokens of a block weigh to the sums of fields from f0 on. */
 INLINE void add_block(value_sums sum, const uint8_t *unit, ptrdiff_t way, const uint8_t *weights,
@@ -256,18 +310,21 @@ INLINE void add_block(value_sums sum, const uint8_t *unit, ptrdiff_t way, const 
         UNROLL
         for (size_t side = 0; side < 2; side++) {
             const struct rows rows = load_rows(unit, row_bytes, side, w, n_lanes);
+            vec_u32 level[4];
 
             ask_for_rows(unit, row_bytes, side, w, way);
             UNROLL
-            for (size_t f = 0; f < nf; f++) {
-                const vec_u32 level =
-                    lookup_levels(levels, field_bytes(rows, w, side, f0 + (unsigned)f));
+            for (size_t f = 0; f < nf; f++)
+                level[f] = lookup_levels(levels, field_bytes(rows, w, side, f0 + (unsigned)f));
+            UNROLL
+            for (size_t j = 0; j < 2 * nr; j++) {
+                const vec_u32 factor = four_bytes(weights + j * TKV_RUN_TOKENS + 4 * side);
 
                 UNROLL
-                for (size_t j = 0; j < 2 * nr; j++) {
-                    vec_i32 *to = &sum[j / 2][f][j % 2][nr == 1 ? side : 0];
+                for (size_t f = 0; f < nf; f++) {
+                    vec_i32 *to = &sum[j / 2][f][part_of(j)][sum_of_side(nr, side)];
 
-                    *to = dot4(*to, four_bytes(weights + j * TKV_RUN_TOKENS + 4 * side), level);
+                    *to = DOT(*to, factor, factor_of(level[f], j));
                 }
             }
         }
@@ -288,7 +345,8 @@ INLINE void sums_of(const struct value_unit *u, const struct levels *levels, siz
     for (size_t j = 0; j < nr * nf; j++)
         UNROLL
     for (size_t k = 0; k < 4; k++)
-        sum[j / nf][j % nf][k / 2][k % 2] = (vec_i32){0};
+        sum[j / nf][j % nf][k / 2][k % 2] =
+            (vec_i32){0} - (PAIRS && k == 0 ? BIAS * u->total[r + j / nf] : 0);
     for (size_t b = 0; b < u->n_blocks; b++)
         add_block(sum, u->blocks[b].bytes + u->at + lane * 4, way_to_next(&u->blocks[b]),
                   u->weights[r][0] + b * TKV_BLOCK_TOKENS, levels, lanes, n_lanes, f0, w, nr, nf);
@@ -296,8 +354,9 @@ INLINE void sums_of(const struct value_unit *u, const struct levels *levels, siz
     for (size_t j = 0; j < nr; j++) {
         UNROLL
         for (size_t f = 0; f < nf; f++)
-            add_sums(u, r + j, u->first + lanes * (f0 + f) + lane, n_lanes,
-                     (sum[j][f][0][0] + sum[j][f][0][1]) * 128 + sum[j][f][1][0] + sum[j][f][1][1]);
+            add_sums(
+                u, r + j, u->first + lanes * (f0 + f) + lane, n_lanes,
+                whole_sum(sum[j][f][0][0] + sum[j][f][0][1], sum[j][f][1][0] + sum[j][f][1][1]));
     }
 }
 
@@ -326,7 +385,7 @@ INLINE void unit_sums(const struct value_unit *u, const struct levels *levels, s
 
 INLINE void all_sums(struct value_unit *u, const int8_t *level, size_t n_rows, const unsigned w)
 {
-    const struct levels levels = load_levels(level, w, 0);
+    const struct levels levels = load_levels(level, w, PAIRS ? BIAS : 0);
 
     for (; u->first < u->n; u->first += u->lanes * tkv_unit_fields(w)) {
         u->lanes = tkv_value_lanes(u->n - u->first, w);
@@ -337,6 +396,61 @@ INLINE void all_sums(struct value_unit *u, const int8_t *level, size_t n_rows, c
         u->at += tkv_value_unit_bytes(u->lanes, w);
     }
 }
+
+INLINE void sums_of_rows(struct value_unit *u, size_t n_rows)
+{
+    const struct tkv_codes *values = u->blocks;
+
+    switch (values->w) {
+    case 1: all_sums(u, values->level, n_rows, 1); break;
+    case 2: all_sums(u, values->level, n_rows, 2); break;
+    case 3: all_sums(u, values->level, n_rows, 3); break;
+    default: all_sums(u, values->level, n_rows, 4); break;
+    }
+}
+
+#if PAIRS
+/* The weights of a row as numbers of 16 bits, four bytes of the parts becoming numbers 0 and 2 in
+ * place of the first and 1 and 3 in place of the other; returns the sum of all. */
+INLINE int32_t join_weights(uint8_t (*numbers)[TKV_RUN_TOKENS],
+                            const uint8_t (*parts)[TKV_RUN_TOKENS], size_t n)
+{
+    const vec_u32 ones = (vec_u32){0} + 0x00010001u;
+    vec_i32 total = {0};
+
+    for (size_t i = 0; i < n; i += 4 * LANES) {
+        const vec_u16 high = (vec_u16)words_at(parts[0] + i, LANES);
+        const vec_u16 low = (vec_u16)words_at(parts[1] + i, LANES);
+        const vec_u16 even = (high & 0xff) * 128 + (low & 0xff);
+        const vec_u16 odd = (high >> 8) * 128 + (low >> 8);
+
+        *(words_unaligned *)(numbers[0] + i) = (vec_u32)even;
+        *(words_unaligned *)(numbers[1] + i) = (vec_u32)odd;
+        total = (vec_i32)dot2(dot2(total, (vec_u32)even, ones), (vec_u32)odd, ones);
+    }
+    return sum_words(total);
+}
+
+/* Four rows at a time, which is how many share the levels that were looked up. */
+INLINE void join_and_sum(const struct value_unit *all, size_t n_rows)
+{
+    uint8_t numbers[4][2][TKV_RUN_TOKENS];
+    int32_t total[4];
+
+    for (size_t r = 0; r < n_rows; r += 4) {
+        const size_t n = n_rows - r < 4 ? n_rows - r : 4;
+        struct value_unit u = *all;
+
+        for (size_t i = 0; i < n; i++)
+            total[i] = join_weights(numbers[i], u.weights[r + i], u.n_blocks * TKV_BLOCK_TOKENS);
+        u.weights = (const uint8_t(*)[2][TKV_RUN_TOKENS])numbers;
+        u.total = total;
+        u.unit += r;
+        u.acc += r * u.stride;
+        sums_of_rows(&u, n);
+    }
+}
+#endif
 
 void KERNEL(code_sums)(float *acc, size_t stride, const struct tkv_codes *values, size_t n_blocks,
                        const uint8_t (*weights)[2][TKV_RUN_TOKENS], const float *unit,
@@ -352,12 +466,11 @@ void KERNEL(code_sums)(float *acc, size_t stride, const struct tkv_codes *values
         .stride = stride,
     };
 
-    switch (values->w) {
-    case 1: all_sums(&u, values->level, n_rows, 1); break;
-    case 2: all_sums(&u, values->level, n_rows, 2); break;
-    case 3: all_sums(&u, values->level, n_rows, 3); break;
-    default: all_sums(&u, values->level, n_rows, 4); break;
-    }
+#if PAIRS
+    join_and_sum(&u, n_rows);
+#else
+    sums_of_rows(&u, n_rows);
+#endif
 }
 
 #endif /* TKV_CORE_KERNELS_CODES_H */

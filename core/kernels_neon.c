@@ -7,8 +7,9 @@
 
 #include "core/neon_codes.h"
 
-#define ISA       neon
-#define GEMM_VECS 4
+#define ISA         neon
+#define GEMM_VECS   4
+#define LONG_POWERS 0
 
 typedef float32x4_t vec;
 typedef uint32x4_t vec_int;
@@ -66,6 +67,18 @@ static inline int32x4_t dot4(int32x4_t sum, uint32x4_t a, uint32x4_t b)
     const int32x4_t high = vpaddlq_s16(vmull_high_s8(x, y));
 
     return vaddq_s32(sum, vpaddq_s32(low, high));
+}
+
+static inline void split_units(uint8_t *high, uint8_t *low, const int32x4_t *v)
+{
+    const uint16x8_t a = vuzp1q_u16(vreinterpretq_u16_s32(v[0]), vreinterpretq_u16_s32(v[1]));
+    const uint16x8_t b = vuzp1q_u16(vreinterpretq_u16_s32(v[2]), vreinterpretq_u16_s32(v[3]));
+    const uint16x8_t mask = vdupq_n_u16(127);
+
+    vst1q_u8(high, vuzp1q_u8(vreinterpretq_u8_u16(vshrq_n_u16(a, 7)),
+                             vreinterpretq_u8_u16(vshrq_n_u16(b, 7))));
+    vst1q_u8(low, vuzp1q_u8(vreinterpretq_u8_u16(vandq_u16(a, mask)),
+                            vreinterpretq_u8_u16(vandq_u16(b, mask))));
 }
 
 /* Bytes of a row of 64: 4 from .. 4 from + 3 for each word, beyond 63 where there is none. */

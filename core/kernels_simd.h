@@ -7,6 +7,9 @@
  *   vec_int, widen(bytes)
  *   struct table, load_table(lut, factor), lookup_vec(table, indices below 16)
  *   count_below(n, a, b)   n + 1 where a <= b, else n
+ *   split_units(high, low, v)   bits 7 and up, and those below, of 4 vectors, a byte for each number;
+ *                  all under 2^14
+ *   LONG_POWERS    1 if struct power, load_power and raise are defined, see below
  *
  * and what core/kernels_codes.h, core/kernels_picks.h and core/kernels_trials.h want. It defines the half conversions itself. "Part" functions
  * touch the first n < LANES floats only; the lanes beyond are 0.
@@ -488,23 +491,43 @@ float KERNEL(scale_dots)(float *x, const int32_t *dots, size_t stride, size_t n_
     return max_lane(max);
 }
 
+#if !LONG_POWERS
+/* 2^whole, whole + rest being the number it was loaded from, which is not positive. The whole part
+ * comes out of the low bits of t + 1.5 * 2^23, where a float's unit is 1. */
+struct power {
+    vec rest;
+    vec_u32 bits, keep;
+};
+
+INLINE struct power load_power(vec t)
+{
+    const vec shifted = t + 0x1.8p23f;
+
+    return (struct power){.rest = t - (shifted - 0x1.8p23f),
+                          .bits = (vec_u32)shifted << 23,
+                          .keep = ~(vec_u32)(t < all(-126.0f))};
+}
+
+INLINE vec raise(vec p, const struct power *power)
+{
+    return (vec)(((vec_u32)p + power->bits) & power->keep);
+}
+#endif
+
 /*
- * exp(d) for d <= 0 as 2^k p(f), d / ln 2 = k + f with |f| <= 1/2. p is the polynomial of degree 5
- * that keeps the largest relative error least, 7.5e-8; the rounding of d / ln 2 adds |d| * 2^-23.
- * Weights need no more. Where 2^k would leave the normal range, the result is 0.
+ * exp(d) for d <= 0 as 2^k p(f), d / ln 2 = k + f with |f| <= 1/2. p is the polynomial of degree 4
+ * that keeps the largest relative error least, 2.7e-6; the rounding of d / ln 2 adds |d| * 2^-23.
+ * Weights need no more. Where 2^k would leave the normal range, the result is 0, or nearly so.
  */
 INLINE vec exp_weight(vec d)
 {
     const vec t = d * 1.44269504f;
-    const vec_u32 keep = ~(vec_u32)(t < all(-126.0f));
-    const vec shifted = t + 0x1.8p23f;
-    const vec f = t - (shifted - 0x1.8p23f), f2 = f * f;
-    const vec high = fma_vec(f, all(1.32764725e-3f), all(9.67554189e-3f));
-    const vec middle = fma_vec(f, all(5.55071309e-2f), all(0.240221202f));
-    const vec low = fma_vec(f, all(0.693146944f), all(1.00000012f));
-    const vec p = fma_vec(f2, fma_vec(f2, high, middle), low);
+    const struct power power = load_power(t);
+    const vec f = power.rest, f2 = f * f;
+    const vec middle = fma_vec(f, all(5.59178591e-2f), all(0.240247443f));
+    const vec low = fma_vec(f, all(0.693121791f), all(0.999999285f));
 
-    return (vec)(((vec_u32)p + ((vec_u32)shifted << 23)) & keep);
+    return raise(fma_vec(f2, fma_vec(f2, all(9.57010221e-3f), middle), low), &power);
 }
 
 /* w[64] = exp(x - max) * scale of a block; returns the largest lanes so far, *sum the exponentials'. */
@@ -539,12 +562,14 @@ float KERNEL(weigh)(uint8_t *high, uint8_t *low, const float *x, size_t stride, 
     }
     largest = max_lane(most);
     inverse = largest >= TKV_LEAST_WEIGHT ? TKV_WEIGHT_UNITS / largest : 0;
-    for (size_t i = 0; i < n_blocks * TKV_BLOCK_TOKENS; i += LANES) {
-        const vec_i32 units =
-            __builtin_convertvector(fma_vec(load(w + i), all(inverse), all(0.5f)), vec_i32);
+    for (size_t i = 0; i < n_blocks * TKV_BLOCK_TOKENS; i += 4 * LANES) {
+        vec_i32 units[4];
 
-        store_codes(high + i, (vec_u32)units >> 7, LANES);
-        store_codes(low + i, (vec_u32)units & 127, LANES);
+        UNROLL
+        for (size_t v = 0; v < 4; v++)
+            units[v] = __builtin_convertvector(
+                fma_vec(load(w + i + v * LANES), all(inverse), all(0.5f)), vec_i32);
+        split_units(high + i, low + i, units);
     }
     return largest * (1 / TKV_WEIGHT_UNITS);
 }

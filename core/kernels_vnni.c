@@ -8,6 +8,7 @@
 #define LANES    16
 #define BIAS     64
 #define PERIODIC 1
+#define PAIRS    0
 #define SLICES_1 4
 #define SLICES_2 2
 #define SLICES_4 2

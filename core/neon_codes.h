@@ -10,6 +10,7 @@
 #define LANES    4
 #define BIAS     0
 #define PERIODIC 0
+#define PAIRS    0
 #define SLICES_1 4
 #define SLICES_2 2
 #define SLICES_4 2
