@@ -267,7 +267,7 @@ static void open_slab(struct tkv_arena_core *c, uint32_t i)
 }
 
 /* Open the fullest slabs that have room, the fullest last, so that the emptiest ones drain and can be
- * given back. */
+ * given back; of equally full ones the first is used first, so that what comes later lies behind. */
 static void open_fullest(struct tkv_arena_core *c, uint32_t class)
 {
     for (uint32_t i = 0; i < c->n_slabs; i++) {
@@ -275,7 +275,7 @@ static void open_fullest(struct tkv_arena_core *c, uint32_t class)
 
         if (!has_room(c, i, class) || c->slabs[i].drains)
             continue;
-        while (at > 0 && c->slabs[c->open[at - 1]].n_free < c->slabs[i].n_free)
+        while (at > 0 && c->slabs[c->open[at - 1]].n_free <= c->slabs[i].n_free)
             at--;
         if (c->n_open < TKV_MAX_OPEN_SLABS)
             memmove(c->open + at + 1, c->open + at, (c->n_open++ - at) * sizeof(*c->open));
