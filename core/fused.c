@@ -51,6 +51,7 @@ static size_t layout(struct tkv_fused *f, const struct tkv_coder *k, size_t n_ro
     f->dots = take(memory, &at, TKV_RUN_BLOCKS * n_rows * sizeof(*f->dots));
     f->x = take(memory, &at, TKV_RUN_BLOCKS * n_rows * sizeof(*f->x));
     f->offset = take(memory, &at, n_rows * sizeof(*f->offset));
+    f->mass = take(memory, &at, n_rows * sizeof(*f->mass));
     f->weights = take(memory, &at, n_rows * sizeof(*f->weights));
     f->unit = take(memory, &at, n_rows * sizeof(float));
     return at;
@@ -310,8 +311,9 @@ static bool all_zero(const uint8_t *bytes)
 }
 
 /* Logits of a row become weights; returns the blocks that have some, as bits. */
-static unsigned weigh_row(struct tkv_fused *f, const struct run *run, size_t r, float *mass)
+static unsigned weigh_row(struct tkv_fused *f, const struct run *run, size_t r)
 {
+    float *mass = f->mass[r];
     uint8_t(*weights)[TKV_RUN_TOKENS] = f->weights[r];
     unsigned live = 0;
     float sum = 0;
@@ -329,11 +331,11 @@ static unsigned weigh_row(struct tkv_fused *f, const struct run *run, size_t r, 
 }
 
 /* As weigh_row, for a run that does not matter. */
-static void weigh_nothing(struct tkv_fused *f, size_t r, float *mass)
+static void weigh_nothing(struct tkv_fused *f, size_t r)
 {
     f->unit[r] = 0;
     memset(f->weights[r], 0, sizeof(f->weights[r]));
-    memset(mass, 0, TKV_RUN_BLOCKS * sizeof(*mass));
+    memset(f->mass[r], 0, TKV_RUN_BLOCKS * sizeof(float));
 }
 
 /* Codes of section i of the live blocks, whose weights move together. */
@@ -376,7 +378,7 @@ static void add_codes(struct tkv_fused *f, const struct run *run, unsigned live)
     }
 }
 
-static void add_means(struct tkv_fused *f, const struct run *run, float (*mass)[LANES])
+static void add_means(struct tkv_fused *f, const struct run *run)
 {
     const struct tkv_coder *v = run->v;
     float means[TKV_RUN_BLOCKS * TKV_MAX_HEAD_DIM];
@@ -388,7 +390,7 @@ static void add_means(struct tkv_fused *f, const struct run *run, float (*mass)[
                            (const uint8_t *)run->blocks[b].values + tkv_v_mean_at(),
                            means + b * v->dim))
             memset(means + b * v->dim, 0, v->dim * sizeof(*means));
-    f->kn->accumulate(run->p->out, mass[0], f->n_rows, means, run->n_blocks, v->dim);
+    f->kn->accumulate(run->p->out, f->mass[0], f->n_rows, means, run->n_blocks, v->dim);
 }
 
 /* Weights of all rows; returns the blocks that have some. */
@@ -398,14 +400,11 @@ static unsigned weigh_rows(struct tkv_fused *f, const struct run *run, const flo
 
     for (size_t r = 0; r < f->n_rows; r++) {
         const float top = scale_row(f, r, run->n_blocks, scales, run->a->scale);
-        float mass[TKV_RUN_BLOCKS];
 
         if (settle_row(f, run, r, top))
-            live |= weigh_row(f, run, r, mass);
+            live |= weigh_row(f, run, r);
         else
-            weigh_nothing(f, r, mass);
-        /* The logits of the row's first block have done their duty. */
-        memcpy(f->x[r], mass, sizeof(mass));
+            weigh_nothing(f, r);
     }
     return live;
 }
@@ -436,5 +435,5 @@ void tkv_fused_attend(struct tkv_fused *f, const struct tkv_coder *v,
     if (!live)
         return;
     add_codes(f, &run, live);
-    add_means(f, &run, f->x);
+    add_means(f, &run);
 }

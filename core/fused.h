@@ -45,6 +45,7 @@ struct tkv_fused {
     int32_t (*dots)[TKV_BLOCK_TOKENS]; /* [TKV_RUN_BLOCKS][n_rows] */
     float (*x)[TKV_BLOCK_TOKENS];      /* the same */
     float (*offset)[TKV_RUN_BLOCKS];   /* [n_rows] what the means of keys add */
+    float (*mass)[TKV_BLOCK_TOKENS];   /* [n_rows] weights of each block, added up */
     uint8_t (*weights)[2][TKV_RUN_TOKENS];
     float *unit; /* [n_rows] */
 };
