@@ -108,6 +108,26 @@ static void a_block_lives_until_its_last_reference(void **state)
     tkv_arena_destroy(&a);
 }
 
+/* Places of slabs that came together are handed out from the first on. */
+static void new_blocks_ascend(void **state)
+{
+    struct tkv_budget b;
+    struct tkv_arena *a = NULL;
+    size_t last = 0;
+
+    (void)state;
+    tkv_budget_init(&b, 8 << 20);
+    assert_int_equal(tkv_arena_create(&a, &b, NULL), 0);
+    assert_int_equal(tkv_arena_reserve(a, BLOCK_BYTES, 400, NULL), 0);
+    for (size_t i = 0; i < 400; i++) {
+        const size_t at = tkv_block_offset(tkv_arena_take(a, BLOCK_BYTES));
+
+        assert_true(i == 0 || at > last);
+        last = at;
+    }
+    tkv_arena_destroy(&a);
+}
+
 static void the_cap_is_an_error_not_a_crash(void **state)
 {
     struct tkv_budget b;
@@ -292,6 +312,7 @@ int main(void)
         cmocka_unit_test(budget_never_passes_its_cap),
         cmocka_unit_test(every_byte_comes_back),
         cmocka_unit_test(a_block_lives_until_its_last_reference),
+        cmocka_unit_test(new_blocks_ascend),
         cmocka_unit_test(the_cap_is_an_error_not_a_crash),
         cmocka_unit_test(random_blocks_never_overlap),
         cmocka_unit_test(many_slabs_fit_the_tables),

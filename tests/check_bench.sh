@@ -52,6 +52,10 @@ json() {
     check "$command fields" python3 "$tmp/fields.py" "$tmp/json" "$@"
 }
 
+json score --tokens 256 --seconds 0 -- 'keys == 256' 'us_per_head > 0' 'ns_per_key > 0'
+json accuracy --tokens 1000 --group 5 -- 'tokens == 1000' '0 < error_std_1 < 2e-3' \
+    '0 < error_std_2 < 2e-3' '0 < error_std_4 < 2e-3' 'lse_error < 2e-3'
+
 tiny="--tokens 256 --kv-heads 2 --seconds 0"
 for codec in int8 tq4 tq3.5 tq3 tq2.5 tq2 fp16; do
     # shellcheck disable=SC2086
