@@ -5,17 +5,17 @@
 #include <stdint.h>
 #include <string.h>
 
-#define ISA         avx2
-#define LANES       8
-#define GEMM_VECS   2 /* 8 sums, 2 columns and a weight of 16 registers */
-#define BIAS        64
-#define PERIODIC    0
-#define PAIRS       1
-#define LONG_POWERS 0
-#define SLICES_1    4
-#define SLICES_2    2
-#define SLICES_4    1
-#define FIELDS_4    2
+#define ISA       avx2
+#define LANES     8
+#define GEMM_VECS 2 /* 8 sums, 2 columns and a weight of 16 registers */
+#define BIAS      64
+#define PERIODIC  0
+#define PAIRS     1
+#define OWN_EXP2  0
+#define SLICES_1  4
+#define SLICES_2  2
+#define SLICES_4  1
+#define FIELDS_4  2
 
 typedef __m256 vec;
 typedef __m256i vec_int;

@@ -5,17 +5,17 @@
 #include <stdint.h>
 #include <string.h>
 
-#define ISA         avx512
-#define LANES       16
-#define GEMM_VECS   4
-#define BIAS        64
-#define PERIODIC    0
-#define PAIRS       1
-#define LONG_POWERS 1
-#define SLICES_1    4
-#define SLICES_2    2
-#define SLICES_4    2
-#define FIELDS_4    2
+#define ISA       avx512
+#define LANES     16
+#define GEMM_VECS 4
+#define BIAS      64
+#define PERIODIC  0
+#define PAIRS     1
+#define OWN_EXP2  1
+#define SLICES_1  4
+#define SLICES_2  2
+#define SLICES_4  2
+#define FIELDS_4  2
 
 typedef __m512 vec;
 typedef __m512i vec_int;
@@ -69,23 +69,18 @@ static inline vec larger(vec a, vec b)
     return _mm512_max_ps(a, b);
 }
 
-/* A number that is not positive, as a whole one and the rest. Below -200 no power of two is left. */
-struct power {
-    __m512 rest, whole;
-};
-
-static inline struct power load_power(vec t)
+/* 2^t for t <= 0 as 2^k p(f), t = k + f with 0 <= f < 1; p is the polynomial of degree 4 that keeps the
+ * largest relative error least, 2.7e-6. scalef takes k out of t, and makes 0 of what is too small. */
+static inline vec exp2_weight(vec t)
 {
-    const __m512 bounded = _mm512_max_ps(t, _mm512_set1_ps(-200));
-    const __m512 whole =
-        _mm512_roundscale_ps(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 f = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 p = _mm512_set1_ps(1.35341678e-2f);
 
-    return (struct power){_mm512_sub_ps(bounded, whole), whole};
-}
-
-static inline vec raise(vec p, const struct power *power)
-{
-    return _mm512_scalef_ps(p, power->whole);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.20114601e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.241442755f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.693003833f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0000026f));
+    return _mm512_scalef_ps(p, t);
 }
 
 struct levels {

@@ -7,9 +7,9 @@
 
 #include "core/neon_codes.h"
 
-#define ISA         neon
-#define GEMM_VECS   4
-#define LONG_POWERS 0
+#define ISA       neon
+#define GEMM_VECS 4
+#define OWN_EXP2  0
 
 typedef float32x4_t vec;
 typedef uint32x4_t vec_int;

@@ -9,7 +9,7 @@
  *   count_below(n, a, b)   n + 1 where a <= b, else n
  *   split_units(high, low, v)   bits 7 and up, and those below, of 4 vectors, a byte for each number;
  *                  all under 2^14
- *   LONG_POWERS    1 if struct power, load_power and raise are defined, see below
+ *   OWN_EXP2       1 if exp2_weight is defined, see below
  *
  * and what core/kernels_codes.h, core/kernels_picks.h and core/kernels_trials.h want. It defines the half conversions itself. "Part" functions
  * touch the first n < LANES floats only; the lanes beyond are 0.
@@ -491,44 +491,24 @@ float KERNEL(scale_dots)(float *x, const int32_t *dots, size_t stride, size_t n_
     return max_lane(max);
 }
 
-#if !LONG_POWERS
-/* 2^whole, whole + rest being the number it was loaded from, which is not positive. The whole part
- * comes out of the low bits of t + 1.5 * 2^23, where a float's unit is 1. */
-struct power {
-    vec rest;
-    vec_u32 bits, keep;
-};
-
-INLINE struct power load_power(vec t)
-{
-    const vec shifted = t + 0x1.8p23f;
-
-    return (struct power){.rest = t - (shifted - 0x1.8p23f),
-                          .bits = (vec_u32)shifted << 23,
-                          .keep = ~(vec_u32)(t < all(-126.0f))};
-}
-
-INLINE vec raise(vec p, const struct power *power)
-{
-    return (vec)(((vec_u32)p + power->bits) & power->keep);
-}
-#endif
-
+#if !OWN_EXP2
 /*
- * exp(d) for d <= 0 as 2^k p(f), d / ln 2 = k + f with |f| <= 1/2. p is the polynomial of degree 4
- * that keeps the largest relative error least, 2.7e-6; the rounding of d / ln 2 adds |d| * 2^-23.
- * Weights need no more. Where 2^k would leave the normal range, the result is 0, or nearly so.
+ * 2^t for t <= 0, as 2^k p(f) with t = k + f, |f| <= 1/2. p is the polynomial of degree 4 that keeps
+ * the largest relative error least, 2.7e-6: weights need no more. k comes out of the low bits of t +
+ * 1.5 * 2^23, where a float's unit is 1. Where 2^k would leave the normal range, the result is 0.
  */
-INLINE vec exp_weight(vec d)
+INLINE vec exp2_weight(vec t)
 {
-    const vec t = d * 1.44269504f;
-    const struct power power = load_power(t);
-    const vec f = power.rest, f2 = f * f;
+    const vec_u32 keep = ~(vec_u32)(t < all(-126.0f));
+    const vec shifted = t + 0x1.8p23f;
+    const vec f = t - (shifted - 0x1.8p23f), f2 = f * f;
     const vec middle = fma_vec(f, all(5.59178591e-2f), all(0.240247443f));
     const vec low = fma_vec(f, all(0.693121791f), all(0.999999285f));
+    const vec p = fma_vec(f2, fma_vec(f2, all(9.57010221e-3f), middle), low);
 
-    return raise(fma_vec(f2, fma_vec(f2, all(9.57010221e-3f), middle), low), &power);
+    return (vec)(((vec_u32)p + ((vec_u32)shifted << 23)) & keep);
 }
+#endif
 
 /* w[64] = exp(x - max) * scale of a block; returns the largest lanes so far, *sum the exponentials'. */
 INLINE vec weigh_block(float *w, const float *x, float max, const float *scale, vec most,
@@ -538,7 +518,8 @@ INLINE vec weigh_block(float *w, const float *x, float max, const float *scale, 
 
     UNROLL
     for (size_t i = 0; i < TKV_BLOCK_TOKENS; i += LANES) {
-        const vec e = exp_weight(load(x + i) - max), scaled = e * load(scale + i);
+        const vec e = exp2_weight((load(x + i) - max) * 1.44269504f);
+        const vec scaled = e * load(scale + i);
 
         total += e;
         store(w + i, scaled);
