@@ -38,6 +38,7 @@ FLAGS := $(CFLAGS) $(FLAGS_$(BUILD))
 
 # A kernel file's name says its instruction set; no other file is built with it.
 ISA_x86_64_avx2     := -mavx2 -mfma -mf16c
+ISA_x86_64_avxvnni  := $(ISA_x86_64_avx2) -mavxvnni
 ISA_x86_64_avx512   := $(ISA_x86_64_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
 ISA_x86_64_vnni     := $(ISA_x86_64_avx512) -mavx512vnni -mavx512vbmi
 ISA_aarch64_dotprod := -march=armv8.2-a+dotprod
@@ -173,6 +174,7 @@ check-programs: build-tests
 check-isa: build-tests ## the numeric tests again, instruction sets taken away newest first
 	@TRIKV_CPU_DISABLE=avx512vnni $(run_tests) $(isa_tests)
 	@TRIKV_CPU_DISABLE=avx512 $(run_tests) $(isa_tests)
+	@TRIKV_CPU_DISABLE=avx512,avxvnni $(run_tests) $(isa_tests)
 	@TRIKV_CPU_DISABLE=avx512,avx2,neon $(run_tests) $(isa_tests)
 
 check-asan: ## every test program under AddressSanitizer and UBSan

@@ -20,8 +20,8 @@ static const struct {
     const char *name;
     unsigned flag;
 } names[] = {
-    {"avx2", TKV_CPU_AVX2}, {"avx512", TKV_CPU_AVX512},   {"avx512vnni", TKV_CPU_VNNI},
-    {"neon", TKV_CPU_NEON}, {"dotprod", TKV_CPU_DOTPROD},
+    {"avx2", TKV_CPU_AVX2},       {"avxvnni", TKV_CPU_AVXVNNI}, {"avx512", TKV_CPU_AVX512},
+    {"avx512vnni", TKV_CPU_VNNI}, {"neon", TKV_CPU_NEON},       {"dotprod", TKV_CPU_DOTPROD},
 };
 
 enum { N_NAMES = sizeof(names) / sizeof(names[0]) };
@@ -35,6 +35,14 @@ static bool has_f16c(void)
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 
+/* Nor AVX-VNNI: leaf 7, subleaf 1, EAX bit 4. */
+static bool has_avxvnni(void)
+{
+    unsigned a, b, c, d;
+
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
+
 static unsigned detect(void)
 {
     unsigned flags = 0;
@@ -42,6 +50,8 @@ static unsigned detect(void)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
         flags |= TKV_CPU_AVX2;
+    if (flags && has_avxvnni())
+        flags |= TKV_CPU_AVXVNNI;
     if (flags && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         flags |= TKV_CPU_AVX512;
@@ -83,6 +93,8 @@ unsigned tkv_cpu_flags(const char *disable)
     for (size_t i = 0; i < N_NAMES; i++)
         if (listed(disable, names[i].name))
             flags &= ~names[i].flag;
+    if (!(flags & TKV_CPU_AVX2))
+        flags &= ~(unsigned)TKV_CPU_AVXVNNI;
     if (!(flags & TKV_CPU_AVX512))
         flags &= ~(unsigned)TKV_CPU_VNNI;
     if (!(flags & TKV_CPU_NEON))

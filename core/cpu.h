@@ -8,6 +8,7 @@ enum tkv_cpu_flag {
     TKV_CPU_NEON = 1u << 2,
     TKV_CPU_VNNI = 1u << 3,    /* AVX-512 VNNI + VBMI; never without AVX512 */
     TKV_CPU_DOTPROD = 1u << 4, /* sdot; never without NEON */
+    TKV_CPU_AVXVNNI = 1u << 5, /* VNNI of 256 bits; never without AVX2 */
 };
 
 /*

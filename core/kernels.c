@@ -10,6 +10,12 @@ void tkv_kernels_init(struct tkv_kernels *k, unsigned cpu)
 #if defined(__x86_64__)
     if (cpu & TKV_CPU_AVX2)
         *k = TKV_KERNELS(avx2);
+    if ((cpu & TKV_CPU_AVX2) && (cpu & TKV_CPU_AVXVNNI)) {
+        k->code_dots = tkv_code_dots_avxvnni;
+        k->code_sums = tkv_code_sums_avxvnni;
+        k->try_scales = tkv_try_scales_avxvnni;
+        k->level_dots = tkv_level_dots_avxvnni;
+    }
     if (cpu & TKV_CPU_AVX512)
         *k = TKV_KERNELS(avx512);
     if ((cpu & TKV_CPU_AVX512) && (cpu & TKV_CPU_VNNI)) {

@@ -5,11 +5,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "core/avx2_codes.h"
+
 #define ISA       avx2
-#define LANES     8
 #define GEMM_VECS 2 /* 8 sums, 2 columns and a weight of 16 registers */
-#define BIAS      64
-#define PERIODIC  0
 #define PAIRS     1
 #define OWN_EXP2  0
 #define SLICES_1  4
@@ -19,24 +18,6 @@
 
 typedef __m256 vec;
 typedef __m256i vec_int;
-
-/* Eight words from entry 8 - n on: n of all ones, then zeros. */
-static const int32_t head_mask[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
-
-static inline __m256i mask_of(size_t n)
-{
-    return _mm256_loadu_si256((const __m256i_u *)(head_mask + 8 - n));
-}
-
-static inline vec load_part(const float *p, size_t n)
-{
-    return _mm256_maskload_ps(p, mask_of(n));
-}
-
-static inline void store_part(float *p, vec v, size_t n)
-{
-    _mm256_maskstore_ps(p, mask_of(n), v);
-}
 
 static inline vec fma_vec(vec a, vec b, vec c)
 {
@@ -79,27 +60,6 @@ static inline vec larger(vec a, vec b)
     return _mm256_max_ps(a, b);
 }
 
-struct levels {
-    __m256i entry; /* 16 bytes, twice */
-};
-
-static inline struct levels load_levels(const int8_t *level, unsigned w, int bias)
-{
-    const __m128i table = _mm_loadu_si128((const __m128i_u *)level);
-
-    (void)w;
-    return (struct levels){
-        _mm256_broadcastsi128_si256(_mm_add_epi8(table, _mm_set1_epi8((char)bias)))};
-}
-
-typedef uint32_t words __attribute__((vector_size(32)));
-typedef int32_t sums __attribute__((vector_size(32)));
-
-static inline words lookup_levels(const struct levels *t, words bytes)
-{
-    return (words)_mm256_shuffle_epi8(t->entry, (__m256i)bytes);
-}
-
 /* Pairs of products fit 16 bits: 127 * 127 * 2. */
 static inline sums dot4(sums sum, words a, words b)
 {
@@ -111,16 +71,6 @@ static inline sums dot4(sums sum, words a, words b)
 static inline sums dot2(sums sum, words a, words b)
 {
     return sum + (sums)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-}
-
-static inline int32_t sum_words(sums v)
-{
-    const __m128i low = _mm256_castsi256_si128((__m256i)v);
-    __m128i sum = _mm_add_epi32(low, _mm256_extracti128_si256((__m256i)v, 1));
-
-    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
-    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
-    return _mm_cvtsi128_si32(sum);
 }
 
 /* Packing works in halves of a vector: words 4 i .. 4 i + 3 end as byte quads i of each. */
@@ -168,18 +118,6 @@ static inline words pick_words(const uint8_t *row, const struct places *p, size_
     return (words)_mm256_andnot_si256(p->none[v], _mm256_castps_si256(both));
 }
 
-static inline words pick_bytes(words row, words places)
-{
-    return (words)_mm256_shuffle_epi8((__m256i)row, (__m256i)places);
-}
-
-/* 16 bytes in every lane that a shuffle looks into. */
-static inline words spread_16(const uint8_t *table)
-{
-    return (words)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i_u *)table));
-}
-
-#include "core/kernels_shuffle.h"
 #include "core/kernels_simd.h"
 
 void tkv_f16_to_f32_avx2(float *dst, const uint16_t *src, size_t n)

@@ -52,8 +52,8 @@ static unsigned check_changed(const struct tkv_kernels *before, const struct tkv
  * instruction. A lesser number is a silent fallback. */
 static void test_variants(void **state)
 {
-    static const unsigned flags[] = {TKV_CPU_AVX2, TKV_CPU_AVX512, TKV_CPU_VNNI, TKV_CPU_NEON,
-                                     TKV_CPU_DOTPROD};
+    static const unsigned flags[] = {TKV_CPU_AVX2, TKV_CPU_AVXVNNI, TKV_CPU_AVX512,
+                                     TKV_CPU_VNNI, TKV_CPU_NEON,    TKV_CPU_DOTPROD};
     const unsigned cpu = tkv_cpu_flags(getenv("TRIKV_CPU_DISABLE"));
     struct tkv_kernels before, now;
     unsigned mask = 0;
@@ -61,11 +61,11 @@ static void test_variants(void **state)
     (void)state;
     tkv_kernels_init(&before, 0);
     for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
-        const bool partial = flags[i] == TKV_CPU_VNNI || flags[i] == TKV_CPU_DOTPROD;
+        const bool partial = flags[i] & (TKV_CPU_VNNI | TKV_CPU_AVXVNNI | TKV_CPU_DOTPROD);
         const unsigned expected = partial ? 4 : N_KERNEL_CASES;
         char isa[32];
 
-        if (!(cpu & flags[i]) || (partial && !(cpu & (TKV_CPU_AVX512 | TKV_CPU_NEON))))
+        if (!(cpu & flags[i]))
             continue;
         mask |= flags[i];
         tkv_cpu_names(flags[i], isa, sizeof(isa));
@@ -390,9 +390,9 @@ static void test_flags(void **state)
     (void)state;
     assert_int_equal(tkv_cpu_flags(""), all);
     assert_int_equal(tkv_cpu_flags("avx,avx2x,avx51,avx5120,neon2"), all);
-    assert_int_equal(tkv_cpu_flags("avx2"), all & ~(unsigned)TKV_CPU_AVX2);
+    assert_int_equal(tkv_cpu_flags("avx2"), all & ~(unsigned)(TKV_CPU_AVX2 | TKV_CPU_AVXVNNI));
     assert_int_equal(tkv_cpu_flags("x,avx512"), all & ~(unsigned)(TKV_CPU_AVX512 | TKV_CPU_VNNI));
-    assert_int_equal(tkv_cpu_flags("neon,avx512,avx2,avx512vnni,dotprod"), 0);
+    assert_int_equal(tkv_cpu_flags("neon,avx512,avx2,avxvnni,avx512vnni,dotprod"), 0);
     assert_string_equal(tkv_cpu_names(0, names, sizeof(names)), "scalar");
     assert_string_equal(tkv_cpu_names(TKV_CPU_AVX2 | TKV_CPU_AVX512, names, sizeof(names)),
                         "avx2,avx512");
