@@ -106,7 +106,7 @@ struct result {
     enum { NOT_LOOKED_AT = 0, PASSED, KEPT_MORE, EXCEEDED } decision;
 };
 
-/* Of a layer: the probes' attention before the round. */
+/* Of a layer: the probes' attention before the round; behind it scratch of attention. */
 struct common {
     struct result *results; /* [n_kv_heads] */
     float *out;             /* [n_probes][n_q_heads][head_dim_v] */
@@ -144,7 +144,6 @@ static struct common common_layout(const struct tkv_session *s, const struct tkv
                                    uint8_t *base)
 {
     const struct tkv_shape *shape = &l->config.shape;
-    const struct tkv_cache cache = tkv_layer_cache(s, l);
     const size_t n = s->config.gate.n_probes;
     struct common c = {0};
     size_t at = 0;
@@ -153,7 +152,7 @@ static struct common common_layout(const struct tkv_session *s, const struct tkv
     c.out = take(base, &at, n * shape->n_q_heads * shape->head_dim_v * sizeof(float));
     c.lse = take(base, &at, n * shape->n_q_heads * sizeof(float));
     c.positions = take(base, &at, n * sizeof(int32_t));
-    c.attend = take(base, &at, tkv_cache_attend_bytes(&cache, (uint32_t)n));
+    c.attend = base ? base + at : NULL;
     c.bytes = at;
     return c;
 }
@@ -181,9 +180,17 @@ static struct work work_layout(const struct tkv_session *s, const struct tkv_lay
     return w;
 }
 
-size_t tkv_gate_common_bytes(const struct tkv_session *s, const struct tkv_layer *l)
+/* The scratch grows with the cache: that of n_more queries more is enough for as many tokens more. */
+size_t tkv_gate_common_bytes(const struct tkv_session *s, const struct tkv_layer *l, size_t n_more)
 {
-    return l->probes ? common_layout(s, l, NULL).bytes : 0;
+    const size_t n = s->config.gate.n_probes + n_more;
+    struct tkv_cache cache;
+
+    if (!l->probes)
+        return 0;
+    cache = tkv_layer_cache(s, l);
+    return common_layout(s, l, NULL).bytes +
+           tkv_align(tkv_cache_attend_bytes(&cache, (uint32_t)n), 64);
 }
 
 size_t tkv_gate_bytes(const struct tkv_session *s, const struct tkv_layer *l, size_t n_candidates)

@@ -218,7 +218,8 @@ static size_t layer_bytes(const struct tkv_session *s, const struct tkv_layer *l
 
     if (!b->rounds)
         return fold;
-    round = tkv_policy_common_bytes(s, l) + tkv_gate_common_bytes(s, l) + 64 +
+    round = tkv_policy_common_bytes(s, l) +
+            tkv_gate_common_bytes(s, l, b->candidates + l->tail.most) + 64 +
             n_kv_heads * (sizeof(struct tkv_keep) + shared + head_bytes(s, l, b->candidates));
     return round > fold ? round : fold;
 }
@@ -508,7 +509,7 @@ static struct round round_begin(struct tkv_session *s, struct tkv_layer *l, uint
     r.n_candidates = most_cold(l);
     r.common = memory + keep_bytes;
     r.gate = memory + keep_bytes + tkv_policy_common_bytes(s, l);
-    r.heads = (uint8_t *)r.gate + tkv_gate_common_bytes(s, l) + offset;
+    r.heads = (uint8_t *)r.gate + tkv_gate_common_bytes(s, l, 0) + offset;
     r.head_bytes = head_bytes(s, l, r.n_candidates);
     for (uint32_t h = 0; h < n_kv_heads; h++)
         r.keep[h].n = (uint32_t)tkv_budget_keeps(s, l, h);

@@ -422,14 +422,14 @@ void tkv_observe(const struct tkv_session *s, const struct tkv_layer *l,
  * store/gate.c, which does nothing in sessions without a gate. A layer's probes start empty, or as a copy
  * of another's; record is told of queries after their attention. In a round begin comes first, then
  * for each head that was selected, several of them at once, tkv_gate_head, which may add to
- * keep, whose index[n_cold] this is; at last end. Memory of tkv_gate_common_bytes(), and for each head of
- * tkv_gate_bytes(); so far only n_cold tokens are in its table.
+ * keep, whose index[n_cold] this is; at last end. Memory of tkv_gate_common_bytes(), n_more tokens being
+ * there more by then, and for each head of tkv_gate_bytes(); so far only n_cold tokens are in its table.
  */
 bool tkv_probes_create(struct tkv_session *s, struct tkv_layer *l, const struct tkv_probes *from);
 void tkv_probes_destroy(struct tkv_session *s, struct tkv_layer *l);
 void tkv_probes_record(const struct tkv_session *s, const struct tkv_layer *l,
                        const struct tkv_queries *q);
-size_t tkv_gate_common_bytes(const struct tkv_session *s, const struct tkv_layer *l);
+size_t tkv_gate_common_bytes(const struct tkv_session *s, const struct tkv_layer *l, size_t n_more);
 void tkv_gate_begin(const struct tkv_session *s, const struct tkv_layer *l, void *memory,
                     const struct tkv_exec *exec);
 size_t tkv_gate_bytes(const struct tkv_session *s, const struct tkv_layer *l, size_t n_candidates);

@@ -436,6 +436,38 @@ static void test_with_others(void **state)
     }
 }
 
+/* One request goes from nearly nothing to a cache that is attended to in ranges, and over its budget:
+ * what its rounds need was taken before (a sanitizer sees what is not). */
+static void test_long_request(void **state)
+{
+    enum { FIRST = 100, LONG = 17600, LONG_BUDGET = 17000 };
+    struct tkv_gate_stats stats;
+    struct tkv_step rest = {.n_tokens = LONG - FIRST};
+    struct aid_tokens t;
+    struct aid a;
+
+    (void)state;
+    aid_init(&a, "tq4");
+    a.shape =
+        (struct tkv_shape){.n_q_heads = 2, .n_kv_heads = 1, .head_dim_k = 64, .head_dim_v = 64};
+    a.config.n_layers = 1;
+    a.config.method = TKV_METHOD_STREAMING;
+    a.config.gate = (struct tkv_gate_config){
+        .limits = {0.01f, 0.01f, 0.01f}, .surplus_tokens = SURPLUS, .n_probes = 8};
+    a.layers[0].budget_tokens = LONG_BUDGET;
+    assert_int_equal(aid_open(&a), 0);
+    t = aid_tokens(&a, LONG, 3);
+    assert_int_equal(aid_step(&a, 0, &t, 0, FIRST), 0);
+    rest.k = t.k + (size_t)FIRST * 64;
+    rest.v = t.v + (size_t)FIRST * 64;
+    assert_int_equal(tkv_session_append(a.session, &rest, NULL, &a.why), 0);
+    gate_stats(&a, 0, &stats);
+    assert_true(stats.n_passed + stats.n_kept_more + stats.n_exceeded > 3);
+    assert_true(stats.n_probes > 0);
+    free(t.k);
+    aid_close(&a);
+}
+
 static void test_refused(void **state)
 {
     struct aid a;
@@ -471,6 +503,7 @@ int main(void)
         cmocka_unit_test(test_any_cut),
         cmocka_unit_test(test_dry_run),
         cmocka_unit_test(test_with_others),
+        cmocka_unit_test(test_long_request),
         cmocka_unit_test(test_refused),
     };
 
