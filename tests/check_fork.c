@@ -44,9 +44,7 @@ static const struct {
     {"union", "tq4", 150, 64, TKV_UNION, 0},
     {"triattention, folds between rounds", "tq4", 150, 130, TKV_PER_LAYER_PERHEAD, 0},
     {"union, folds between rounds", "tq3", 150, 192, TKV_UNION, 0},
-    {"window", "tq4", 0, 64, TKV_PER_LAYER_PERHEAD, 70},
-    {"narrow window", "tq3", 0, 64, TKV_PER_LAYER_PERHEAD, 20},
-    {"triattention, window", "tq4", 150, 64, TKV_PER_LAYER_PERHEAD, 100},
+    {"window", "tq4", 0, 64, TKV_PER_LAYER_PERHEAD, 40},
     {"triattention, window over the budget", "tq4", 150, 64, TKV_PER_LAYER_PERHEAD, 190},
 };
 enum { N_KINDS = sizeof(kinds) / sizeof(kinds[0]) };
