@@ -49,11 +49,16 @@ static const struct {
 };
 enum { N_KINDS = sizeof(kinds) / sizeof(kinds[0]) };
 
+static void make_small(struct aid *a)
+{
+    a->shape.head_dim_k /= emulated_step(4);
+    a->shape.head_dim_v /= emulated_step(4);
+}
+
 static void open_kind(struct aid *a, size_t kind, uint32_t rollback)
 {
     aid_init(a, kinds[kind].codec);
-    a->shape.head_dim_k /= emulated_step(4);
-    a->shape.head_dim_v /= emulated_step(4);
+    make_small(a);
     if (kinds[kind].budget > 0)
         aid_triattention(a, kinds[kind].budget, 3);
     a->config.beta_tokens = kinds[kind].beta;
@@ -335,6 +340,7 @@ static void a_long_request_finds_its_places(void **state)
 
     (void)state;
     aid_init(&a, "f16");
+    make_small(&a);
     aid_triattention(&a, 640, 3);
     a.config.rollback_tokens = ROLLBACK;
     assert_int_equal(aid_open(&a), 0);
