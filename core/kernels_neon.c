@@ -69,10 +69,15 @@ static inline int32x4_t dot4(int32x4_t sum, uint32x4_t a, uint32x4_t b)
     return vaddq_s32(sum, vpaddq_s32(low, high));
 }
 
-static inline void split_units(uint8_t *high, uint8_t *low, const int32x4_t *v)
+/* The compilers' own vector: a pointer to NEON's is another type. */
+typedef int32_t sums __attribute__((vector_size(16)));
+
+static inline void split_units(uint8_t *high, uint8_t *low, const sums *v)
 {
-    const uint16x8_t a = vuzp1q_u16(vreinterpretq_u16_s32(v[0]), vreinterpretq_u16_s32(v[1]));
-    const uint16x8_t b = vuzp1q_u16(vreinterpretq_u16_s32(v[2]), vreinterpretq_u16_s32(v[3]));
+    const uint16x8_t a =
+        vuzp1q_u16(vreinterpretq_u16_s32((int32x4_t)v[0]), vreinterpretq_u16_s32((int32x4_t)v[1]));
+    const uint16x8_t b =
+        vuzp1q_u16(vreinterpretq_u16_s32((int32x4_t)v[2]), vreinterpretq_u16_s32((int32x4_t)v[3]));
     const uint16x8_t mask = vdupq_n_u16(127);
 
     vst1q_u8(high, vuzp1q_u8(vreinterpretq_u8_u16(vshrq_n_u16(a, 7)),
