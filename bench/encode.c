@@ -54,7 +54,7 @@ static int make(struct bench *b, struct tkv_reason *why)
     if (b->block_bytes < (size_t)2 * TKV_BLOCK_TOKENS * b->o->head_dim)
         b->block_bytes = (size_t)2 * TKV_BLOCK_TOKENS * b->o->head_dim;
     b->block_bytes = tkv_align(b->block_bytes, 64);
-    b->x = malloc(n * sizeof(float));
+    b->x = aligned_alloc(64, n * sizeof(float));
     b->blocks = aligned_alloc(64, N_BLOCKS * b->block_bytes);
     return b->x && b->blocks ? 0 : tkv_reason_set(why, "out of memory for vectors");
 }

@@ -70,18 +70,6 @@ static const int8_t half_levels[5][8] = {
     [4] = {3, 9, 15, 21, 28, 36, 46, 61},
 };
 
-/* Nodes in the order of a search tree: the subtree below `node` gets the edges low .. high - 1. */
-static void fill_tree(float *tree, unsigned node, const float *edge, unsigned low, unsigned high)
-{
-    const unsigned middle = (low + high) / 2;
-
-    if (low == high)
-        return;
-    tree[node] = edge[middle];
-    fill_tree(tree, 2 * node, edge, low, middle);
-    fill_tree(tree, 2 * node + 1, edge, middle + 1, high);
-}
-
 static void fill_tables(struct tkv_section *s, uint32_t dim)
 {
     const unsigned n = 1u << s->w, half = n / 2;
@@ -104,8 +92,8 @@ static void fill_tables(struct tkv_section *s, uint32_t dim)
         s->lut[i] = s->alpha * s->levels[i];
     }
     for (unsigned i = 0; i + 1 < n; i++)
-        edge[i] = (s->lut[i] + s->lut[i + 1]) / 2;
-    fill_tree(s->edge, 1, edge, 0, n - 1);
+        edge[i] = tkv_cells_round((s->lut[i] + s->lut[i + 1]) / 2);
+    tkv_cells_init(&s->cells, edge, s->w);
 }
 
 /* The next section of n coordinates of w bits. */

@@ -27,7 +27,7 @@
  *   w = 1: +-1   2: +-12 40   3: +-7 22 39 62   4: +-3 9 15 21 28 36 46 61
  *
  * alpha is the least-squares factor from levels to the Lloyd-Max centroids of core/codebook.h, and
- * the edges between codes lie midway between neighbours.
+ * the edges between codes lie midway between neighbours, rounded to 2^-13.
  *
  * int8 codes a coordinate by u = 0..255, which stands for (2 u - 255) / 16 of the token's scale, in
  * two sections of all coordinates: u / 16, at levels -15, -13, ..., 15, and u % 16, at the same
@@ -67,6 +67,7 @@
 #ifndef TKV_CORE_CODEC_H
 #define TKV_CORE_CODEC_H
 
+#include "core/cells.h"
 #include "core/rotation.h"
 #include "core/types.h"
 
@@ -124,7 +125,7 @@ struct tkv_section {
     int8_t level[16];
     float levels[16]; /* the same */
     float lut[16];    /* alpha * level */
-    float edge[16];   /* search tree between them, as the kernel `quantise` wants it */
+    struct tkv_cells cells;
 };
 
 enum { TKV_MAX_SECTIONS = 3, TKV_MAX_MEAN_BYTES = TKV_MAX_HEAD_DIM / 2 + 2 };

@@ -60,7 +60,7 @@ static float measure_extreme(const struct tkv_kernels *kn, float *y, uint32_t di
 static void sketch(const struct tkv_coder *c, const struct tkv_kernels *kn, float *y, int exponent,
                    struct tkv_coded *out)
 {
-    static const float zero[16] = {0};
+    static const struct tkv_cells signs = {.edge = {0}};
     const struct tkv_section *s = &c->section[0];
     const float scale = ldexpf(tkv_f16_to_f32(tkv_saturated(out->scale)), -exponent);
     float decoded[TKV_MAX_HEAD_DIM];
@@ -70,7 +70,7 @@ static void sketch(const struct tkv_coder *c, const struct tkv_kernels *kn, floa
         y[j] -= decoded[j];
     out->residual = ldexpf(sqrtf(kn->norm2(y, c->dim)), exponent);
     tkv_rotate(&c->sketch, kn, y, y);
-    kn->quantise(out->codes + c->dim, y, c->dim, zero, 1, 1);
+    kn->quantise(out->codes + c->dim, y, c->dim, &signs, 1, 1);
 }
 
 /* Pre-scales tried, in the order of how often they win. */
@@ -114,7 +114,7 @@ static void fit_codes(const struct tkv_search *search, const struct tkv_kernels 
         const struct tkv_section *s = &search->sections[i];
         float part[2];
 
-        kn->fit(codes + s->first, y + s->first, s->n, s->edge, s->w, 1 / unit, s->levels, part);
+        kn->fit(codes + s->first, y + s->first, s->n, &s->cells, s->w, 1 / unit, s->levels, part);
         fit[0] += s->alpha * part[0];
         fit[1] += s->alpha * s->alpha * part[1];
     }
@@ -170,7 +170,8 @@ static void code_plain(const struct tkv_coder *c, const struct tkv_kernels *kn, 
     const struct tkv_section *s = c->section;
 
     for (uint32_t i = 0; i < c->n_sections; i++, s++)
-        kn->quantise(codes + s->first, y + s->first, s->n, s->edge, s->w, unit > 0 ? 1 / unit : 0);
+        kn->quantise(codes + s->first, y + s->first, s->n, &s->cells, s->w,
+                     unit > 0 ? 1 / unit : 0);
 }
 
 typedef float floats4 __attribute__((vector_size(16)));
@@ -192,34 +193,53 @@ static void subtract(float *y, const float *m, uint32_t dim)
         y[j] -= m[j];
 }
 
-float tkv_residual(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
-                   const float *mean, float *y, int *exponent)
+/* For a vector whose square, or that of what the mean leaves of it, leaves the range of a float. */
+static float residual_extreme(const struct tkv_coder *c, const struct tkv_kernels *kn,
+                              const float *x, const float *mean, float *y, int *exponent)
 {
-    float norm2 = kn->norm2(x, c->dim), norm = 0;
     int further = 0;
+    float norm, norm2;
 
-    *exponent = 0;
-    if (measurable(norm2)) {
-        norm = sqrtf(norm2);
-        tkv_rotate(&c->rotation, kn, y, x);
-    } else {
-        memcpy(y, x, c->dim * sizeof(*y));
-        norm = measure_extreme(kn, y, c->dim, exponent);
-        tkv_rotate(&c->rotation, kn, y, y);
-    }
+    memcpy(y, x, c->dim * sizeof(*y));
+    norm = measure_extreme(kn, y, c->dim, exponent);
+    tkv_rotate(&c->rotation, kn, y, y);
     if (!mean)
         return norm;
-    if (*exponent)
-        for (uint32_t j = 0; j < c->dim; j++)
-            y[j] -= ldexpf(mean[j], -*exponent);
-    else
-        subtract(y, mean, c->dim);
+    for (uint32_t j = 0; j < c->dim; j++)
+        y[j] -= ldexpf(mean[j], -*exponent);
     norm2 = kn->norm2(y, c->dim);
     if (measurable(norm2))
         return sqrtf(norm2);
     norm = measure_extreme(kn, y, c->dim, &further);
     *exponent += further;
     return norm;
+}
+
+static void turn(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
+                 const float *mean, float *y)
+{
+    tkv_rotate(&c->rotation, kn, y, x);
+    if (mean)
+        subtract(y, mean, c->dim);
+}
+
+/* The length of y, what `turn` made of x; or both made again. */
+static float measure(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
+                     const float *mean, float *y, int *exponent)
+{
+    const float norm2 = kn->norm2(y, c->dim);
+
+    *exponent = 0;
+    if (measurable(norm2))
+        return sqrtf(norm2);
+    return residual_extreme(c, kn, x, mean, y, exponent);
+}
+
+float tkv_residual(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
+                   const float *mean, float *y, int *exponent)
+{
+    turn(c, kn, x, mean, y);
+    return measure(c, kn, x, mean, y, exponent);
 }
 
 static void code_vector(const struct tkv_coding *g, float *y, float norm, int exponent,
@@ -272,19 +292,22 @@ static void prefetch(const float *x, size_t n)
         __builtin_prefetch(x + i);
 }
 
-/* All are rotated before any is coded: a processor then works on one while another waits for its
- * length. */
+/* All are rotated before any is measured, and measured before any is coded: a processor then works on
+ * one while another waits. */
 void tkv_code_vectors(const struct tkv_coding *g, const float *x, size_t n, struct tkv_coded *out)
 {
     const size_t now = n < TKV_CODED_TOKENS ? n : TKV_CODED_TOKENS, dim = g->c->dim;
-    float y[TKV_CODED_TOKENS][TKV_MAX_HEAD_DIM], norm[TKV_CODED_TOKENS];
+    _Alignas(64) float y[TKV_CODED_TOKENS * TKV_MAX_HEAD_DIM];
+    float norm[TKV_CODED_TOKENS];
     int exponent[TKV_CODED_TOKENS];
 
     if (n >= 3 * TKV_CODED_TOKENS)
         prefetch(x + 2 * now * dim, now * dim);
     for (size_t t = 0; t < now; t++)
-        norm[t] = tkv_residual(g->c, g->kn, x + t * dim, g->mean, y[t], &exponent[t]);
+        turn(g->c, g->kn, x + t * dim, g->mean, y + t * dim);
     for (size_t t = 0; t < now; t++)
-        code_vector(g, y[t], norm[t], exponent[t], &out[t]);
+        norm[t] = measure(g->c, g->kn, x + t * dim, g->mean, y + t * dim, &exponent[t]);
+    for (size_t t = 0; t < now; t++)
+        code_vector(g, y + t * dim, norm[t], exponent[t], &out[t]);
     memset(out + now, 0, (TKV_CODED_TOKENS - now) * sizeof(*out));
 }

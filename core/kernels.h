@@ -14,6 +14,7 @@
 #ifndef TKV_CORE_KERNELS_H
 #define TKV_CORE_KERNELS_H
 
+#include "core/cells.h"
 #include "core/types.h"
 
 /* Codes of a section of a block: n coordinates of w bits. Keys have their second 32 tokens
@@ -77,16 +78,15 @@ struct tkv_kernels {
     void (*f32_to_f16)(uint16_t *dst, const float *src, size_t n);
 
     /*
-     * codes[i] = the cell of x[i] * scale among 2^w, w = 1..4: edge[16] is a search tree, its
-     * root 1, below node k the nodes 2k and 2k + 1; a value goes to the second if it
-     * is not below the node's edge. Not for NaN. Exact.
+     * codes[i] = the cell of x[i] * scale among 2^w, w = 1..4: the number of edges that are not
+     * above it. With w > 1, |x[i] * scale| < 2^17. Not for NaN. Exact.
      */
-    void (*quantise)(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
-                     float scale);
+    void (*quantise)(uint8_t *codes, const float *x, size_t n, const struct tkv_cells *cells,
+                     unsigned w, float scale);
 
     /* The same, and how well the levels of the codes fit: fit[0] = sum of x[i] * level[code i],
      * fit[1] = sum of level^2, in the order of norm2. Exact. */
-    void (*fit)(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
+    void (*fit)(uint8_t *codes, const float *x, size_t n, const struct tkv_cells *cells, unsigned w,
                 float scale, const float *level, float *fit);
 
     /*

@@ -16,6 +16,7 @@
 #define SLICES_2  2
 #define SLICES_4  2
 #define FIELDS_4  2
+#define OWN_QUANTISE
 
 typedef __m512 vec;
 typedef __m512i vec_int;
@@ -166,6 +167,63 @@ static inline words spread_16(const uint8_t *table)
 
 #include "core/kernels_shuffle.h"
 #include "core/kernels_simd.h"
+
+/* ---- cells in 16 bits, twice as many at a time as floats ------------------------------------------ */
+
+struct spans {
+    __m512i code, next;
+};
+
+/* Cells of numbers in units, rounded down, which moves none over an edge. */
+static inline __m512i cells_of_halves(__m512i v, const struct spans *s)
+{
+    const __m512i span = _mm512_srli_epi16(v, 11);
+    const __m512i code = _mm512_permutexvar_epi16(span, s->code);
+    const __mmask32 above = _mm512_cmple_epi16_mask(_mm512_permutexvar_epi16(span, s->next), v);
+
+    return _mm512_mask_add_epi16(code, above, code, _mm512_set1_epi16(1));
+}
+
+static inline __m512i floor_units(__m512 x)
+{
+    return _mm512_cvt_roundps_epi32(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+
+/* The codes of x[64], back in their order after two packings of quarters. */
+static inline __m512i cells_of_64(const float *x, __m512 scale, const struct spans *s)
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i low =
+        _mm512_packs_epi32(floor_units(load(x) * scale), floor_units(load(x + 16) * scale));
+    const __m512i high =
+        _mm512_packs_epi32(floor_units(load(x + 32) * scale), floor_units(load(x + 48) * scale));
+
+    return _mm512_permutexvar_epi32(
+        order, _mm512_packus_epi16(cells_of_halves(low, s), cells_of_halves(high, s)));
+}
+
+void tkv_quantise_avx512(uint8_t *codes, const float *x, size_t n, const struct tkv_cells *cells,
+                         unsigned w, float factor)
+{
+    const struct spans s = {_mm512_loadu_si512(cells->code), _mm512_loadu_si512(cells->next)};
+    const __m512 scale = _mm512_set1_ps(factor * TKV_CELL_UNITS);
+    float last[64] = {0};
+    size_t i = 0;
+
+    if (w == 1) {
+        quantise_all(codes, x, n, cells->edge, 1, factor);
+        return;
+    }
+    for (; i + 64 <= n; i += 64)
+        _mm512_storeu_si512(codes + i, cells_of_64(x + i, scale, &s));
+    if (i == n)
+        return;
+    memcpy(last, x + i, (n - i) * sizeof(*last));
+    _mm512_mask_storeu_epi8(codes + i, _cvtu64_mask64((UINT64_C(1) << (n - i)) - 1),
+                            cells_of_64(last, scale, &s));
+}
+
+/* ---- halves ------------------------------------------------------------------------------------- */
 
 static __mmask16 up_to_16(size_t n)
 {

@@ -68,19 +68,19 @@ static uint8_t cell(float t, const float *edge, unsigned w)
     return (uint8_t)(node - (1u << w));
 }
 
-void tkv_quantise_c(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
-                    float scale)
+void tkv_quantise_c(uint8_t *codes, const float *x, size_t n, const struct tkv_cells *cells,
+                    unsigned w, float scale)
 {
     for (size_t i = 0; i < n; i++)
-        codes[i] = cell(x[i] * scale, edge, w);
+        codes[i] = cell(x[i] * scale, cells->edge, w);
 }
 
-void tkv_fit_c(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w, float scale,
-               const float *level, float *fit)
+void tkv_fit_c(uint8_t *codes, const float *x, size_t n, const struct tkv_cells *cells, unsigned w,
+               float scale, const float *level, float *fit)
 {
     float product[16] = {0}, square[16] = {0};
 
-    tkv_quantise_c(codes, x, n, edge, w, scale);
+    tkv_quantise_c(codes, x, n, cells, w, scale);
     for (size_t i = 0; i < n; i++) {
         const float v = level[codes[i]];
 

@@ -26,10 +26,10 @@
     float tkv_dot_##isa(const float *a, const float *b, size_t n);                               \
     void tkv_f16_to_f32_##isa(float *dst, const uint16_t *src, size_t n);                        \
     void tkv_f32_to_f16_##isa(uint16_t *dst, const float *src, size_t n);                        \
-    void tkv_quantise_##isa(uint8_t *codes, const float *x, size_t n, const float *edge,         \
-                            unsigned w, float scale);                                            \
-    void tkv_fit_##isa(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,  \
-                       float scale, const float *level, float *fit);                             \
+    void tkv_quantise_##isa(uint8_t *codes, const float *x, size_t n,                            \
+                            const struct tkv_cells *cells, unsigned w, float scale);             \
+    void tkv_fit_##isa(uint8_t *codes, const float *x, size_t n, const struct tkv_cells *cells,  \
+                       unsigned w, float scale, const float *level, float *fit);                 \
     float tkv_split_bytes_##isa(uint8_t *high, uint8_t *low, const float *x, size_t n);          \
     void tkv_lookup_##isa(float *dst, const uint8_t *codes, size_t n, const float *lut,          \
                           float scale);                                                          \

@@ -308,16 +308,18 @@ INLINE void quantise_all(uint8_t *codes, const float *x, size_t n, const float *
         store_codes(codes + i, cells_of(load_part(x + i, n - i) * scale, &tree, w), n - i);
 }
 
-void KERNEL(quantise)(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
-                      float scale)
+#ifndef OWN_QUANTISE
+void KERNEL(quantise)(uint8_t *codes, const float *x, size_t n, const struct tkv_cells *cells,
+                      unsigned w, float scale)
 {
     switch (w) {
-    case 1: quantise_all(codes, x, n, edge, 1, scale); break;
-    case 2: quantise_all(codes, x, n, edge, 2, scale); break;
-    case 3: quantise_all(codes, x, n, edge, 3, scale); break;
-    default: quantise_all(codes, x, n, edge, 4, scale); break;
+    case 1: quantise_all(codes, x, n, cells->edge, 1, scale); break;
+    case 2: quantise_all(codes, x, n, cells->edge, 2, scale); break;
+    case 3: quantise_all(codes, x, n, cells->edge, 3, scale); break;
+    default: quantise_all(codes, x, n, cells->edge, 4, scale); break;
     }
 }
+#endif
 
 INLINE vec size_of(vec x)
 {
@@ -392,14 +394,14 @@ INLINE void fit_all(uint8_t *codes, const float *x, size_t n, const float *edge,
     fit[1] = fold_sums(square);
 }
 
-void KERNEL(fit)(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
-                 float scale, const float *level, float *fit)
+void KERNEL(fit)(uint8_t *codes, const float *x, size_t n, const struct tkv_cells *cells,
+                 unsigned w, float scale, const float *level, float *fit)
 {
     switch (w) {
-    case 1: fit_all(codes, x, n, edge, 1, scale, level, fit); break;
-    case 2: fit_all(codes, x, n, edge, 2, scale, level, fit); break;
-    case 3: fit_all(codes, x, n, edge, 3, scale, level, fit); break;
-    default: fit_all(codes, x, n, edge, 4, scale, level, fit); break;
+    case 1: fit_all(codes, x, n, cells->edge, 1, scale, level, fit); break;
+    case 2: fit_all(codes, x, n, cells->edge, 2, scale, level, fit); break;
+    case 3: fit_all(codes, x, n, cells->edge, 3, scale, level, fit); break;
+    default: fit_all(codes, x, n, cells->edge, 4, scale, level, fit); break;
     }
 }
 

@@ -114,10 +114,94 @@ void tkv_key_put(uint8_t *section, size_t n, unsigned w, size_t t, const uint8_t
     }
 }
 
+typedef uint8_t bytes16 __attribute__((vector_size(16)));
+typedef uint32_t words4 __attribute__((vector_size(16)));
+
+INLINE words4 load_words(const uint8_t *p)
+{
+    words4 x;
+
+    memcpy(&x, p, sizeof(x));
+    return x;
+}
+
+/* Word j of v[i] and word i of v[j] change places. */
+INLINE void transpose(words4 *v)
+{
+    const words4 ab = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5);
+    const words4 ab_ = __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7);
+    const words4 cd = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5);
+    const words4 cd_ = __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
+
+    v[0] = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+    v[1] = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    v[2] = __builtin_shufflevector(ab_, cd_, 0, 1, 4, 5);
+    v[3] = __builtin_shufflevector(ab_, cd_, 2, 3, 6, 7);
+}
+
+/* Fields of the codes of four units: word u of field[f] has the four codes of field f of unit u. */
+INLINE void load_fields(words4 *field, const uint8_t *codes, const unsigned w)
+{
+    if (tkv_unit_fields(w) == 2) {
+        const words4 a = load_words(codes), b = load_words(codes + 16);
+
+        field[0] = __builtin_shufflevector(a, b, 0, 2, 4, 6);
+        field[1] = __builtin_shufflevector(a, b, 1, 3, 5, 7);
+        return;
+    }
+    for (size_t u = 0; u < 4; u++)
+        field[u] = load_words(codes + 16 * u);
+    transpose(field);
+}
+
+/* Bits low .. low + b - 1 of all codes, in fields of b bits. */
+INLINE words4 join_fields(const words4 *field, const unsigned w, const unsigned b,
+                          const unsigned low)
+{
+    words4 row = {0};
+
+    for (unsigned f = 0; f < tkv_unit_fields(w); f++)
+        row |= (field[f] >> low & ((1u << b) - 1) * 0x01010101u) << b * f;
+    return row;
+}
+
+/* Four units of four tokens from lane on; as put_unit, but for all of them at once. */
+INLINE void put_four_units(uint8_t *lane, const unsigned w, unsigned side, const uint8_t *codes,
+                           size_t stride)
+{
+    const size_t unit_bytes = tkv_unit_rows(w) * ROW_BYTES;
+    words4 row[4], bits[4], field[4];
+
+    for (size_t i = 0; i < 4; i++) {
+        load_fields(field, codes + i * stride, w);
+        if (w >= 2)
+            row[i] = join_fields(field, w, low_bits(w), 0);
+        if (w % 2)
+            bits[i] = join_fields(field, w, 1, low_bits(w)) << 4 * side;
+    }
+    if (w >= 2)
+        transpose(row);
+    if (w % 2)
+        transpose(bits);
+    for (size_t u = 0; u < 4; u++, lane += unit_bytes) {
+        if (w >= 2)
+            memcpy(lane + side * ROW_BYTES, &row[u], sizeof(row[u]));
+        if (w % 2) {
+            bits[u] |= load_words(lane + bits_row(w) * ROW_BYTES);
+            memcpy(lane + bits_row(w) * ROW_BYTES, &bits[u], sizeof(bits[u]));
+        }
+    }
+}
+
 INLINE void put_units4(uint8_t *section, size_t n, const unsigned w, size_t t, const uint8_t *codes,
                        size_t stride)
 {
-    for (size_t i = 0; i < 4; i++)
+    const size_t dim = 4 * tkv_key_unit_dim(w), bytes = 4 * tkv_unit_rows(w) * ROW_BYTES;
+    const unsigned side = (unsigned)(t / TKV_UNIT_LANES);
+
+    for (; n >= dim; n -= dim, codes += dim, section += bytes)
+        put_four_units(section + t % TKV_UNIT_LANES * 4, w, side, codes, stride);
+    for (size_t i = 0; n > 0 && i < 4; i++)
         put_units(section, n, w, t + i, codes + i * stride);
 }
 
@@ -212,7 +296,6 @@ void tkv_value_put(uint8_t *section, size_t n, unsigned w, size_t t, const uint8
     }
 }
 
-typedef uint8_t bytes16 __attribute__((vector_size(16)));
 typedef uint16_t pairs8 __attribute__((vector_size(16)));
 
 /* Bytes b0 of a, b, c, d, then their bytes b1, ... */

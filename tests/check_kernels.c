@@ -120,21 +120,21 @@ static void wrong_f32_to_f16(uint16_t *dst, const float *src, size_t n)
 }
 
 /* An edge belongs to the cell below. */
-static void wrong_quantise(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
-                           float scale)
+static void wrong_quantise(uint8_t *codes, const float *x, size_t n, const struct tkv_cells *cells,
+                           unsigned w, float scale)
 {
     for (size_t i = 0; i < n; i++) {
         const float below = nextafterf(x[i] * scale, -INFINITY);
 
-        reference.quantise(codes + i, &below, 1, edge, w, 1);
+        reference.quantise(codes + i, &below, 1, cells, w, 1);
     }
 }
 
 /* The right sums in another order. */
-static void wrong_fit(uint8_t *codes, const float *x, size_t n, const float *edge, unsigned w,
-                      float scale, const float *level, float *fit)
+static void wrong_fit(uint8_t *codes, const float *x, size_t n, const struct tkv_cells *cells,
+                      unsigned w, float scale, const float *level, float *fit)
 {
-    reference.fit(codes, x, n, edge, w, scale, level, fit);
+    reference.fit(codes, x, n, cells, w, scale, level, fit);
     fit[0] = 0;
     for (size_t i = 0; i < n; i++)
         fit[0] += x[i] * level[codes[i]];

@@ -122,21 +122,24 @@ static void check_f32_to_f16(struct kernel_run *run)
     }
 }
 
-/* A search tree over 2^w - 1 ascending edges, which are quarters, and values on them. */
-static void make_edges(struct kernel_run *run, float *tree, unsigned w, float *x, size_t n)
+/* Cells between 2^w - 1 edges a quarter apart, and values on them and just below. The table is
+ * guarded as the floats are. */
+static struct tkv_cells *make_cells(struct kernel_run *run, unsigned w, float *x, size_t n)
 {
     const unsigned n_edges = (1u << w) - 1;
+    struct tkv_cells *c = guard_alloc(sizeof(*c), GUARD_END);
+    float edge[15];
 
-    for (unsigned node = 1; node <= n_edges; node++) {
-        unsigned depth = 0, at;
-
-        while (node >> (depth + 1))
-            depth++;
-        at = ((2 * (node - (1u << depth)) + 1) << (w - depth - 1)) - 1; /* its rank */
-        tree[node] = ((float)at - (float)n_edges / 2) / 4;
-    }
+    for (unsigned i = 0; i < n_edges; i++)
+        edge[i] = ((float)i - (float)n_edges / 2) / 4;
+    tkv_cells_init(c, edge, w);
     for (size_t j = 0; j < n; j += 2)
-        x[j] = tree[1 + rng_below(&run->rng, n_edges)];
+        x[j] = edge[rng_below(&run->rng, n_edges)];
+    for (size_t j = 0; j < n; j += 6)
+        x[j] = nextafterf(x[j], -INFINITY);
+    for (size_t j = 0; w > 1 && j < n; j++) /* what codes are found for */
+        x[j] = fabsf(x[j]) * 3 < 0x1p17f ? x[j] : x[j] < 0 ? -9.0f : 9.0f;
+    return c;
 }
 
 static void check_quantise(struct kernel_run *run)
@@ -144,15 +147,15 @@ static void check_quantise(struct kernel_run *run)
     for (unsigned i = 0; i < 2 * N_SIZES; i++) {
         const size_t n = size_of(i / 2);
         const unsigned w = 1 + i % 4;
-        float *x = kernel_floats(run, n, i), *edge = kernel_floats(run, 16, 0);
+        float *x = kernel_floats(run, n, i);
+        struct tkv_cells *cells = make_cells(run, w, x, n);
         uint8_t *a = kernel_copy(x, n, i), *b = kernel_copy(x, n, i);
 
-        make_edges(run, edge, w, x, n);
-        run->ref.quantise(a, x, n, edge, w, (float)(1 + i % 3));
-        run->now.quantise(b, x, n, edge, w, (float)(1 + i % 3));
+        run->ref.quantise(a, x, n, cells, w, (float)(1 + i % 3));
+        run->now.quantise(b, x, n, cells, w, (float)(1 + i % 3));
         kernel_expect(run, kernel_same(a, b, n), "quantise n=%zu w=%u", n, w);
         guard_free(x, n * sizeof(*x));
-        guard_free(edge, 16 * sizeof(*edge));
+        guard_free(cells, sizeof(*cells));
         kernel_release(a, n, run, "quantise");
         kernel_release(b, n, run, "quantise");
     }
@@ -163,17 +166,17 @@ static void check_fit(struct kernel_run *run)
     for (unsigned i = 0; i < 2 * N_SIZES; i++) {
         const size_t n = size_of(i / 2);
         const unsigned w = 1 + i % 4;
-        float *x = kernel_floats(run, n, i), *edge = kernel_floats(run, 16, 0);
+        float *x = kernel_floats(run, n, i);
+        struct tkv_cells *cells = make_cells(run, w, x, n);
         float *level = kernel_floats(run, 16, 0), fit[2][2];
         uint8_t *a = kernel_copy(x, n, i), *b = kernel_copy(x, n, i);
 
-        make_edges(run, edge, w, x, n);
-        run->ref.fit(a, x, n, edge, w, 0.9f, level, fit[0]);
-        run->now.fit(b, x, n, edge, w, 0.9f, level, fit[1]);
+        run->ref.fit(a, x, n, cells, w, 0.9f, level, fit[0]);
+        run->now.fit(b, x, n, cells, w, 0.9f, level, fit[1]);
         kernel_expect(run, kernel_same(a, b, n) && kernel_same(fit[0], fit[1], sizeof(fit[0])),
                       "fit n=%zu w=%u", n, w);
         guard_free(x, n * sizeof(*x));
-        guard_free(edge, 16 * sizeof(*edge));
+        guard_free(cells, sizeof(*cells));
         guard_free(level, 16 * sizeof(*level));
         kernel_release(a, n, run, "fit");
         kernel_release(b, n, run, "fit");
