@@ -214,6 +214,15 @@ static void fetch_small(const struct tkv_coder *k, const void *keys, const void 
         __builtin_prefetch(p);
 }
 
+/* The same of keys alone. */
+static void fetch_beside(const struct tkv_coder *k, const void *keys)
+{
+    const uint8_t *p = keys;
+
+    for (size_t at = tkv_k_scales_at(k); at < k->k_block_bytes; at += 64)
+        __builtin_prefetch(p + at);
+}
+
 /* f->dots of n blocks become f->x; returns the largest of row r, NaN if some may overflow. */
 static float scale_row(struct tkv_fused *f, size_t r, size_t n, const float *scales, float factor)
 {
@@ -226,11 +235,14 @@ static float scale_row(struct tkv_fused *f, size_t r, size_t n, const float *sca
     return fabsf(f->step[r] * factor) * largest_product + offset < FLT_MAX ? top : NAN;
 }
 
-void tkv_fused_logits(struct tkv_fused *f, const void *keys, float factor, float *max)
+void tkv_fused_logits(struct tkv_fused *f, const void *keys, const void *next, float factor,
+                      float *max)
 {
     float scales[LANES];
 
-    dot_block(f, keys, NULL, 0, factor);
+    dot_block(f, keys, next, 0, factor);
+    if (next)
+        fetch_beside(f->k, next);
     tkv_to_f32(f->kn, scales, (const uint8_t *)keys + tkv_k_scales_at(f->k), TKV_F16, LANES);
     for (size_t r = 0; r < f->n_rows; r++) {
         const float top = scale_row(f, r, 1, scales, factor);

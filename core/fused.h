@@ -56,8 +56,10 @@ void tkv_fused_init(struct tkv_fused *f, const struct tkv_kernels *kn, const str
                     size_t n_rows, const float *q, void *memory);
 
 /* f->x[r][t] = factor * <query r, key t> of a block; max[r] = the largest of 64 lanes, NaN if
- * they may overflow (max may be NULL). The lanes that hold no token have what the mean alone gives. */
-void tkv_fused_logits(struct tkv_fused *f, const void *keys, float factor, float *max);
+ * they may overflow (max may be NULL). `next` is the block asked about after it, brought near
+ * meanwhile, or NULL. The lanes that hold no token have what the mean alone gives. */
+void tkv_fused_logits(struct tkv_fused *f, const void *keys, const void *next, float factor,
+                      float *max);
 
 /* A block of n tokens at ascending positions; NULL: all rows see all of them. `next` is the block
  * that will be worked on after it, brought near meanwhile; or NULL. */

@@ -156,19 +156,6 @@ static void take_batch(const struct rebuild *r, struct place *at, struct batch *
     b->n = TKV_BLOCK_TOKENS - room;
 }
 
-static void plan_head(struct rebuild *r, const struct tkv_head *head, const struct tkv_keep *keep)
-{
-    struct place at = {0};
-    struct batch b;
-
-    plan_sources(r, head, keep);
-    for (take_batch(r, &at, &b); b.n > 0; take_batch(r, &at, &b)) {
-        assert(r->n_whole + r->n_fresh < head->cap_blocks);
-        r->fresh[r->n_fresh++] =
-            (struct tkv_block){.first_position = b.first_position, .n_tokens = (uint16_t)b.n};
-    }
-}
-
 /* ---- blocks are filled and take the place of the old ------------------------------------------ */
 
 /* Distances of gathered tokens from the first: those of their sources, moved. */
@@ -207,15 +194,21 @@ static void fill_block(const struct rebuild *r, const struct batch *b, void *byt
     gather_positions(r, b, &g, tkv_block_positions(r->layout, bytes));
 }
 
-static void fill_blocks(const struct rebuild *r)
+/* Places are taken one by one: how many it will be is only known when the last survivor has its own. */
+static void fill_blocks(struct rebuild *r, const struct tkv_head *head)
 {
     struct place at = {0};
-    struct batch survivors;
+    struct batch b;
 
-    for (uint32_t b = 0; b < r->n_fresh; b++) {
-        take_batch(r, &at, &survivors);
+    for (take_batch(r, &at, &b); b.n > 0; take_batch(r, &at, &b)) {
+        struct tkv_block *fresh = &r->fresh[r->n_fresh++];
+
+        assert(r->n_whole + r->n_fresh <= head->cap_blocks);
         fetch_source(r, at.source + 1);
-        fill_block(r, &survivors, tkv_arena_at(r->s->arena, r->fresh[b].id));
+        *fresh = (struct tkv_block){.id = tkv_arena_take(r->s->arena, r->layout->bytes),
+                                    .first_position = b.first_position,
+                                    .n_tokens = (uint16_t)b.n};
+        fill_block(r, &b, tkv_arena_at(r->s->arena, fresh->id));
     }
 }
 
@@ -229,10 +222,8 @@ void tkv_head_rebuild(const struct tkv_session *s, const struct tkv_block_layout
         .fresh = (void *)((uint8_t *)memory + source_bytes(head->cap_blocks)),
     };
 
-    plan_head(&r, head, keep);
-    if (r.n_fresh > 0)
-        tkv_arena_take_each(s->arena, layout->bytes, &r.fresh->id, sizeof(*r.fresh), r.n_fresh);
-    fill_blocks(&r);
+    plan_sources(&r, head, keep);
+    fill_blocks(&r, head);
     if (r.n_whole < head->n_blocks)
         tkv_arena_unref_each(s->arena, &head->blocks[r.n_whole].id, sizeof(*head->blocks),
                              head->n_blocks - r.n_whole);

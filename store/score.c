@@ -83,14 +83,19 @@ static void make_queries(const struct tkv_session *s, const struct tkv_layer *l,
                        w->coded + i * l->layout.k->tile_dim);
 }
 
+static void add_lanes(float *restrict row, const float *restrict dots)
+{
+    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++)
+        row[t] += dots[t];
+}
+
 /* row[64] = the scores of a block: dots[n_queries][64] and norm terms. */
 static void score_lanes(const struct tkv_session *s, const float *dots, const uint16_t *norm_terms,
                         float *row)
 {
     s->kn->f16_to_f32(row, norm_terms, TKV_BLOCK_TOKENS);
     if (s->fold.n_queries == 1) { /* as tkv_tri_score has it, for the usual case */
-        for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++)
-            row[t] = dots[t] + row[t];
+        add_lanes(row, dots);
         return;
     }
     for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
@@ -102,49 +107,57 @@ static void score_lanes(const struct tkv_session *s, const float *dots, const ui
     }
 }
 
-/* Ask for the next block's keys and norm terms: blocks lie apart, and a round sees each but once. */
-static void fetch_ahead(const struct tkv_session *s, const struct tkv_layer *l,
-                        const struct tkv_head *head, uint32_t b)
+static void fetch(const void *block, size_t from, size_t end)
 {
-    const char *p;
+    const uint8_t *p = block;
 
-    if (b >= head->n_blocks)
-        return;
-    p = tkv_arena_at(s->arena, head->blocks[b].id);
-    for (size_t at = 0; at < l->layout.k->k_block_bytes; at += 64)
+    for (size_t at = from; at < end; at += 64)
         __builtin_prefetch(p + at);
-    for (size_t at = l->layout.scores_offset; at < l->layout.bytes; at += 64)
-        __builtin_prefetch(p + at);
+}
+
+/* Blocks lie apart, and a round sees each but once, twice in turn: what the next one is scored by is
+ * asked for now, while there is work to do, and what this one will be rebuilt from, its values, in
+ * parts, since only so many lines can be on their way. */
+static void score_block(const struct tkv_session *s, const struct tkv_layer *l, struct work *w,
+                        const float *dots, void *block, const void *next, size_t at)
+{
+    const struct tkv_block_layout *layout = &l->layout;
+    const size_t group = tkv_group(&l->config.shape);
+    const size_t values = layout->values_offset, end = layout->positions_offset;
+
+    if (next)
+        fetch(next, layout->positions_offset, layout->bytes);
+    for (size_t g = 0; g < group; g++) {
+        fetch(block, values + (end - values) * g / group,
+              values + (end - values) * (g + 1) / group);
+        score_lanes(s, dots + g * s->fold.n_queries * TKV_BLOCK_TOKENS,
+                    tkv_block_scores(layout, block, (uint32_t)g), w->rows + g * w->stride + at);
+    }
 }
 
 /* Rows have room for 64 lanes from each block's first on; those it has not are overwritten. */
 static void score_cold(const struct tkv_session *s, const struct tkv_layer *l,
                        const struct tkv_head *head, struct work *w)
 {
-    const uint32_t group = tkv_group(&l->config.shape);
-    const size_t n_queries = (size_t)group * s->fold.n_queries;
-    const float *dots = w->dots;
+    const size_t n_queries = (size_t)tkv_group(&l->config.shape) * s->fold.n_queries;
+    const bool fused = tkv_fused_keys(l->layout.k);
     struct tkv_fused f;
     size_t at = 0;
 
-    if (tkv_fused_keys(l->layout.k)) {
+    if (fused)
         tkv_fused_init(&f, s->kn, l->layout.k, n_queries, w->coded, w->fused);
-        dots = f.x[0];
-    }
     for (uint32_t b = 0; b < head->n_blocks; b++) {
         void *block = tkv_arena_at(s->arena, head->blocks[b].id);
+        const void *next =
+            b + 1 < head->n_blocks ? tkv_arena_at(s->arena, head->blocks[b + 1].id) : NULL;
 
-        fetch_ahead(s, l, head, b + 1);
-        if (tkv_fused_keys(l->layout.k)) {
-            tkv_fused_logits(&f, block, 1, NULL);
+        if (fused) {
+            tkv_fused_logits(&f, block, next, 1, NULL);
         } else {
             tkv_key_tile(l->layout.k, s->kn, block, w->tile);
             s->kn->logits(w->dots, w->coded, n_queries, w->tile, l->layout.k->tile_dim);
         }
-        for (size_t g = 0; g < group; g++)
-            score_lanes(s, dots + g * s->fold.n_queries * TKV_BLOCK_TOKENS,
-                        tkv_block_scores(&l->layout, block, (uint32_t)g),
-                        w->rows + g * w->stride + at);
+        score_block(s, l, w, fused ? f.x[0] : w->dots, block, next, at);
         at += head->blocks[b].n_tokens;
     }
 }
