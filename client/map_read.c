@@ -87,19 +87,23 @@ static bool shape_is_sound(const struct tkv_shape *s)
                                  s->head_dim_v == s->head_dim_k - s->rope_dim));
 }
 
-static const struct tkv_coder *coder_get(struct trikv_map *m, uint32_t codec_id, uint32_t dim)
+static const struct tkv_coder *coder_get(struct trikv_map *m, uint32_t codec_id, uint32_t dim,
+                                         bool means)
 {
     const struct tkv_codec *codec = tkv_codec_by_id(codec_id);
     struct tkv_coder *c;
 
     for (uint32_t i = 0; codec && i < m->n_coders; i++)
-        if (m->coders[i]->codec == codec && m->coders[i]->dim == dim)
+        if (m->coders[i]->codec == codec && m->coders[i]->dim == dim &&
+            (m->coders[i]->mean_bytes[TKV_KEYS] > 0) == (means && codec->best))
             return m->coders[i];
     c = codec ? calloc(1, sizeof(*c)) : NULL;
     if (!c || tkv_coder_init(c, codec, dim, TKV_ROTATION_SEED)) {
         free(c);
         return NULL;
     }
+    if (!means)
+        tkv_coder_drop_means(c);
     m->coders[m->n_coders++] = c;
     return c;
 }
@@ -179,10 +183,11 @@ static const char *take_heads(const struct trikv_map *m, struct parts *p, struct
 }
 
 static const char *take_layout(struct trikv_map *m, const struct tkv_shape *shape,
-                               const struct trikv_map_layout *from, struct tkv_block_layout *layout)
+                               const struct trikv_map_layout *from, bool means,
+                               struct tkv_block_layout *layout)
 {
-    const struct tkv_coder *k = coder_get(m, from->codec_k, tkv_coded_dim_k(shape));
-    const struct tkv_coder *v = k ? coder_get(m, from->codec_v, shape->head_dim_v) : NULL;
+    const struct tkv_coder *k = coder_get(m, from->codec_k, tkv_coded_dim_k(shape), means);
+    const struct tkv_coder *v = k ? coder_get(m, from->codec_v, shape->head_dim_v, means) : NULL;
 
     if (!k || !v || v->codec->qjl || (shape->rope_dim > 0 && k != v))
         return "a layer has a codec that is not known here";
@@ -216,7 +221,7 @@ static const char *take_layouts(struct trikv_map *m, struct parts *p,
     c->tiers = layouts;
     c->n_tiers = l->n_layouts > 0 ? l->n_layouts : 1;
     for (uint32_t i = 0; !why && i < c->n_tiers; i++) {
-        why = take_layout(m, &c->shape, &from[i], &layouts[i]);
+        why = take_layout(m, &c->shape, &from[i], l->has_means != 0, &layouts[i]);
         if (!why && !mixes(&layouts[0], &layouts[i]) && i > 0)
             why = "a layer mixes what cannot be mixed";
     }

@@ -10,7 +10,7 @@ static void place_rest(struct tkv_block_layout *l, size_t values_bytes)
 {
     l->positions_offset = l->values_offset + tkv_align(values_bytes, 2);
     l->scores_offset = l->positions_offset + ROW_BYTES;
-    l->bytes = tkv_align(l->scores_offset + l->n_score_heads * (size_t)ROW_BYTES, 64);
+    l->bytes = tkv_align(l->scores_offset + l->n_score_heads * (size_t)TKV_BLOCK_TOKENS, 64);
 }
 
 void tkv_block_layout_init(struct tkv_block_layout *l, const struct tkv_coder *k,
@@ -157,16 +157,16 @@ void tkv_block_gather(const struct tkv_block_layout *l, const struct tkv_kernels
 {
     const size_t values_bytes =
         l->raw_dim > 0 ? l->raw_dim * (size_t)ROW_BYTES : l->v->v_block_bytes;
+    const size_t n_score_bytes = l->n_score_heads * (size_t)TKV_BLOCK_TOKENS;
 
     tkv_gather_keys(l->k, kn, block, g);
     if (l->raw_dim == 0)
         tkv_gather_values(l->v, kn, tkv_block_values(l, block), g, l->values_offset);
     for (uint32_t i = 0; i < l->raw_dim; i++)
         tkv_gather_halves(kn, raw_row(l, block, i), g, l->values_offset + i * (size_t)ROW_BYTES);
-    for (uint32_t i = 0; i < l->n_score_heads; i++)
-        tkv_gather_halves(kn, tkv_block_scores(l, block, i), g,
-                          l->scores_offset + i * (size_t)ROW_BYTES);
+    for (size_t at = 0; at < n_score_bytes; at += TKV_BLOCK_TOKENS)
+        tkv_gather_bytes(kn, tkv_block_scores(l, block, 0) + at, g, l->scores_offset + at);
     zero_gap(block, l->k->k_block_bytes, l->values_offset);
     zero_gap(block, l->values_offset + values_bytes, l->positions_offset);
-    zero_gap(block, l->scores_offset + l->n_score_heads * (size_t)ROW_BYTES, l->bytes);
+    zero_gap(block, l->scores_offset + n_score_bytes, l->bytes);
 }

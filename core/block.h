@@ -81,12 +81,11 @@ static inline uint16_t *tkv_block_positions(const struct tkv_block_layout *l, vo
     return (uint16_t *)(void *)((uint8_t *)block + l->positions_offset);
 }
 
-/* The norm terms of one query head of the group, [64] halves. */
-static inline uint16_t *tkv_block_scores(const struct tkv_block_layout *l, void *block,
-                                         uint32_t head_in_group)
+/* The norm terms of one query head of the group, [64], as core/ruler.h codes them. */
+static inline uint8_t *tkv_block_scores(const struct tkv_block_layout *l, void *block,
+                                        uint32_t head_in_group)
 {
-    return (uint16_t *)(void *)((uint8_t *)block + l->scores_offset) +
-           (size_t)head_in_group * TKV_BLOCK_TOKENS;
+    return (uint8_t *)block + l->scores_offset + (size_t)head_in_group * TKV_BLOCK_TOKENS;
 }
 
 /* The raw coordinates of n latents, the last of keys[n][stride]. */

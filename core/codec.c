@@ -170,6 +170,16 @@ static void fill_sizes(struct tkv_coder *c)
     }
 }
 
+void tkv_coder_drop_means(struct tkv_coder *c)
+{
+    for (uint32_t i = 0; i < c->n_sections; i++)
+        c->section[i].v_offset -= c->mean_bytes[TKV_VALUES];
+    c->v_codes_offset -= c->mean_bytes[TKV_VALUES];
+    c->v_block_bytes -= c->mean_bytes[TKV_VALUES];
+    c->k_block_bytes -= c->mean_bytes[TKV_KEYS];
+    c->mean_bytes[TKV_KEYS] = c->mean_bytes[TKV_VALUES] = 0;
+}
+
 const char *tkv_coder_init(struct tkv_coder *c, const struct tkv_codec *codec, uint32_t dim,
                            uint64_t seed)
 {

@@ -43,7 +43,7 @@
  * Mean. The best codecs code y - m, where m is the mean of some tokens, itself coded: levels of
  * its rotated coordinates, 4 bits for keys and 3 for values, and one half scale. It lies once in the block, and is exact
  * under softmax: its dot product with the query is added to all logits of the block,
- * its value is weighted by the sum of the weights.
+ * its value is weighted by the sum of the weights. A coder may be made to leave it out.
  *
  * A block holds up to 64 tokens of one KV head, keys or values. A token can be copied to another
  * block with the same mean bytes without coding it again.
@@ -156,6 +156,9 @@ struct tkv_coder {
 const char *tkv_coder_init(struct tkv_coder *c, const struct tkv_codec *codec, uint32_t dim,
                            uint64_t seed);
 
+/* The same without means, for blocks whose tokens come from many others: called right after init. */
+void tkv_coder_drop_means(struct tkv_coder *c);
+
 /* mean[mean_bytes[side]] = the mean of x[n][dim], coded; nothing if the codec has none. n = 0: zero. */
 void tkv_code_mean(const struct tkv_coder *c, const struct tkv_kernels *kn, enum tkv_side side,
                    const float *x, size_t n, void *mean);
@@ -226,6 +229,8 @@ void tkv_gather_keys(const struct tkv_coder *c, const struct tkv_kernels *kn, vo
                      const struct tkv_gather *g);
 void tkv_gather_values(const struct tkv_coder *c, const struct tkv_kernels *kn, void *block,
                        const struct tkv_gather *g, size_t offset);
+void tkv_gather_bytes(const struct tkv_kernels *kn, void *dst, const struct tkv_gather *g,
+                      size_t offset);
 void tkv_gather_halves(const struct tkv_kernels *kn, void *dst, const struct tkv_gather *g,
                        size_t offset);
 

@@ -100,6 +100,17 @@ void tkv_gather_halves(const struct tkv_kernels *kn, void *dst, const struct tkv
     memcpy(dst, halves, sizeof(halves));
 }
 
+void tkv_gather_bytes(const struct tkv_kernels *kn, void *dst, const struct tkv_gather *g,
+                      size_t offset)
+{
+    uint8_t bytes[TKV_BLOCK_TOKENS] = {0};
+
+    for (size_t r = 0; r < g->n_runs; r++)
+        kn->pick_bytes(bytes + g->first[r], (const uint8_t *)g->runs[r].block + offset,
+                       g->lane + g->first[r], (size_t)(g->first[r + 1] - g->first[r]));
+    memcpy(dst, bytes, sizeof(bytes));
+}
+
 /* f16: rows of halves. */
 static void gather_rows(uint8_t *dst, const struct tkv_gather *g, size_t offset, size_t row_bytes)
 {

@@ -184,6 +184,10 @@ struct tkv_kernels {
      * itself if that is not a number. Exact. */
     void (*fold_scores)(float *dst, const float *x, size_t n, double mean, double scale);
 
+    /* dst[i] = x[i] + (base + step * codes[i]). Exact. */
+    void (*add_steps)(float *dst, const float *x, const uint8_t *codes, size_t n, float base,
+                      float step);
+
     /* How many of keys[n] are at least `least`. Exact. */
     size_t (*count_from)(const uint32_t *keys, size_t n, uint32_t least);
 
@@ -197,6 +201,9 @@ struct tkv_kernels {
 
     /* dst[i] = half lane[i] < 64 of the 64 at src, for n <= 64; src and dst at any address. Exact. */
     void (*pick_halves)(void *dst, const void *src, const uint8_t *lane, size_t n);
+
+    /* The same of bytes. Exact. */
+    void (*pick_bytes)(uint8_t *dst, const uint8_t *src, const uint8_t *lane, size_t n);
 };
 
 /* Fill *k with the best variants that `cpu` (tkv_cpu_flags) allows; 0 gives the reference. */

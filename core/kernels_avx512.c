@@ -268,4 +268,12 @@ void tkv_pick_halves_avx512(void *dst, const void *src, const uint8_t *lane, siz
     if (n > 32)
         pick_32((uint8_t *)dst + 64, low, high, lane + 32, n - 32);
 }
+
+void tkv_pick_bytes_avx512(uint8_t *dst, const uint8_t *src, const uint8_t *lane, size_t n)
+{
+    const __mmask64 m = _cvtu64_mask64(n < 64 ? (UINT64_C(1) << n) - 1 : UINT64_MAX);
+    const struct indices at = split_indices((words)_mm512_maskz_loadu_epi8(m, lane));
+
+    _mm512_mask_storeu_epi8(dst, m, (__m512i)lookup_64(src, &at));
+}
 #endif

@@ -374,3 +374,16 @@ void tkv_pick_halves_c(void *dst, const void *src, const uint8_t *lane, size_t n
     for (size_t i = 0; i < n; i++)
         memcpy((uint8_t *)dst + 2 * i, (const uint8_t *)src + 2 * (size_t)lane[i], 2);
 }
+
+void tkv_pick_bytes_c(uint8_t *dst, const uint8_t *src, const uint8_t *lane, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        dst[i] = src[lane[i]];
+}
+
+void tkv_add_steps_c(float *dst, const float *x, const uint8_t *codes, size_t n, float base,
+                     float step)
+{
+    for (size_t i = 0; i < n; i++)
+        dst[i] = x[i] + (base + step * (float)codes[i]);
+}

@@ -147,4 +147,10 @@ void tkv_pick_halves_neon(void *dst, const void *src, const uint8_t *lane, size_
     for (size_t i = 0; i < n; i++)
         memcpy((uint8_t *)dst + 2 * i, (const uint8_t *)src + 2 * (size_t)lane[i], 2);
 }
+
+void tkv_pick_bytes_neon(uint8_t *dst, const uint8_t *src, const uint8_t *lane, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        dst[i] = src[lane[i]];
+}
 #endif

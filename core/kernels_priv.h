@@ -55,6 +55,9 @@
     void tkv_pick_values_##isa(uint8_t *dst, const struct tkv_codes_at *at,                      \
                                const struct tkv_pick *picks, size_t n_picks);                    \
     void tkv_pick_halves_##isa(void *dst, const void *src, const uint8_t *lane, size_t n);       \
+    void tkv_pick_bytes_##isa(uint8_t *dst, const uint8_t *src, const uint8_t *lane, size_t n);  \
+    void tkv_add_steps_##isa(float *dst, const float *x, const uint8_t *codes, size_t n,         \
+                             float base, float step);                                            \
     TKV_DECLARE_CODE_KERNELS(isa)
 
 TKV_DECLARE_KERNELS(c);
@@ -79,7 +82,8 @@ TKV_DECLARE_CODE_KERNELS(dotprod);
         .try_scales = tkv_try_scales_##isa, .pick_keys = tkv_pick_keys_##isa,             \
         .pick_values = tkv_pick_values_##isa, .moments = tkv_moments_##isa,               \
         .fold_scores = tkv_fold_scores_##isa, .count_from = tkv_count_from_##isa,         \
-        .pick_halves = tkv_pick_halves_##isa, .split_bytes = tkv_split_bytes_##isa,       \
+        .pick_halves = tkv_pick_halves_##isa, .pick_bytes = tkv_pick_bytes_##isa,         \
+        .add_steps = tkv_add_steps_##isa, .split_bytes = tkv_split_bytes_##isa,           \
     }
 
 /* The largest weight of a block in its units: two parts of seven bits. */

@@ -1,5 +1,5 @@
 /*
- * Rows of scores, moments, fold_scores and count_from: part of the SIMD body of
+ * Rows of scores, moments, fold_scores, add_steps and count_from: part of the SIMD body of
  * core/kernels_simd.h, which includes it. Doubles take twice the room: DOUBLES at a time.
  */
 #ifndef TKV_CORE_KERNELS_SCORES_H
@@ -57,6 +57,17 @@ void KERNEL(fold_scores)(float *dst, const float *x, size_t n, double mean, doub
         *to = (few)(((few_bits)z & mask) | ((few_bits)old & ~mask));
     }
     tkv_fold_scores_c(dst + i, x + i, n - i, mean, scale);
+}
+
+void KERNEL(add_steps)(float *dst, const float *x, const uint8_t *codes, size_t n, float base,
+                       float step)
+{
+    for (size_t i = 0; i < n; i += LANES) {
+        const vec_i32 code = (vec_i32)bytes_at(codes + i, n - i);
+        const vec term = (vec) __builtin_convertvector(code, vec_f32) * step + base;
+
+        store_n(dst + i, load_n(x + i, n - i) + term, n - i);
+    }
 }
 
 size_t KERNEL(count_from)(const uint32_t *keys, size_t n, uint32_t least)

@@ -6,7 +6,9 @@
  * A block is immutable once it is in a table. Its content, from block_offset on:
  *   keys (k_bytes), values (v_bytes) in the form of core/codec.h,
  *   uint16 positions[64], as distances from first_position,
- *   half scores[n_score_heads][64], the norm terms of the group's query heads.
+ *   uint8 scores[n_score_heads][64], the norm terms of the group's query heads, as core/ruler.h codes
+ *   them by rulers that the daemon keeps to itself.
+ * Blocks of layers whose tokens are dropped one by one have no means.
  */
 #ifndef TRIKV_PROTO_SHM_LAYOUT_H
 #define TRIKV_PROTO_SHM_LAYOUT_H
@@ -14,7 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { TRIKV_SHM_VERSION = 2 };
+enum { TRIKV_SHM_VERSION = 3 };
 #define TRIKV_SHM_MAGIC UINT32_C(0x4c425254) /* "TRBL" */
 
 struct trikv_table_header {
@@ -50,7 +52,8 @@ struct trikv_table_entry {
     uint16_t head_dim_v;
     uint16_t n_tokens; /* 1..64 */
     uint16_t n_score_heads;
-    uint8_t reserved[24]; /* zero */
+    uint16_t has_means;   /* 1, or 0: its codecs leave them out */
+    uint8_t reserved[22]; /* zero */
 };
 _Static_assert(sizeof(struct trikv_table_entry) == 64, "table entry is 64 bytes");
 _Static_assert(offsetof(struct trikv_table_entry, block_bytes) == 8, "table entry layout");
@@ -65,7 +68,8 @@ _Static_assert(offsetof(struct trikv_table_entry, head_dim_k) == 32, "table entr
 _Static_assert(offsetof(struct trikv_table_entry, head_dim_v) == 34, "table entry layout");
 _Static_assert(offsetof(struct trikv_table_entry, n_tokens) == 36, "table entry layout");
 _Static_assert(offsetof(struct trikv_table_entry, n_score_heads) == 38, "table entry layout");
-_Static_assert(offsetof(struct trikv_table_entry, reserved) == 40, "table entry layout");
+_Static_assert(offsetof(struct trikv_table_entry, has_means) == 40, "table entry layout");
+_Static_assert(offsetof(struct trikv_table_entry, reserved) == 42, "table entry layout");
 
 /*
  * The payload of a MAP reply: everything that attention needs of a session as it was then. After the
@@ -135,7 +139,8 @@ struct trikv_map_layer {
     uint32_t n_rounds;
     uint32_t n_layouts;  /* 0: all blocks have the one above; else blocks say which of these */
     int32_t first_query; /* queries before this position miss keys that have left the window */
-    uint32_t rope_dim;   /* of latents, else 0 */
+    uint16_t rope_dim;   /* of latents, else 0 */
+    uint16_t has_means;  /* 1, or 0: its codecs leave them out */
     struct trikv_map_tier pinned;
     struct trikv_map_tier tail;
 };

@@ -3,10 +3,10 @@
  * whenever it is full, so encoding is spread evenly over appends, and a round (round.c) has to do with
  * codes only. Room in the tables and the arena was prepared (tkv_round_prepare).
  *
- * A block has the mean of its own tokens if tokens are never dropped, or in whole blocks only. Where tokens are dropped,
- * survivors of many blocks meet in one, which needs the same mean in all: there it is zero, because a
- * mean of the first tokens turns away from later keys with their RoPE phases, which was measured to
- * be worse than none (tests/check_kv_quality.c).
+ * A block has the mean of its own tokens if tokens are never dropped, or in whole blocks only. Where
+ * tokens are dropped, survivors of many blocks meet in one, which needs the same mean in all: there
+ * blocks have none, because a mean of the first tokens turns away from later keys with their RoPE
+ * phases, which was measured to be worse (tests/check_kv_quality.c).
  */
 #include <assert.h>
 
@@ -42,12 +42,11 @@ static void encode_latents(const struct fold *f, const uint16_t *keys, float *x,
     const struct tkv_layer *l = f->l;
     const struct tkv_kernels *kn = f->s->kn;
     const size_t stride = l->config.shape.head_dim_k, dim = l->layout.k->dim;
-    uint8_t mean[TKV_MAX_MEAN_BYTES] = {0};
+    uint8_t mean[TKV_MAX_MEAN_BYTES];
 
     for (uint32_t t = 0; t < n; t++)
         kn->f16_to_f32(x + t * dim, keys + t * stride, dim);
-    if (!tkv_layer_evicts(l))
-        tkv_code_mean(l->layout.k, kn, TKV_KEYS, x, n, mean);
+    tkv_code_mean(l->layout.k, kn, TKV_KEYS, x, n, mean);
     tkv_encode_keys(l->layout.k, kn, mean, x, n, block);
     tkv_block_put_raw(&l->layout, block, keys, stride, n);
 }
@@ -60,25 +59,43 @@ static void encode(const struct fold *f, size_t kv_head, uint32_t first, uint32_
     const size_t dk = l->config.shape.head_dim_k, dv = l->config.shape.head_dim_v;
     const size_t at = kv_head * l->tail.cap + first;
     float *x = (float *)(void *)(f->memory + kv_head * f->head_bytes);
-    uint8_t mean[TKV_MAX_MEAN_BYTES] = {0};
+    uint8_t mean[TKV_MAX_MEAN_BYTES];
 
     if (l->layout.raw_dim > 0) {
         encode_latents(f, l->tail.k + at * dk, x, n, block);
         return;
     }
     kn->f16_to_f32(x, l->tail.k + at * dk, n * dk);
-    if (!tkv_layer_evicts(l))
-        tkv_code_mean(l->layout.k, kn, TKV_KEYS, x, n, mean);
+    tkv_code_mean(l->layout.k, kn, TKV_KEYS, x, n, mean);
     tkv_encode_keys(l->layout.k, kn, mean, x, n, block);
     kn->f16_to_f32(x, l->tail.v + at * dv, n * dv);
-    if (!tkv_layer_evicts(l))
-        tkv_code_mean(l->layout.v, kn, TKV_VALUES, x, n, mean);
+    tkv_code_mean(l->layout.v, kn, TKV_VALUES, x, n, mean);
     tkv_encode_values(l->layout.v, kn, mean, x, n, tkv_block_values(&l->layout, block));
     for (uint32_t g = 0; g < l->layout.n_score_heads; g++) {
         const size_t q_head = kv_head * l->layout.n_score_heads + g;
+        const float *terms = l->tail.scores + q_head * l->tail.cap + first;
+        uint8_t *codes = tkv_block_scores(&l->layout, block, g);
 
-        kn->f32_to_f16(tkv_block_scores(&l->layout, block, g),
-                       l->tail.scores + q_head * l->tail.cap + first, n);
+        for (uint32_t i = 0; i < n; i++)
+            codes[i] = tkv_ruler_code(&l->rulers[q_head], terms[i]);
+    }
+}
+
+/* The norm terms of a query head's first block are what all are measured by. If the keys there are all
+ * zero, a key of ones is. */
+static void lay_rulers(const struct fold *f, size_t kv_head, uint32_t n_warm)
+{
+    const struct tkv_layer *l = f->l;
+    const uint32_t n_bands = f->s->rope.n_bands;
+
+    for (uint32_t g = 0; l->heads[kv_head].n_blocks == 0 && g < l->layout.n_score_heads; g++) {
+        const size_t q_head = kv_head * l->layout.n_score_heads + g;
+        float ones[TKV_MAX_BANDS], otherwise;
+
+        for (uint32_t i = 0; i < n_bands; i++)
+            ones[i] = 1;
+        otherwise = tkv_tri_norm_term(l->norm_weights + (size_t)q_head * n_bands, ones, n_bands);
+        l->rulers[q_head] = tkv_ruler_lay(l->tail.scores + q_head * l->tail.cap, n_warm, otherwise);
     }
 }
 
@@ -89,6 +106,7 @@ static void fold_head(void *arg, size_t kv_head)
     const uint32_t n_warm = tkv_layer_warm(f->s, f->l);
     uint32_t b = head->n_blocks;
 
+    lay_rulers(f, kv_head, n_warm);
     for (uint32_t first = 0; first < n_warm; first += head->blocks[b++].n_tokens) {
         const struct tkv_block *block = &head->blocks[b];
         uint8_t *bytes = tkv_arena_at(f->s->arena, block->id);

@@ -3,9 +3,22 @@
  * layers and heads; blocks, block tables and half tiers are counted, and whoever writes first makes
  * its own (share.c, tail.c).
  */
+#include <string.h>
+
 #include "proto/errors.h"
 #include "store/budget.h"
 #include "store/session_priv.h"
+
+/* A fork may be made before the first fold, and then has rulers of its own. */
+static bool fork_rulers(struct tkv_session *s, struct tkv_layer *to, const struct tkv_layer *from)
+{
+    const size_t bytes = to->config.shape.n_q_heads * sizeof(*to->rulers);
+
+    to->rulers = from->rulers ? tkv_session_alloc(s, bytes) : NULL;
+    if (to->rulers)
+        memcpy(to->rulers, from->rulers, bytes);
+    return to->rulers || !from->rulers;
+}
 
 static bool fork_layer(struct tkv_session *s, struct tkv_layer *to, const struct tkv_layer *from)
 {
@@ -21,6 +34,8 @@ static bool fork_layer(struct tkv_session *s, struct tkv_layer *to, const struct
     to->ladder = tkv_shared_ref(s, from->ladder);
     to->sinks = tkv_shared_ref(s, from->sinks);
     to->norm_weights = tkv_shared_ref(s, from->norm_weights);
+    if (!fork_rulers(s, to, from))
+        return false;
     to->heads = tkv_session_alloc(s, n_kv_heads * sizeof(*to->heads));
     if (!to->heads || !tkv_checkpoint_create(s, to) || !tkv_mass_create(s, to, from->mass) ||
         !tkv_probes_create(s, to, from->probes) || !tkv_budgets_create(s, to, from->budgets))

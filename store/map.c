@@ -137,7 +137,8 @@ static struct trikv_map_layer map_layer(const struct tkv_session *s, const struc
         .n_rounds = l->n_rounds,
         .n_layouts = count_layouts(l),
         .first_query = l->first_query,
-        .rope_dim = c->shape.rope_dim,
+        .rope_dim = (uint16_t)c->shape.rope_dim,
+        .has_means = tkv_layer_has_means(l),
         .pinned = map_tier(s, l, &l->pinned),
         .tail = map_tier(s, l, &l->tail),
     };

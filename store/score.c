@@ -8,10 +8,11 @@
 
 /* Working memory of one head, carved from one piece. */
 struct work {
-    float *queries; /* [group * n_queries][head_dim_k] virtual queries */
-    float *coded;   /* [group * n_queries][tile_dim] */
-    float *tile;    /* [tile_dim][64] */
-    float *dots;    /* [group * n_queries][64] */
+    float *queries;                 /* [group * n_queries][head_dim_k] virtual queries */
+    float *coded;                   /* [group * n_queries][tile_dim] */
+    float *tile;                    /* [tile_dim][64] */
+    float *dots;                    /* [group * n_queries][64] */
+    const struct tkv_ruler *rulers; /* [group] */
     void *fused;
     float *rows; /* [group][stride] */
     size_t stride;
@@ -83,19 +84,12 @@ static void make_queries(const struct tkv_session *s, const struct tkv_layer *l,
                        w->coded + i * l->layout.k->tile_dim);
 }
 
-static void add_lanes(float *restrict row, const float *restrict dots)
-{
-    for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++)
-        row[t] += dots[t];
-}
-
 /* row[64] = the scores of a block: dots[n_queries][64] and norm terms. */
-static void score_lanes(const struct tkv_session *s, const float *dots, const uint16_t *norm_terms,
-                        float *row)
+static void score_lanes(const struct tkv_session *s, const float *dots, const uint8_t *norm_terms,
+                        const struct tkv_ruler *ruler, float *row)
 {
-    s->kn->f16_to_f32(row, norm_terms, TKV_BLOCK_TOKENS);
     if (s->fold.n_queries == 1) { /* as tkv_tri_score has it, for the usual case */
-        add_lanes(row, dots);
+        s->kn->add_steps(row, dots, norm_terms, TKV_BLOCK_TOKENS, ruler->base, ruler->step);
         return;
     }
     for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
@@ -103,7 +97,7 @@ static void score_lanes(const struct tkv_session *s, const float *dots, const ui
 
         for (uint32_t i = 0; i < s->fold.n_queries; i++)
             of_token[i] = dots[(size_t)i * TKV_BLOCK_TOKENS + t];
-        row[t] = tkv_tri_score(&s->fold, of_token, row[t]);
+        row[t] = tkv_tri_score(&s->fold, of_token, tkv_ruler_term(ruler, norm_terms[t]));
     }
 }
 
@@ -119,7 +113,7 @@ static void fetch(const void *block, size_t from, size_t end)
  * asked for now, while there is work to do, and what this one will be rebuilt from, its values, in
  * parts, since only so many lines can be on their way. */
 static void score_block(const struct tkv_session *s, const struct tkv_layer *l, struct work *w,
-                        const float *dots, void *block, const void *next, size_t at)
+                        void *block, const void *next, size_t at)
 {
     const struct tkv_block_layout *layout = &l->layout;
     const size_t group = tkv_group(&l->config.shape);
@@ -130,8 +124,9 @@ static void score_block(const struct tkv_session *s, const struct tkv_layer *l, 
     for (size_t g = 0; g < group; g++) {
         fetch(block, values + (end - values) * g / group,
               values + (end - values) * (g + 1) / group);
-        score_lanes(s, dots + g * s->fold.n_queries * TKV_BLOCK_TOKENS,
-                    tkv_block_scores(layout, block, (uint32_t)g), w->rows + g * w->stride + at);
+        score_lanes(s, w->dots + g * s->fold.n_queries * TKV_BLOCK_TOKENS,
+                    tkv_block_scores(layout, block, (uint32_t)g), &w->rulers[g],
+                    w->rows + g * w->stride + at);
     }
 }
 
@@ -146,6 +141,7 @@ static void score_cold(const struct tkv_session *s, const struct tkv_layer *l,
 
     if (fused)
         tkv_fused_init(&f, s->kn, l->layout.k, n_queries, w->coded, w->fused);
+    w->dots = fused ? f.x[0] : w->dots;
     for (uint32_t b = 0; b < head->n_blocks; b++) {
         void *block = tkv_arena_at(s->arena, head->blocks[b].id);
         const void *next =
@@ -157,7 +153,7 @@ static void score_cold(const struct tkv_session *s, const struct tkv_layer *l,
             tkv_key_tile(l->layout.k, s->kn, block, w->tile);
             s->kn->logits(w->dots, w->coded, n_queries, w->tile, l->layout.k->tile_dim);
         }
-        score_block(s, l, w, fused ? f.x[0] : w->dots, block, next, at);
+        score_block(s, l, w, block, next, at);
         at += head->blocks[b].n_tokens;
     }
 }
@@ -168,6 +164,7 @@ void tkv_score_head(const struct tkv_session *s, const struct tkv_layer *l, uint
     const size_t n = l->heads[kv_head].n_cold;
     struct work w = work_layout(s, l, n, scratch);
 
+    w.rulers = l->rulers + (size_t)kv_head * tkv_group(&l->config.shape);
     make_queries(s, l, kv_head, common, &w);
     score_cold(s, l, &l->heads[kv_head], &w);
     for (size_t i = 0; i < n; i++)

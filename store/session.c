@@ -35,16 +35,19 @@ void tkv_session_free(struct tkv_session *s, void *p, size_t bytes)
 /* ---- the parts of a layer ----------------------------------------------------------------- */
 
 const struct tkv_coder *tkv_session_coder(struct tkv_session *s, const struct tkv_codec *codec,
-                                          uint32_t dim)
+                                          uint32_t dim, bool means)
 {
     struct tkv_coder *c;
 
     for (uint32_t i = 0; i < s->n_coders; i++)
-        if (s->coders[i].codec == codec && s->coders[i].dim == dim)
+        if (s->coders[i].codec == codec && s->coders[i].dim == dim &&
+            (s->coders[i].mean_bytes[TKV_KEYS] > 0) == (means && codec->best))
             return &s->coders[i];
     c = &s->coders[s->n_coders];
     if (tkv_coder_init(c, codec, dim, TKV_ROTATION_SEED))
         return NULL; /* cannot be: the config was checked */
+    if (!means)
+        tkv_coder_drop_means(c);
     s->n_coders++;
     return c;
 }
@@ -53,6 +56,14 @@ const struct tkv_coder *tkv_session_coder(struct tkv_session *s, const struct tk
 static const struct tkv_codec *value_codec(const struct tkv_layer_config *l)
 {
     return l->shape.rope_dim > 0 ? l->codec_k : l->codec_v;
+}
+
+static bool config_has_means(const struct tkv_session_config *c, const struct tkv_layer_config *l)
+{
+    const struct tkv_layer of = {.config.method = tkv_config_method(c, l),
+                                 .slides = tkv_layer_config_slides(c, l)};
+
+    return tkv_layer_has_means(&of);
 }
 
 static uint32_t count_coders(const struct tkv_session_config *c)
@@ -69,6 +80,8 @@ static uint32_t count_coders(const struct tkv_session_config *c)
         for (uint32_t j = 0; j < i; j++) {
             const struct tkv_layer_config *o = &c->layers[j];
 
+            if (config_has_means(c, o) != config_has_means(c, l))
+                continue;
             k_known |= (o->codec_k == l->codec_k && tkv_coded_dim_k(&o->shape) == dim_k) ||
                        (value_codec(o) == l->codec_k && o->shape.head_dim_v == dim_k);
             v_known |= (o->codec_k == v && tkv_coded_dim_k(&o->shape) == dim_v) ||
@@ -85,7 +98,8 @@ static bool layer_make_weights(struct tkv_session *s, struct tkv_layer *l)
     const uint32_t n_heads = l->config.shape.n_q_heads;
 
     l->norm_weights = tkv_shared_alloc(s, (size_t)n_heads * n_bands * sizeof(float));
-    if (!l->norm_weights)
+    l->rulers = tkv_session_alloc(s, n_heads * sizeof(*l->rulers));
+    if (!l->norm_weights || !l->rulers)
         return false;
     for (uint32_t h = 0; h < n_heads; h++) {
         const float *base = l->config.stats + (size_t)h * 3 * n_bands;
@@ -100,12 +114,13 @@ static bool layer_create(struct tkv_session *s, struct tkv_layer *l,
                          const struct tkv_layer_config *c)
 {
     const size_t sink_bytes = c->shape.n_q_heads * sizeof(float);
-    bool scores;
+    bool scores, means;
 
     l->config = *c;
     l->config.method = tkv_config_method(&s->config, c);
     l->config.has_method = true;
     l->slides = tkv_layer_config_slides(&s->config, c);
+    means = tkv_layer_has_means(l);
     scores = l->config.method == TKV_METHOD_TRIATTENTION && !l->slides;
     l->last_position = -1;
     if (c->sinks) {
@@ -116,11 +131,13 @@ static bool layer_create(struct tkv_session *s, struct tkv_layer *l,
     }
     l->config.sinks = l->sinks;
     if (c->shape.rope_dim > 0)
-        tkv_block_layout_init_latents(
-            &l->layout, tkv_session_coder(s, c->codec_k, c->shape.head_dim_v), c->shape.rope_dim);
+        tkv_block_layout_init_latents(&l->layout,
+                                      tkv_session_coder(s, c->codec_k, c->shape.head_dim_v, means),
+                                      c->shape.rope_dim);
     else if (!tkv_session_plans(s))
-        tkv_block_layout_init(&l->layout, tkv_session_coder(s, c->codec_k, c->shape.head_dim_k),
-                              tkv_session_coder(s, c->codec_v, c->shape.head_dim_v),
+        tkv_block_layout_init(&l->layout,
+                              tkv_session_coder(s, c->codec_k, c->shape.head_dim_k, means),
+                              tkv_session_coder(s, c->codec_v, c->shape.head_dim_v, means),
                               scores ? tkv_group(&c->shape) : 0);
     l->heads = tkv_session_alloc(s, c->shape.n_kv_heads * sizeof(*l->heads));
     tkv_halves_init(s, l);
@@ -144,6 +161,7 @@ static void layer_destroy(struct tkv_session *s, struct tkv_layer *l)
     tkv_shared_unref(s, l->ladder);
     tkv_shared_unref(s, l->sinks);
     tkv_shared_unref(s, l->norm_weights);
+    tkv_session_free(s, l->rulers, l->config.shape.n_q_heads * sizeof(*l->rulers));
 }
 
 /* ---- a session's life --------------------------------------------------------------------- */

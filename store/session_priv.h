@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 
 #include "core/cache.h"
+#include "core/ruler.h"
 #include "store/arena.h"
 #include "store/session.h"
 
@@ -83,6 +84,8 @@ struct tkv_layer {
     struct tkv_layer_config config;
     float *sinks;        /* own copy of config.sinks */
     float *norm_weights; /* [n_q_heads][n_bands], or NULL */
+    struct tkv_ruler
+        *rulers; /* [n_q_heads] of the norm terms in blocks, if there are any; or NULL */
     struct tkv_block_layout layout;
     struct tkv_ladder *ladder;      /* NULL: all blocks have `layout` */
     bool moves;                     /* blocks may have more than the ladder's rungs say */
@@ -121,9 +124,10 @@ struct tkv_session {
     uint64_t n_evicted; /* (token, layer, KV head) triples */
 };
 
-/* The coder of (codec, dim), made at its first use; room for it was made before. */
+/* The coder of (codec, dim), with the means that its codec has or without, made at its first use; room
+ * for it was made before. */
 const struct tkv_coder *tkv_session_coder(struct tkv_session *s, const struct tkv_codec *codec,
-                                          uint32_t dim);
+                                          uint32_t dim, bool means);
 
 /* Zeroed memory that counts as the session's own; NULL over the cap. */
 void *tkv_session_alloc(struct tkv_session *s, size_t bytes);
@@ -195,6 +199,12 @@ static inline bool tkv_layer_evicts(const struct tkv_layer *l)
 static inline bool tkv_session_plans(const struct tkv_session *s)
 {
     return s->config.method == TKV_METHOD_DEFAULT;
+}
+
+/* Do blocks have the means that their codecs know? Not where tokens are dropped one by one (fold.c). */
+static inline bool tkv_layer_has_means(const struct tkv_layer *l)
+{
+    return !tkv_layer_evicts(l) || l->config.method == TKV_METHOD_DEFAULT;
 }
 
 /* Warm tokens that a tail gathers before they are folded. */

@@ -318,6 +318,7 @@ static struct trikv_table_entry *fill_head(const struct tkv_session *s, uint32_t
             .head_dim_v = (uint16_t)l->config.shape.head_dim_v,
             .n_tokens = head->blocks[b].n_tokens,
             .n_score_heads = (uint16_t)layout->n_score_heads,
+            .has_means = tkv_layer_has_means(l),
         };
     }
     return e;

@@ -293,6 +293,21 @@ static void wrong_pick_values(uint8_t *dst, const struct tkv_codes_at *at,
     reference.pick_values(dst, at, picks, n_picks > 1 ? n_picks - 1 : n_picks);
 }
 
+/* In another order. */
+static void wrong_add_steps(float *dst, const float *x, const uint8_t *codes, size_t n, float base,
+                            float step)
+{
+    for (size_t i = 0; i < n; i++)
+        dst[i] = x[i] + base + step * (float)codes[i];
+}
+
+/* Looks into one half only. */
+static void wrong_pick_bytes(uint8_t *dst, const uint8_t *src, const uint8_t *lane, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        dst[i] = src[lane[i] % 32];
+}
+
 /* Forgets the last of an odd number. */
 static void wrong_pick_halves(void *dst, const void *src, const uint8_t *lane, size_t n)
 {
@@ -351,6 +366,8 @@ static void test_wrong_kernels_are_noticed(void **state)
         .pick_keys = wrong_pick_keys,
         .pick_values = wrong_pick_values,
         .pick_halves = wrong_pick_halves,
+        .pick_bytes = wrong_pick_bytes,
+        .add_steps = wrong_add_steps,
         .logits = wrong_logits,
         .accumulate = wrong_accumulate,
         .exp_sum = wrong_exp_sum,

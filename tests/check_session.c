@@ -317,16 +317,16 @@ static void layers_out_of_step_are_refused(void **state)
     aid_close(&a);
 }
 
-/* Plain triattention on exact keys must keep what its scores say. */
+/* Plain triattention on exact keys must keep what its scores say, norm terms as they are kept. */
 static void rounds_follow_the_scores(void **state)
 {
     enum { N = 165 }; /* 4 pinned, 96 in the tail, one round at 100, one at 164 */
     int32_t kept[N];
     struct aid a;
     struct aid_tokens t;
-    float scores[64];
+    float scores[64], terms[64];
+    struct tkv_ruler ruler;
     uint32_t want[64], scratch[64];
-    float dots[TKV_MAX_OFFSETS];
 
     (void)state;
     aid_init(&a, "f16");
@@ -344,8 +344,15 @@ static void rounds_follow_the_scores(void **state)
         tkv_tri_queries(&a.session->fold, &a.rope, &stats, 100, w);
         tkv_tri_norm_weights(&a.session->fold, &a.rope, &stats, u);
         tkv_band_norms(&a.rope, t.k + (i + 4) * 64, norms);
-        dots[0] = a.kn.dot(w, key, 64);
-        scores[i] = tkv_tri_score(&a.session->fold, dots, tkv_tri_norm_term(u, norms, 32));
+        scores[i] = a.kn.dot(w, key, 64);
+        terms[i] = tkv_tri_norm_term(u, norms, 32);
+    }
+    ruler = tkv_ruler_lay(terms, 64, 1);
+    for (uint32_t i = 0; i < 64; i++) {
+        const float term = tkv_ruler_term(&ruler, tkv_ruler_code(&ruler, terms[i]));
+
+        assert_true(fabsf(term - terms[i]) <= ruler.step * 0.501f);
+        scores[i] = tkv_tri_score(&a.session->fold, &scores[i], term);
     }
     assert_int_equal(tkv_select_top(cpu_kernels(), scores, 64, 20, want, scratch), 20);
     assert_int_equal(aid_kept(&a, 0, 0, kept, N), 4 + 20 + 33);

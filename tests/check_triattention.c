@@ -16,6 +16,7 @@
 #include "core/kernels.h"
 #include "core/rope.h"
 #include "core/rotation.h"
+#include "core/ruler.h"
 #include "core/select.h"
 #include "core/triattention.h"
 #include "tests/cpu.h"
@@ -344,14 +345,57 @@ static void test_fixed_numbers(void **state)
     vec_deinit(&c);
 }
 
+static void a_ruler_measures_what_it_was_laid_for(void **state)
+{
+    float terms[64];
+    struct tkv_ruler r;
+
+    (void)state;
+    for (int i = 0; i < 64; i++)
+        terms[i] = 40 + (float)(i % 8);
+    r = tkv_ruler_lay(terms, 64, 1);
+    for (int i = 0; i < 64; i++)
+        assert_true(fabsf(tkv_ruler_term(&r, tkv_ruler_code(&r, terms[i])) - terms[i]) <=
+                    0.501f * r.step);
+    assert_float_equal(r.step, 16 * sqrtf(5.25f) / 255, 1e-4);
+    assert_int_equal(tkv_ruler_code(&r, 1e30f), 255);
+    assert_int_equal(tkv_ruler_code(&r, 0), 0);
+}
+
+/* The first tokens may all be alike, or nothing. */
+static void a_ruler_has_a_length(void **state)
+{
+    float terms[64];
+    struct tkv_ruler r;
+
+    (void)state;
+    for (int i = 0; i < 64; i++)
+        terms[i] = 32;
+    r = tkv_ruler_lay(terms, 64, 1);
+    assert_float_equal(r.base, 24, 1e-5);
+    assert_float_equal(tkv_ruler_term(&r, 255), 40, 1e-5);
+    memset(terms, 0, sizeof(terms));
+    r = tkv_ruler_lay(terms, 64, 8);
+    assert_float_equal(r.base, 6, 1e-5);
+    assert_float_equal(tkv_ruler_term(&r, tkv_ruler_code(&r, 8.5f)), 8.5, 0.01);
+    r = tkv_ruler_lay(terms, 64, 0); /* no weights: no terms */
+    assert_float_equal(tkv_ruler_term(&r, tkv_ruler_code(&r, 0)), 0, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_brute_force),     cmocka_unit_test(test_far_positions),
-        cmocka_unit_test(test_single_parts),    cmocka_unit_test(test_rotation_invariance),
-        cmocka_unit_test(test_scale_and_order), cmocka_unit_test(test_union),
-        cmocka_unit_test(test_normalize),       cmocka_unit_test(test_parameters),
+        cmocka_unit_test(test_brute_force),
+        cmocka_unit_test(test_far_positions),
+        cmocka_unit_test(test_single_parts),
+        cmocka_unit_test(test_rotation_invariance),
+        cmocka_unit_test(test_scale_and_order),
+        cmocka_unit_test(test_union),
+        cmocka_unit_test(test_normalize),
+        cmocka_unit_test(test_parameters),
         cmocka_unit_test(test_fixed_numbers),
+        cmocka_unit_test(a_ruler_measures_what_it_was_laid_for),
+        cmocka_unit_test(a_ruler_has_a_length),
     };
 
     print_message("seed %llu\n", (unsigned long long)seed);

@@ -40,10 +40,12 @@ void check_weigh(struct kernel_run *run);
 void check_moments(struct kernel_run *run);
 void check_fold_scores(struct kernel_run *run);
 void check_count_from(struct kernel_run *run);
+void check_add_steps(struct kernel_run *run);
 
 /* tests/kernel_cases_picks.c: of those that move codes. */
 void check_pick_keys(struct kernel_run *run);
 void check_pick_values(struct kernel_run *run);
 void check_pick_halves(struct kernel_run *run);
+void check_pick_bytes(struct kernel_run *run);
 
 #endif /* TKV_TESTS_KERNEL_AID_H */

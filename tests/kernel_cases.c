@@ -359,7 +359,7 @@ const struct kernel_case kernel_cases[N_KERNEL_CASES] = {
     CASE(logits),      CASE(accumulate), CASE(exp_sum),     CASE(code_dots),   CASE(level_dots),
     CASE(scale_dots),  CASE(weigh),      CASE(code_sums),   CASE(moments),     CASE(fold_scores),
     CASE(count_from),  CASE(pick_keys),  CASE(pick_values), CASE(pick_halves), CASE(try_scales),
-    CASE(split_bytes),
+    CASE(split_bytes), CASE(pick_bytes), CASE(add_steps),
 };
 
 _Static_assert(sizeof(struct tkv_kernels) == N_KERNEL_CASES * sizeof(void (*)(void)),

@@ -135,3 +135,21 @@ void check_pick_halves(struct kernel_run *run)
         kernel_release(b, bytes, run, "pick_halves");
     }
 }
+
+void check_pick_bytes(struct kernel_run *run)
+{
+    for (unsigned i = 0; i < 4 * (TKV_BLOCK_TOKENS + 1); i++) {
+        const size_t n = i / 4;
+        uint8_t *src = kernel_bytes(run, TKV_BLOCK_TOKENS, i, 255);
+        uint8_t *lane = kernel_bytes(run, n, i, 63);
+        uint8_t *a = kernel_bytes(run, n, i + 1, 255), *b = kernel_copy(a, n, i);
+
+        run->ref.pick_bytes(a, src, lane, n);
+        run->now.pick_bytes(b, src, lane, n);
+        kernel_expect(run, kernel_same(a, b, n), "pick_bytes n=%zu", n);
+        guard_free(src, TKV_BLOCK_TOKENS);
+        guard_free(lane, n);
+        kernel_release(a, n, run, "pick_bytes");
+        kernel_release(b, n, run, "pick_bytes");
+    }
+}

@@ -42,6 +42,22 @@ void check_fold_scores(struct kernel_run *run)
     }
 }
 
+void check_add_steps(struct kernel_run *run)
+{
+    for (unsigned i = 0; i < N_TURNS * N_ROW_SIZES; i++) {
+        const size_t n = row_sizes[i % N_ROW_SIZES];
+        float *x = kernel_floats(run, n, i / N_ROW_SIZES), *a = kernel_floats(run, n, i), *b;
+        uint8_t *codes = kernel_bytes(run, n, i, i % 3 ? 255 : 1);
+
+        b = kernel_copy(a, n * sizeof(*a), i);
+        run->ref.add_steps(a, x, codes, n, 7.1f - (float)i, 0.3f * (float)i);
+        run->now.add_steps(b, x, codes, n, 7.1f - (float)i, 0.3f * (float)i);
+        guard_free(x, n * sizeof(*x));
+        guard_free(codes, n);
+        kernel_compare(run, a, b, n, "add_steps");
+    }
+}
+
 void check_count_from(struct kernel_run *run)
 {
     for (unsigned i = 0; i < N_TURNS * N_ROW_SIZES; i++) {

@@ -20,7 +20,7 @@ ENTRY = np.dtype([
     ("block_offset", "<u8"), ("block_bytes", "<u4"), ("k_bytes", "<u4"), ("v_bytes", "<u4"),
     ("first_position", "<u4"), ("layer", "<u2"), ("kv_head", "<u2"), ("codec_k", "<u2"),
     ("codec_v", "<u2"), ("head_dim_k", "<u2"), ("head_dim_v", "<u2"), ("n_tokens", "<u2"),
-    ("n_score_heads", "<u2"), ("reserved", "V24"),
+    ("n_score_heads", "<u2"), ("has_means", "<u2"), ("reserved", "V22"),
 ])
 HEADER_BYTES = 64
 
