@@ -333,6 +333,10 @@ build-tests: $B/bin/trikv-bench
 bench: $B/bin/trikv-bench $B/bin/trikvd ## measure this machine (minutes), write docs/performance.md
 	$B/bin/trikv-bench report --in bench/performance.in.md --out docs/performance.md
 
+.PHONY: bench-long
+bench-long: $B/bin/trikv-bench $B/bin/trikvd ## the appliance at full length, write docs/appliance.md
+	$B/bin/trikv-bench report --in bench/appliance.in.md --out docs/appliance.md
+
 .PHONY: quality
 quality: $B/bin/trikv-eval $B/bin/trikvd ## measure a model with its cache compressed (long), write docs/quality.md
 	python3 tools/quality.py tools/quality.in.md docs/quality.md

@@ -25,6 +25,15 @@ enum {
     STAGING_BYTES = 4 << 20,
 };
 
+/* Time as the client waits, and that of all threads of the daemon. */
+struct phase {
+    struct tkv_samples wall, cpu;
+};
+
+struct moment {
+    uint64_t wall_ns, cpu_ns;
+};
+
 struct bench {
     const struct tkv_bench_options *o;
     struct tkv_bench_service service;
@@ -32,9 +41,10 @@ struct bench {
     struct tkv_source source;
     uint16_t *stream;
     float *out;
-    struct tkv_samples append_us; /* of a chunk: all layers, each token */
-    struct tkv_samples round_ms;
-    struct tkv_samples attend_us; /* of a token: all layers */
+    struct phase append;               /* of a token: all layers, us */
+    struct phase round;                /* all layers, ms */
+    struct phase attend;               /* of a token: all layers, us */
+    struct tkv_samples resident_bytes; /* before the round of a chunk */
     uint64_t most_resident_bytes;
     struct trikv_stats stats;
 };
@@ -89,9 +99,28 @@ static int open_session(struct bench *b, struct tkv_reason *why)
                : 0;
 }
 
+static struct moment now(const struct bench *b)
+{
+    struct moment m = {.wall_ns = tkv_bench_now_ns()};
+    struct timespec t;
+    clockid_t clock;
+
+    if (!clock_getcpuclockid(b->service.daemon.pid, &clock) && !clock_gettime(clock, &t))
+        m.cpu_ns = (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
+    return m;
+}
+
+static void add_since(const struct bench *b, struct moment start, double unit_ns, struct phase *p)
+{
+    const struct moment end = now(b);
+
+    tkv_samples_add(&p->wall, (double)(end.wall_ns - start.wall_ns) / unit_ns);
+    tkv_samples_add(&p->cpu, (double)(end.cpu_ns - start.cpu_ns) / unit_ns);
+}
+
 static int append_chunk(struct bench *b, struct tkv_reason *why)
 {
-    const uint64_t start = tkv_bench_now_ns();
+    const struct moment start = now(b);
 
     for (uint32_t layer = 0; layer < TKV_QWEN3_LAYERS; layer++) {
         const struct trikv_step step = {.size = sizeof(step),
@@ -104,13 +133,13 @@ static int append_chunk(struct bench *b, struct tkv_reason *why)
         if (trikv_append(b->session, &step))
             return tkv_bench_service_fail(&b->service, "append", why);
     }
-    tkv_samples_add(&b->append_us, (double)(tkv_bench_now_ns() - start) * 1e-3 / CHUNK_TOKENS);
+    add_since(b, start, 1e3 * CHUNK_TOKENS, &b->append);
     return 0;
 }
 
 static int attend_token(struct bench *b, struct tkv_reason *why)
 {
-    const uint64_t start = tkv_bench_now_ns();
+    const struct moment start = now(b);
 
     for (uint32_t layer = 0; layer < TKV_QWEN3_LAYERS; layer++) {
         const struct trikv_step step = {.size = sizeof(step),
@@ -123,17 +152,17 @@ static int attend_token(struct bench *b, struct tkv_reason *why)
         if (trikv_attend(b->session, &step))
             return tkv_bench_service_fail(&b->service, "attend", why);
     }
-    tkv_samples_add(&b->attend_us, (double)(tkv_bench_now_ns() - start) * 1e-3);
+    add_since(b, start, 1e3, &b->attend);
     return 0;
 }
 
 static int hold_round(struct bench *b, struct tkv_reason *why)
 {
-    const uint64_t start = tkv_bench_now_ns();
+    const struct moment start = now(b);
 
     if (trikv_round(b->session))
         return tkv_bench_service_fail(&b->service, "round", why);
-    tkv_samples_add(&b->round_ms, (double)(tkv_bench_now_ns() - start) * 1e-6);
+    add_since(b, start, 1e6, &b->round);
     return 0;
 }
 
@@ -174,30 +203,52 @@ static double median_of(const struct tkv_samples *s, size_t first, size_t end)
     return tkv_samples_spread(&part).median;
 }
 
-static void record_flatness(const struct bench *b, struct tkv_record *r)
-{
-    const size_t full = b->o->budget / CHUNK_TOKENS + 1;
-    const size_t n = b->attend_us.n;
-    const size_t quarter = n > full ? (n - full + 3) / 4 : 0;
+enum { N_QUARTERS = 4, N_PER_QUARTER = 7 };
 
-    if (quarter == 0)
-        return;
-    tkv_record_number(r, "attend_first_us", "attend, first quarter after the budget is full, us",
-                      median_of(&b->attend_us, full, full + quarter));
-    tkv_record_number(r, "attend_last_us", "attend, last quarter, us",
-                      median_of(&b->attend_us, n - quarter, n));
-    tkv_record_number(r, "round_first_ms", "round, first quarter after the budget is full, ms",
-                      median_of(&b->round_ms, full, full + quarter));
-    tkv_record_number(r, "round_last_ms", "round, last quarter, ms",
-                      median_of(&b->round_ms, n - quarter, n));
+#define QUARTER_KEYS(q)                                                                 \
+    {                                                                                   \
+        "resident_" q "_bytes", "append_" q "_us", "round_" q "_ms", "attend_" q "_us", \
+            "append_" q "_cpu_us", "round_" q "_cpu_ms", "attend_" q "_cpu_us"          \
+    }
+#define QUARTER_LABELS(q)                                                                    \
+    {                                                                                        \
+        "bytes of the session, quarter " q, "append, quarter " q ", us per token",           \
+            "round, quarter " q ", ms", "attend, quarter " q ", us per token",               \
+            "append, quarter " q ", us of CPU per token", "round, quarter " q ", ms of CPU", \
+            "attend, quarter " q ", us of CPU per token"                                     \
+    }
+
+/* What one quarter of the run came to, from the first full budget on. */
+static void record_quarter(const struct bench *b, size_t q, size_t first, size_t end,
+                           struct tkv_record *r)
+{
+    static const char *const keys[N_QUARTERS][N_PER_QUARTER] = {
+        QUARTER_KEYS("q1"), QUARTER_KEYS("q2"), QUARTER_KEYS("q3"), QUARTER_KEYS("q4")};
+    static const char *const labels[N_QUARTERS][N_PER_QUARTER] = {
+        QUARTER_LABELS("1"), QUARTER_LABELS("2"), QUARTER_LABELS("3"), QUARTER_LABELS("4")};
+    const struct tkv_samples *samples[N_PER_QUARTER] = {
+        &b->resident_bytes, &b->append.wall, &b->round.wall, &b->attend.wall,
+        &b->append.cpu,     &b->round.cpu,   &b->attend.cpu};
+
+    for (size_t i = 0; i < N_PER_QUARTER; i++)
+        tkv_record_number(r, keys[q][i], labels[q][i], median_of(samples[i], first, end));
+}
+
+static void record_quarters(const struct bench *b, struct tkv_record *r)
+{
+    const size_t full = b->o->budget / CHUNK_TOKENS + 1, n = b->attend.wall.n;
+
+    for (size_t q = 0; n >= full + N_QUARTERS && q < N_QUARTERS; q++)
+        record_quarter(b, q, full + (n - full) * q / N_QUARTERS,
+                       full + (n - full) * (q + 1) / N_QUARTERS, r);
 }
 
 static void record(struct bench *b, double seconds, struct tkv_record *r)
 {
     const size_t full = b->o->budget / CHUNK_TOKENS + 1;
-    const size_t n = b->attend_us.n;
+    const size_t n = b->attend.wall.n;
     const size_t first = n > full ? full : 0;
-    const double rounds_ms = median_of(&b->round_ms, first, n);
+    const double rounds_ms = median_of(&b->round.wall, first, n);
 
     tkv_record_text(r, "codec", "codec", b->o->codec);
     tkv_record_number(r, "tokens", "tokens", (double)b->stats.n_seen);
@@ -214,13 +265,13 @@ static void record(struct bench *b, double seconds, struct tkv_record *r)
     tkv_record_number(r, "daemon_peak_bytes", "resident bytes of the process, peak",
                       daemon_bytes(b, "VmHWM:"));
     tkv_record_number(r, "append_us_per_token", "append, all layers, us per token",
-                      median_of(&b->append_us, first, n));
+                      median_of(&b->append.wall, first, n));
     tkv_record_number(r, "round_ms", "round, all layers, ms", rounds_ms);
     tkv_record_number(r, "round_us_per_token", "round, us per token",
                       rounds_ms * 1e3 / CHUNK_TOKENS);
     tkv_record_number(r, "attend_us_per_token", "attend, all layers, us per token",
-                      median_of(&b->attend_us, first, n));
-    record_flatness(b, r);
+                      median_of(&b->attend.wall, first, n));
+    record_quarters(b, r);
     tkv_record_number(r, "seconds", "seconds in all", seconds);
 }
 
@@ -228,9 +279,11 @@ static int stream(struct bench *b, struct tkv_reason *why)
 {
     const uint64_t n_chunks = b->o->tokens / CHUNK_TOKENS;
 
-    for (uint64_t i = 0; i < n_chunks; i++)
+    for (uint64_t i = 0; i < n_chunks; i++) {
         if (append_chunk(b, why) || attend_token(b, why) || look(b, why) || hold_round(b, why))
             return -1;
+        tkv_samples_add(&b->resident_bytes, (double)b->stats.resident_bytes);
+    }
     return look(b, why);
 }
 

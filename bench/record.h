@@ -7,7 +7,7 @@
 
 #include "bench/samples.h"
 
-enum { TKV_MAX_FIELDS = 48 };
+enum { TKV_MAX_FIELDS = 64 };
 
 struct tkv_field {
     const char *key;   /* of JSON, a static text */

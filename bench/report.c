@@ -5,7 +5,12 @@
  *   OPTIONS                      one row: the command is run with these options
  *   @end
  *
- * The first column says which command gave the row. @date is replaced by the day.
+ * The first column says which command gave the row. More of what the last one gave can stand in a table
+ * whose title the template has:
+ *
+ *   @row TEXT: KEY...            a row that begins with the text
+ *
+ * @date is replaced by the day.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -30,6 +35,7 @@ struct report {
     const struct tkv_bench_command *command; /* of the table that is open, or NULL */
     struct words columns;                    /* "@table", command, keys */
     bool titled;
+    struct tkv_record last; /* of the row before */
 };
 
 static void split(const char *line, struct words *w)
@@ -97,7 +103,6 @@ static void print_row(struct report *r, const struct words *options,
 static int run_row(struct report *r, const char *line, struct tkv_reason *why)
 {
     struct tkv_bench_options o = r->command->defaults;
-    struct tkv_record record = {0};
     struct words options = {.n = 0};
     char named[MAX_LINE];
 
@@ -106,11 +111,35 @@ static int run_row(struct report *r, const char *line, struct tkv_reason *why)
     if (tkv_bench_parse(&o, options.n, options.word) != TKV_PARSED)
         return tkv_reason_set(why, "line %u: not the options of a command: %s", r->line, line);
     (void)fprintf(stderr, "%s", named);
-    if (r->command->run(&o, &record, why))
+    r->last = (struct tkv_record){0};
+    if (r->command->run(&o, &r->last, why))
         return -1;
-    if (!r->titled && print_title(r, &record, why))
+    if (!r->titled && print_title(r, &r->last, why))
         return -1;
-    print_row(r, &options, &record);
+    print_row(r, &options, &r->last);
+    return 0;
+}
+
+static int print_more(struct report *r, const char *line, struct tkv_reason *why)
+{
+    const char *text = line + strlen("@row "), *colon = strchr(line, ':');
+    struct words keys;
+
+    if (!colon)
+        return tkv_reason_set(why, "line %u: expected @row, a text, a colon and names", r->line);
+    (void)fprintf(r->out, "| %.*s |", (int)(colon - text), text);
+    split(colon + 1, &keys);
+    for (int i = 0; i < keys.n; i++) {
+        const struct tkv_field *f = tkv_record_find(&r->last, keys.word[i]);
+        char number[128];
+
+        if (!f)
+            return tkv_reason_set(why, "line %u: the row before has no number called %s", r->line,
+                                  keys.word[i]);
+        tkv_field_format(f, number, sizeof(number));
+        (void)fprintf(r->out, " %s |", number);
+    }
+    (void)putc('\n', r->out);
     return 0;
 }
 
@@ -140,6 +169,8 @@ static int take_line(struct report *r, const char *line, struct tkv_reason *why)
         return run_row(r, line, why);
     if (strncmp(line, "@table", 6) == 0)
         return open_table(r, line, why);
+    if (strncmp(line, "@row ", 5) == 0)
+        return print_more(r, line, why);
     print_dated(r, line);
     return 0;
 }

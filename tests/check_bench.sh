@@ -97,18 +97,21 @@ for work in attend encode round; do
     json work --tokens 256 --work $work --times 2 -- "work == '$work'" 'times == 2'
 done
 check "wrong: work" sh -c "'$bench' work --work rest; test \$? -eq 70"
+json appliance --tokens 1280 --budget 512 -- 'append_q1_us > 0' 'round_q4_cpu_ms > 0' \
+    'resident_q4_bytes < resident_q1_bytes * 1.05'
 
 # A report: prose stays, tables come in, a mistake leaves the old one.
 printf '%s\n' '# On @date' '@table encode ns_per_vector rel_mse_keys' '--codec tq2 --seconds 0 --alone' \
-    '@end' 'after' >"$tmp/in.md"
+    '@end' '@row of values: rel_mse_values' 'after' >"$tmp/in.md"
 check "report" "$bench" report --in "$tmp/in.md" --out "$tmp/out.md"
 check "report has its table" grep -q 'codec tq2 --seconds 0 --alone. | [0-9]* | 0.11' "$tmp/out.md"
+check "report has a row of it" grep -q '^| of values | 0.11[0-9]* |$' "$tmp/out.md"
 check "report has its day" grep -q '^# On 2[0-9-]*$' "$tmp/out.md"
 check "report goes on" grep -q '^after$' "$tmp/out.md"
 cp "$tmp/out.md" "$tmp/old.md"
 echo '@table nothing at_all' >>"$tmp/in.md"
 check "a mistake is said" sh -c "'$bench' report --in '$tmp/in.md' --out '$tmp/out.md' 2>&1 |
-    grep -q 'line 6'"
+    grep -q 'line 7'"
 check "the old report stays" cmp "$tmp/out.md" "$tmp/old.md"
 
 for wrong in "" nothing "attend --codec tq9" "attend --head-dim 7" "attend --tokens x" \
