@@ -57,6 +57,14 @@ INLINE void store_words(uint8_t *p, vec_u32 v, size_t n)
 
 /* ---- keys: words of a row move ------------------------------------------------------------- */
 
+INLINE vec_u32 key_part(const struct origin *o, size_t at, const struct places *places, size_t v,
+                        const unsigned bits)
+{
+    const vec_u32 part = pick_words(o->row + at, places, v);
+
+    return bits ? move_side(part, o->side, o->to) : part;
+}
+
 /* Rows of codes (bits = 0) or of bits, `unit_bytes` apart, from nr origins. */
 INLINE void pick_key_rows(uint8_t *to, size_t n_bytes, size_t unit_bytes,
                           const struct origin *origin, const struct places *places,
@@ -67,11 +75,11 @@ INLINE void pick_key_rows(uint8_t *to, size_t n_bytes, size_t unit_bytes,
         for (size_t v = 0; v < TKV_UNIT_LANES / LANES; v++) {
             vec_u32 sum = {0};
 
-            for (size_t r = 0; r < nr; r++) {
-                const vec_u32 part = pick_words(origin[r].row + i, &places[r], v);
-
-                sum |= bits ? move_side(part, origin[r].side, origin[r].to) : part;
-            }
+            if (nr == 2) /* a constant there */
+                sum = key_part(&origin[0], i, &places[0], v, bits) |
+                      key_part(&origin[1], i, &places[1], v, bits);
+            for (size_t r = 0; nr != 2 && r < nr; r++)
+                sum |= key_part(&origin[r], i, &places[r], v, bits);
             store_words(to + i + v * LANES * 4, sum, LANES);
         }
     }
@@ -124,20 +132,28 @@ void KERNEL(pick_keys)(uint8_t *dst, const struct tkv_codes_at *at, const struct
 
 /* ---- values: bytes of the words of a row move ------------------------------------------------ */
 
+INLINE vec_u32 value_part(const struct origin *o, size_t at, vec_u32 places, size_t n,
+                          const unsigned bits)
+{
+    const vec_u32 part = pick_bytes(words_at(o->row + at, n), places);
+
+    return bits ? move_side(part, o->side, o->to) : part;
+}
+
 /* A row of `lanes` words of codes or of bits, from nr origins, `offset` bytes after their rows. */
 INLINE void pick_value_row(uint8_t *to, size_t offset, const struct origin *origin,
                            const vec_u32 *places, const size_t lanes, const unsigned bits,
                            const size_t nr)
 {
     for (size_t l = 0; l < lanes; l += LANES) {
+        const size_t at = offset + l * 4;
         vec_u32 sum = {0};
 
-        for (size_t r = 0; r < nr; r++) {
-            const vec_u32 part =
-                pick_bytes(words_at(origin[r].row + offset + l * 4, lanes - l), places[r]);
-
-            sum |= bits ? move_side(part, origin[r].side, origin[r].to) : part;
-        }
+        if (nr == 2)
+            sum = value_part(&origin[0], at, places[0], lanes - l, bits) |
+                  value_part(&origin[1], at, places[1], lanes - l, bits);
+        for (size_t r = 0; nr != 2 && r < nr; r++)
+            sum |= value_part(&origin[r], at, places[r], lanes - l, bits);
         store_words(to + offset + l * 4, sum, lanes - l);
     }
 }

@@ -24,6 +24,28 @@ void tkv_fold_sum(float *dst, const float *src, float weight, size_t n)
         dst[i] += src[i] * weight;
 }
 
+typedef float floats4 __attribute__((vector_size(16)));
+typedef int32_t ints4 __attribute__((vector_size(16)));
+
+/* tkv_score_order of all. */
+static void order_keys(uint32_t *keys, const float *scores, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + 4 <= n; i += 4) {
+        floats4 score;
+        ints4 key;
+
+        memcpy(&score, scores + i, sizeof(score));
+        score += 0.0f;
+        key = (ints4)score;
+        key = (key ^ (key >> 31 | INT32_MIN)) & (score == score);
+        memcpy(keys + i, &key, sizeof(key));
+    }
+    for (; i < n; i++)
+        keys[i] = tkv_score_order(scores[i]);
+}
+
 /*
  * A key that k keys are not below, by halving the range in which it must lie: 32 counts at most, and
  * about half of them until one gives k. *n_ties = how many keys equal to it belong to the k.
@@ -64,9 +86,12 @@ size_t tkv_select_top(const struct tkv_kernels *kn, const float *scores, size_t 
         k = n;
     if (k == 0)
         return 0;
-    for (size_t i = 0; i < n; i++)
-        scratch[i] = tkv_score_order(scores[i]);
+    order_keys(scratch, scores, n);
     least = kth_largest(kn, scratch, n, k, &n_ties);
+    for (size_t i = 0; n_ties == k && n_kept < k; i++) { /* the first that are not below it */
+        keep[n_kept] = (uint32_t)i;
+        n_kept += scratch[i] >= least;
+    }
     for (size_t i = 0; n_kept < k; i++) { /* no branch to guess: which stay is as good as random */
         const size_t tie = (scratch[i] == least) & (n_ties > 0);
 
