@@ -139,7 +139,7 @@ static double layer_overlap(const char *codec, const float *q, const float *k, u
     struct aid a;
 
     aid_init(&a, codec);
-    a.shape = (struct tkv_shape){N_Q_HEADS, N_KV_HEADS, DIM, DIM};
+    a.shape = (struct tkv_shape){N_Q_HEADS, N_KV_HEADS, DIM, DIM, 0};
     a.config.n_layers = 1;
     a.config.recent_tokens = RECENT;
     a.config.pinned_tokens = PINNED;
