@@ -348,21 +348,6 @@ struct tkv_block_id tkv_arena_take(struct tkv_arena *a, size_t block_bytes)
     return id;
 }
 
-void tkv_arena_take_each(struct tkv_arena *a, size_t block_bytes, void *ids, size_t stride_bytes,
-                         size_t n)
-{
-    uint32_t class;
-
-    lock(a);
-    class = tkv_slab_class_of(a->core, block_bytes, false);
-    for (size_t i = 0; i < n; i++) {
-        const struct tkv_block_id id = take_reserved(a, class);
-
-        memcpy((uint8_t *)ids + i * stride_bytes, &id, sizeof(id));
-    }
-    unlock(a);
-}
-
 struct tkv_block_id tkv_arena_alloc(struct tkv_arena *a, size_t block_bytes)
 {
     const struct tkv_block_id id = tkv_arena_take(a, block_bytes);
