@@ -13,7 +13,7 @@
 #include "core/attention_priv.h"
 #include "core/kernels.h"
 
-enum { LANES = TKV_BLOCK_TOKENS, ROW_BATCH = 64, ALIGN_BYTES = 64 };
+enum { LANES = TKV_BLOCK_TOKENS, WIDE_LANES = 16, ROW_BATCH = 64, ALIGN_BYTES = 64 };
 
 /* What all batches of one tile share. */
 struct tile {
@@ -324,21 +324,19 @@ static void transpose_8x8(uint16_t *dst, const uint16_t *src, size_t stride)
     store(dst + 7 * LANES, b[7]);
 }
 
-/* dst[dim][64] = k[n][stride] transposed; the lanes from n on become zero. */
-static void transpose_keys(uint16_t *dst, const uint16_t *k, size_t stride, size_t n, uint32_t dim)
+/* dst[dim][64] = k[n] transposed, into the first n lanes. */
+static void transpose_keys(uint16_t *dst, const struct tkv_half_rows *h, uint32_t dim)
 {
-    const size_t n_whole = n / 8 * 8;
+    const size_t n_whole = h->n / 8 * 8;
     const uint32_t dim_whole = dim / 8 * 8;
 
-    if (n < LANES)
-        memset(dst, 0, (size_t)dim * LANES * sizeof *dst);
     for (size_t t = 0; t < n_whole; t += 8) {
         for (uint32_t i = 0; i < dim_whole; i += 8)
-            transpose_8x8(dst + i * (size_t)LANES + t, k + t * stride + i, stride);
+            transpose_8x8(dst + i * (size_t)LANES + t, h->k + t * h->k_stride + i, h->k_stride);
     }
-    for (size_t t = 0; t < n; t++) {
+    for (size_t t = 0; t < h->n; t++) {
         for (uint32_t i = t < n_whole ? dim_whole : 0; i < dim; i++)
-            dst[i * (size_t)LANES + t] = k[t * stride + i];
+            dst[i * (size_t)LANES + t] = h->k[t * h->k_stride + i];
     }
 }
 
@@ -364,28 +362,77 @@ static bool any_sees(const struct tkv_attn_params *a, const struct tkv_attn_rows
     return false;
 }
 
+/* To floats, in the lanes of n tokens and perhaps in others: those hold anything. */
+static void widen_tile(const struct tkv_kernels *kn, float *tile, const uint16_t *turned,
+                       uint32_t dim, size_t n)
+{
+    const size_t width = tkv_align(n, WIDE_LANES);
+
+    if (width > LANES / 2) {
+        kn->f16_to_f32(tile, turned, (size_t)dim * LANES);
+        return;
+    }
+    for (size_t i = 0; i < dim; i++)
+        kn->f16_to_f32(tile + i * LANES, turned + i * LANES, width);
+}
+
+/* Tokens of both runs, as many as a tile has lanes, which are taken from them. */
+struct half_tile {
+    struct tkv_half_rows part[2];
+    int32_t positions[LANES];
+    size_t n;
+};
+
+static struct tkv_half_rows take_rows(struct tkv_half_rows *from, size_t most)
+{
+    struct tkv_half_rows taken = *from;
+
+    taken.n = taken.n < most ? taken.n : most;
+    from->k += taken.n * from->k_stride;
+    from->v += taken.n * from->v_stride;
+    from->positions += taken.n;
+    from->n -= taken.n;
+    return taken;
+}
+
+static void take_tile(struct half_tile *t, struct tkv_half_rows *runs)
+{
+    t->n = 0;
+    for (size_t i = 0; i < 2; i++) {
+        t->part[i] = runs[i].n ? take_rows(&runs[i], LANES - t->n) : (struct tkv_half_rows){.n = 0};
+        if (t->part[i].n > 0)
+            memcpy(t->positions + t->n, t->part[i].positions, t->part[i].n * sizeof(int32_t));
+        t->n += t->part[i].n;
+    }
+}
+
 void tkv_attend_half(const struct tkv_kernels *kn, const struct tkv_attn_params *a,
                      const struct tkv_attn_rows *rows, const float *q, uint32_t tile_dim,
-                     const uint16_t *k, size_t k_stride, const uint16_t *v, size_t v_stride,
-                     const int32_t *key_positions, size_t n, struct tkv_partial *p, void *scratch)
+                     const struct tkv_half_rows runs[2], struct tkv_partial *p, void *scratch)
 {
     const size_t n_batch = p->n_rows < ROW_BATCH ? p->n_rows : ROW_BATCH;
     float *logits = scratch;
     float *tile = logits + n_batch * LANES;
     float *values = tile + (size_t)tile_dim * LANES;
     uint16_t *turned = (uint16_t *)(values + (size_t)p->dim * LANES);
+    struct tkv_half_rows left[2] = {runs[0], runs[1]};
+    struct half_tile t;
 
-    for (size_t t = 0; t < n; t += LANES) {
-        const size_t n_lanes = n - t < LANES ? n - t : LANES;
+    for (take_tile(&t, left); t.n > 0; take_tile(&t, left)) {
+        size_t lane = 0;
 
-        if (!any_sees(a, rows, key_positions + t, n_lanes))
+        if (!any_sees(a, rows, t.positions, t.n))
             continue;
-        transpose_keys(turned, k + t * k_stride, k_stride, n_lanes, tile_dim);
-        kn->f16_to_f32(tile, turned, (size_t)tile_dim * LANES);
-        for (size_t i = 0; i < n_lanes; i++)
-            kn->f16_to_f32(values + i * p->dim, v + (t + i) * v_stride, p->dim);
-        tkv_attend_tile(kn, a, rows, q, tile_dim, tile, values, key_positions + t, n_lanes, p,
-                        logits);
+        for (size_t i = 0; i < 2; i++) {
+            const struct tkv_half_rows *h = &t.part[i];
+
+            transpose_keys(turned + lane, h, tile_dim);
+            for (size_t j = 0; j < h->n; j++)
+                kn->f16_to_f32(values + (lane + j) * p->dim, h->v + j * h->v_stride, p->dim);
+            lane += h->n;
+        }
+        widen_tile(kn, tile, turned, tile_dim, t.n);
+        tkv_attend_tile(kn, a, rows, q, tile_dim, tile, values, t.positions, t.n, p, logits);
     }
 }
 

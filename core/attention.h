@@ -68,12 +68,22 @@ void tkv_attend_tile(const struct tkv_kernels *kn, const struct tkv_attn_params 
                      const float *tile, const float *values, const int32_t *key_positions, size_t n,
                      struct tkv_partial *p, void *scratch);
 
-/* The same for n (any number of) half tokens that are not coded, k[n][k_stride] and
- * v[n][v_stride] (strides in elements, rows of q's dimension tile_dim and p->dim). */
+/* Half tokens that are not coded, any number: k[n][k_stride] and v[n][v_stride] (strides in
+ * elements, rows of q's dimension tile_dim and p->dim). */
+struct tkv_half_rows {
+    const uint16_t *k;
+    size_t k_stride;
+    const uint16_t *v;
+    size_t v_stride;
+    const int32_t *positions;
+    size_t n;
+};
+
+/* The same for these; those of runs[1] come behind those of runs[0], also in a tile of both: a tile
+ * costs as much with one token as with 64. */
 void tkv_attend_half(const struct tkv_kernels *kn, const struct tkv_attn_params *a,
                      const struct tkv_attn_rows *rows, const float *q, uint32_t tile_dim,
-                     const uint16_t *k, size_t k_stride, const uint16_t *v, size_t v_stride,
-                     const int32_t *key_positions, size_t n, struct tkv_partial *p, void *scratch);
+                     const struct tkv_half_rows runs[2], struct tkv_partial *p, void *scratch);
 
 /* dst = dst merged with src; both over the same rows, both in the same value domain. */
 void tkv_partial_merge(struct tkv_partial *dst, const struct tkv_partial *src);

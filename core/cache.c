@@ -187,8 +187,8 @@ static void attend_tiles(const struct attend *a, const struct tkv_attn_rows *row
     }
 }
 
-static void attend_half_tier(const struct attend *a, const struct tkv_attn_rows *rows,
-                             const struct tkv_half_run *tier, size_t kv_head, struct tkv_work *w)
+static struct tkv_half_rows rows_of_head(const struct attend *a, const struct tkv_half_run *tier,
+                                         size_t kv_head)
 {
     const struct tkv_shape *shape = &a->c->shape;
     const size_t dk = shape->head_dim_k;
@@ -196,21 +196,29 @@ static void attend_half_tier(const struct attend *a, const struct tkv_attn_rows 
     const uint16_t *v = shape->rope_dim > 0 ? tier->k : tier->v;
     const size_t at = kv_head * tier->cap;
 
-    if (tier->n > 0)
-        tkv_attend_half(a->c->kn, &a->c->attn, rows, w->q, shape->head_dim_k, tier->k + at * dk, dk,
-                        v + at * dv, dv, tier->positions, tier->n, w->half, w->scratch);
+    if (tier->n == 0)
+        return (struct tkv_half_rows){.n = 0};
+    return (struct tkv_half_rows){
+        .k = tier->k + at * dk,
+        .k_stride = dk,
+        .v = v + at * dv,
+        .v_stride = dv,
+        .positions = tier->positions,
+        .n = tier->n,
+    };
 }
 
 static void attend_halves(const struct attend *a, const struct tkv_attn_rows *rows, size_t kv_head,
                           struct tkv_work *w)
 {
     const struct tkv_cache *c = a->c;
+    const struct tkv_half_rows runs[2] = {rows_of_head(a, &c->pinned, kv_head),
+                                          rows_of_head(a, &c->tail, kv_head)};
 
     tkv_partial_init(w->half, w->half_memory, rows->n_tokens * rows->group, c->shape.head_dim_v);
     if (c->sinks)
         tkv_partial_add_sinks(w->half, c->sinks + kv_head * rows->group, rows->group);
-    attend_half_tier(a, rows, &c->pinned, kv_head, w);
-    attend_half_tier(a, rows, &c->tail, kv_head, w);
+    tkv_attend_half(c->kn, &c->attn, rows, w->q, c->shape.head_dim_k, runs, w->half, w->scratch);
 }
 
 /* The batch at hand over one range of a KV head, and with the first one over its half tiers. */
