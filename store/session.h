@@ -99,6 +99,17 @@ struct tkv_session_config {
     const struct tkv_rope *rope; /* copied; NULL if the method needs none */
 };
 
+/*
+ * Working memory that a caller with many steps keeps from one to the next (it is taken and given back at
+ * each of them otherwise). A step that needs more takes its own, and says here how much it was.
+ */
+struct tkv_scratch {
+    void *memory; /* 64-byte aligned, or NULL */
+    size_t bytes;
+    size_t used_bytes; /* by the step that runs */
+    size_t most_bytes; /* that a step has needed */
+};
+
 /* Tokens of one layer; see trikv_step in client/trikv.h for the shapes. Pointers are views. */
 struct tkv_step {
     uint32_t layer;
@@ -109,7 +120,8 @@ struct tkv_step {
     const void *v;
     const void *q;
     float *out;
-    float *lse; /* or NULL */
+    float *lse;                  /* or NULL */
+    struct tkv_scratch *scratch; /* or NULL */
 };
 
 /* What a layer's gate decided, for each KV head in each round that dropped tokens. */
@@ -170,6 +182,10 @@ struct tkv_step_bytes {
 int tkv_session_step_bytes(const struct tkv_session *s, uint32_t layer, uint32_t n_tokens,
                            enum tkv_dtype dtype, struct tkv_step_bytes *bytes,
                            struct tkv_report *why);
+
+/* Whether a step (of a layer that exists) takes so little, some microseconds and no fold, that handing
+ * it to another thread would cost as much. */
+bool tkv_session_is_brief(const struct tkv_session *s, const struct tkv_step *step);
 
 /*
  * Add tokens; attend; or both. Values are checked before anything changes, memory is

@@ -167,6 +167,31 @@ static int check_queries(const struct run *r, struct tkv_report *why)
 
 /* ---- preparation -------------------------------------------------------------------------------- */
 
+/* Memory for this step: what the caller keeps for it, if there is so much, else its own. */
+static void *take(const struct run *r, size_t bytes)
+{
+    struct tkv_scratch *const c = r->step->scratch;
+
+    if (!c)
+        return tkv_budget_take(r->s->budget, bytes);
+    c->used_bytes += tkv_align(bytes, 64);
+    if (c->most_bytes < c->used_bytes)
+        c->most_bytes = c->used_bytes;
+    if (c->used_bytes > c->bytes)
+        return tkv_budget_take(r->s->budget, bytes);
+    return (uint8_t *)c->memory + c->used_bytes - tkv_align(bytes, 64);
+}
+
+static void give_back(const struct run *r, void *p, size_t bytes)
+{
+    const struct tkv_scratch *const c = r->step->scratch;
+    const uint8_t *const at = p;
+    const uint8_t *const kept = c ? c->memory : NULL;
+
+    if (!kept || at < kept || at >= kept + c->bytes)
+        tkv_budget_free(r->s->budget, p, bytes);
+}
+
 static int run_begin(struct run *r, bool appends, struct tkv_report *why)
 {
     const struct tkv_shape *shape;
@@ -182,7 +207,7 @@ static int run_begin(struct run *r, bool appends, struct tkv_report *why)
     v_bytes =
         tkv_align((size_t)r->step->n_tokens * shape->n_kv_heads * tkv_stored_dim_v(shape) * 2, 64);
     r->memory_bytes = p_bytes + (appends ? k_bytes + v_bytes : 0);
-    r->memory = tkv_budget_take(r->s->budget, r->memory_bytes);
+    r->memory = take(r, r->memory_bytes);
     if (!r->memory)
         return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for %zu bytes of new tokens",
                         r->memory_bytes);
@@ -196,8 +221,10 @@ static void run_end(struct run *r)
 {
     if (r->has_rounds)
         tkv_round_release(r->s, &r->rounds);
-    tkv_budget_free(r->s->budget, r->attend, r->attend_bytes);
-    tkv_budget_free(r->s->budget, r->memory, r->memory_bytes);
+    give_back(r, r->attend, r->attend_bytes);
+    give_back(r, r->memory, r->memory_bytes);
+    if (r->step->scratch)
+        r->step->scratch->used_bytes = 0;
 }
 
 static int prepare_attend(struct run *r, uint32_t most_tokens, struct tkv_report *why)
@@ -214,7 +241,7 @@ static int prepare_attend(struct run *r, uint32_t most_tokens, struct tkv_report
         r->observe_at = r->attend_bytes;
         r->attend_bytes += tkv_observe_bytes(r->l);
     }
-    r->attend = tkv_budget_take(r->s->budget, r->attend_bytes);
+    r->attend = take(r, r->attend_bytes);
     if (!r->attend)
         return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for %zu bytes of attention scratch",
                         r->attend_bytes);
@@ -298,13 +325,27 @@ static int prepare_rounds(struct run *r, struct tkv_report *why)
 
 /* ---- running -------------------------------------------------------------------------------------- */
 
+/* Multiply-adds of the logits of so many queries. */
+static size_t attend_work(const struct tkv_layer *l, uint32_t n_tokens)
+{
+    const size_t kept = (size_t)l->heads[0].n_cold + l->tail.n + l->pinned.n;
+
+    return kept * n_tokens * l->config.shape.n_q_heads * l->config.shape.head_dim_k;
+}
+
 static const struct tkv_exec *attend_exec(const struct run *r, uint32_t n_tokens)
 {
-    const struct tkv_layer *l = r->l;
-    const size_t kept = l->heads[0].n_cold + l->tail.n + l->pinned.n;
-    const size_t work = kept * n_tokens * l->config.shape.n_q_heads * l->config.shape.head_dim_k;
+    return attend_work(r->l, n_tokens) < MIN_PARALLEL_WORK ? NULL : r->exec;
+}
 
-    return work < MIN_PARALLEL_WORK ? NULL : r->exec;
+bool tkv_session_is_brief(const struct tkv_session *s, const struct tkv_step *step)
+{
+    const struct tkv_layer *l = &s->layers[step->layer];
+    const size_t k_row = (size_t)l->config.shape.n_kv_heads * l->config.shape.head_dim_k;
+
+    if (step->k && (step->n_tokens > room(l) || step->n_tokens * k_row >= MIN_PARALLEL_WORK))
+        return false;
+    return !step->q || attend_work(l, step->n_tokens) < MIN_PARALLEL_WORK;
 }
 
 static void attend_part(const struct run *r, uint32_t first, uint32_t n)
