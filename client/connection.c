@@ -103,7 +103,7 @@ int trikv_connect(struct trikv_client **client, const struct trikv_options *opti
     if (!c)
         return TRIKV_E_NO_MEMORY;
     c->stream.fd = -1;
-    c->stream.passed_fd = -1;
+    c->stream.passed_fd[0] = c->stream.passed_fd[1] = -1;
     c->info.version = c->version;
     c->info.cpu = c->cpu;
     e = connect_with(c, options);

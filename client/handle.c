@@ -41,11 +41,11 @@ static bool entry_is_sound(const struct trikv_table_entry *e, uint64_t arena_byt
 static const char *check_arena(const struct tkv_request *r, uint64_t arena_bytes)
 {
     struct stat st;
-    const int seals = fcntl(r->fd, F_GET_SEALS);
+    const int seals = fcntl(r->fd[0], F_GET_SEALS);
 
     if (seals < 0 || !(seals & F_SEAL_SHRINK))
         return "arena is not sealed against shrinking";
-    if (fstat(r->fd, &st) < 0 || st.st_size < 0 || (uint64_t)st.st_size < arena_bytes)
+    if (fstat(r->fd[0], &st) < 0 || st.st_size < 0 || (uint64_t)st.st_size < arena_bytes)
         return "arena is shorter than announced";
     return NULL;
 }
@@ -70,13 +70,13 @@ static void take_handle(struct trikv_handle *handle, struct tkv_request *r)
 {
     const struct trikv_table_header *h = r->payload;
 
-    *handle = (struct trikv_handle){.fd = r->fd,
+    *handle = (struct trikv_handle){.fd = r->fd[0],
                                     .generation = h->generation,
                                     .arena_bytes = h->arena_bytes,
                                     .n_blocks = h->n_entries,
                                     .table = r->payload,
                                     .table_bytes = r->payload_bytes};
-    r->fd = -1;
+    r->fd[0] = -1;
     r->payload = NULL;
 }
 
@@ -88,7 +88,7 @@ int trikv_handle(struct trikv_session *session, struct trikv_handle *handle)
     *handle = (struct trikv_handle){.fd = -1};
     r.reply_type = &trikv__handle_reply__descriptor;
     r.takes_payload = 1;
-    r.takes_fd = 1;
+    r.takes_fds = 1;
     e = tkv_session_request(session->client, session->id, TRIKV_HANDLE, &r);
     if (!e) {
         const char *why = check_table(&r);

@@ -84,7 +84,7 @@ static int take_map(struct trikv_client *c, const struct tkv_request *r, struct 
     m->client = c;
     m->id = reply->map;
     tkv_kernels_init(&m->kn, kernels_of_daemon(c));
-    why = map_arena(m, r->fd, reply->arena_bytes);
+    why = map_arena(m, r->fd[0], reply->arena_bytes);
     if (!why)
         why = tkv_map_read(m, r->payload, r->payload_bytes);
     if (why) {
@@ -105,7 +105,7 @@ int trikv_map(struct trikv_client *client, uint64_t session, struct trikv_map **
     *map = NULL;
     r.reply_type = &trikv__map_reply__descriptor;
     r.takes_payload = 1;
-    r.takes_fd = 1;
+    r.takes_fds = 1;
     e = tkv_session_request(client, session, TRIKV_MAP, &r);
     if (!e) {
         e = take_map(client, &r, map);

@@ -240,13 +240,15 @@ static int receive_reply(struct trikv_client *c, struct tkv_request *r, bool *an
         *answered = e != TRIKV_E_PROTOCOL && f.sequence != 0;
         return e;
     }
-    if (f.n_fds != (r->takes_fd ? 1 : 0))
+    if (f.n_fds != r->takes_fds)
         return bad_reply(c, "a descriptor too many or too few");
     r->reply = protobuf_c_message_unpack(r->reply_type, NULL, f.header_bytes, c->message);
     if (!r->reply)
         return bad_reply(c, "message does not decode");
-    r->fd = c->stream.passed_fd;
-    c->stream.passed_fd = -1;
+    for (size_t i = 0; i < TRIKV_MAX_MESSAGE_FDS; i++) {
+        r->fd[i] = c->stream.passed_fd[i];
+        c->stream.passed_fd[i] = -1;
+    }
     e = r->takes_payload ? receive_payload(c, r, f.payload_bytes) : receive_outputs(c, r, &f);
     if (!e)
         e = check_fds(c, &f); /* none may come with the payload either */
@@ -298,7 +300,8 @@ void tkv_request_deinit(struct tkv_request *r)
     if (r->reply)
         protobuf_c_message_free_unpacked(r->reply, NULL);
     free(r->payload);
-    tkv_fd_close(&r->fd);
+    for (size_t i = 0; i < TRIKV_MAX_MESSAGE_FDS; i++)
+        tkv_fd_close(&r->fd[i]);
     r->reply = NULL;
     r->payload = NULL;
     r->payload_bytes = 0;

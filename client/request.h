@@ -10,6 +10,8 @@
 
 #include <protobuf-c/protobuf-c.h>
 
+#include "proto/limits.h"
+
 struct trikv_client;
 
 enum { TKV_REQUEST_MAX_TENSORS = 5 };
@@ -30,20 +32,20 @@ struct tkv_request {
     uint32_t n_tensors;
     struct tkv_tensor outputs[TKV_REQUEST_MAX_TENSORS];
     uint32_t n_outputs;
-    int takes_payload; /* a reply payload of any size goes into `payload` instead */
-    int takes_fd;      /* the reply must carry a descriptor */
+    int takes_payload;  /* a reply payload of any size goes into `payload` instead */
+    uint32_t takes_fds; /* the reply must carry so many descriptors */
 
     /* What came back; released by tkv_request_deinit. */
     const ProtobufCMessageDescriptor *reply_type;
     ProtobufCMessage *reply;
     void *payload;
     size_t payload_bytes;
-    int fd;
+    int fd[TRIKV_MAX_MESSAGE_FDS];
 };
 
-#define TKV_REQUEST_INIT        \
-    {                           \
-        .pass_fd = -1, .fd = -1 \
+#define TKV_REQUEST_INIT                \
+    {                                   \
+        .pass_fd = -1, .fd = { -1, -1 } \
     }
 
 /*

@@ -49,7 +49,7 @@ int tkv_stream_open(struct tkv_stream *s, const char *path, uint32_t timeout_ms,
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int fd;
 
-    *s = (struct tkv_stream){.fd = -1, .passed_fd = -1, .timeout_ms = timeout_ms};
+    *s = (struct tkv_stream){.fd = -1, .passed_fd = {-1, -1}, .timeout_ms = timeout_ms};
     if (strlen(path) >= sizeof(address.sun_path))
         return tkv_fail(why, TRIKV_E_CONNECT, "socket path has %zu bytes, at most %zu are possible",
                         strlen(path), sizeof(address.sun_path) - 1);
@@ -75,21 +75,27 @@ void tkv_fd_close(int *fd)
     *fd = -1;
 }
 
+static void close_passed(struct tkv_stream *s)
+{
+    for (size_t i = 0; i < TRIKV_MAX_MESSAGE_FDS; i++)
+        tkv_fd_close(&s->passed_fd[i]);
+}
+
 void tkv_stream_close(struct tkv_stream *s)
 {
-    tkv_fd_close(&s->passed_fd);
+    close_passed(s);
     tkv_fd_close(&s->fd);
 }
 
 void tkv_stream_start(struct tkv_stream *s)
 {
-    tkv_fd_close(&s->passed_fd);
+    close_passed(s);
     s->n_passed = 0;
     s->n_truncated = 0;
     s->deadline_ms = now_ms() + s->timeout_ms;
 }
 
-static int check_deadline(const struct tkv_stream *s, int64_t *left_ms, struct tkv_report *why)
+int tkv_stream_left(const struct tkv_stream *s, int64_t *left_ms, struct tkv_report *why)
 {
     *left_ms = s->deadline_ms - now_ms();
     if (*left_ms <= 0)
@@ -105,7 +111,7 @@ static int wait_ready(const struct tkv_stream *s, short events, struct tkv_repor
     int n;
 
     do {
-        int e = check_deadline(s, &left_ms, why);
+        int e = tkv_stream_left(s, &left_ms, why);
 
         if (e)
             return e;
@@ -132,7 +138,8 @@ static void advance(struct iovec **iov, size_t *n, size_t done)
 
 union control {
     struct cmsghdr align;
-    char bytes[CMSG_SPACE(2 * sizeof(int))]; /* one more than allowed, to see the excess */
+    char bytes[CMSG_SPACE((TRIKV_MAX_MESSAGE_FDS + 1) *
+                          sizeof(int))]; /* one more than allowed, to see it */
 };
 
 static void attach_fd(struct msghdr *m, union control *control, int fd)
@@ -177,7 +184,7 @@ int tkv_stream_send(struct tkv_stream *s, struct iovec *iov, size_t n, int pass_
     return 0;
 }
 
-/* Keep the first descriptor, close the others: whoever reads the frame compares the count. */
+/* Keep as many as a frame may have, close the others: whoever reads the frame compares the count. */
 static void take_fds(struct tkv_stream *s, struct msghdr *m)
 {
     for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
@@ -187,10 +194,11 @@ static void take_fds(struct tkv_stream *s, struct msghdr *m)
             int fd;
 
             memcpy(&fd, CMSG_DATA(c) + at, sizeof(int));
-            if (s->n_passed++ == 0)
-                s->passed_fd = fd;
+            if (s->n_passed < TRIKV_MAX_MESSAGE_FDS)
+                s->passed_fd[s->n_passed] = fd;
             else
                 close(fd);
+            s->n_passed++;
         }
     }
     if (m->msg_flags & MSG_CTRUNC)
@@ -236,7 +244,7 @@ int tkv_stream_receive(struct tkv_stream *s, struct iovec *iov, size_t n, struct
         advance(&iov, &n, done);
         /* A peer that always has a little more must not keep us beyond the deadline. */
         if (n > 0) {
-            e = check_deadline(s, &left_ms, why);
+            e = tkv_stream_left(s, &left_ms, why);
             if (e)
                 return e;
         }

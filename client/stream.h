@@ -1,6 +1,6 @@
 /*
  * A connected socket with a deadline: whole buffers out, whole buffers in, at most
- * one descriptor each way. It knows nothing of frames.
+ * one descriptor out and two in. It knows nothing of frames.
  */
 #ifndef TKV_CLIENT_STREAM_H
 #define TKV_CLIENT_STREAM_H
@@ -9,15 +9,16 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "proto/limits.h"
 #include "proto/report.h"
 
 struct tkv_stream {
-    int fd;               /* non-blocking; -1: closed */
-    uint32_t timeout_ms;  /* of one call */
-    int64_t deadline_ms;  /* of the call in progress, monotonic clock */
-    int passed_fd;        /* received and not yet taken, -1: none */
-    uint32_t n_passed;    /* descriptors received since tkv_stream_start; those after the
-                           * first were closed */
+    int fd;                               /* non-blocking; -1: closed */
+    uint32_t timeout_ms;                  /* of one call */
+    int64_t deadline_ms;                  /* of the call in progress, monotonic clock */
+    int passed_fd[TRIKV_MAX_MESSAGE_FDS]; /* received and not yet taken, -1: none */
+    uint32_t n_passed;    /* descriptors received since tkv_stream_start; those too many
+                           * were closed */
     uint32_t n_truncated; /* messages whose descriptors the kernel had to cut */
 };
 
@@ -31,6 +32,9 @@ void tkv_fd_close(int *fd);
 
 /* Start the clock of a call, and forget descriptors of the one before. */
 void tkv_stream_start(struct tkv_stream *s);
+
+/* Milliseconds until the deadline of the call, or TRIKV_E_DEADLINE. */
+int tkv_stream_left(const struct tkv_stream *s, int64_t *left_ms, struct tkv_report *why);
 
 /* Send everything in iov[n] (which is consumed: changed as it goes); pass_fd >= 0 travels with
  * the first byte and stays the caller's. TRIKV_E_DISCONNECTED or TRIKV_E_DEADLINE. */

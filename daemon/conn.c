@@ -22,7 +22,10 @@ static void on_timer(uv_timer_t *timer)
     };
     struct tkv_conn *c = timer->data;
 
-    tkv_conn_close(c, reason[c->timer_for]);
+    if (c->timer_for == TKV_TIMER_IDLE && c->ops->active && c->ops->active(c))
+        uv_timer_start(&c->timer, on_timer, c->limits->idle_timeout_ms, 0);
+    else
+        tkv_conn_close(c, reason[c->timer_for]);
 }
 
 /* The timer of a purpose starts once and is not pushed back by progress: a peer that sends a
@@ -85,7 +88,6 @@ int tkv_conn_init(struct tkv_conn *c, uv_loop_t *loop, int fd, const struct tkv_
 
     *c = (struct tkv_conn){.ops = ops, .limits = limits, .budget = budget, .fd = fd};
     c->in_fd = -1;
-    c->out_fd = -1;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0)
         return uv_translate_sys_error(errno);
     c->peer_pid = cred.pid;
@@ -123,6 +125,8 @@ void tkv_conn_next_frame(struct tkv_conn *c)
     c->state = TKV_CONN_READING;
     tkv_conn_set_timer(c, TKV_TIMER_IDLE);
     tkv_conn_arm(c, UV_READABLE | UV_DISCONNECT);
+    if (c->ops->served)
+        c->ops->served(c);
 }
 
 static void on_handle_closed(uv_handle_t *handle)
@@ -144,9 +148,8 @@ void tkv_conn_close(struct tkv_conn *c, const char *reason)
     close(c->fd);
     if (c->in_fd >= 0)
         close(c->in_fd);
-    if (c->out_fd >= 0)
-        close(c->out_fd);
-    c->fd = c->in_fd = c->out_fd = -1;
+    tkv_conn_close_out_fds(c);
+    c->fd = c->in_fd = -1;
 }
 
 void tkv_conn_close_if_idle(struct tkv_conn *c, const char *reason)

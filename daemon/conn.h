@@ -20,6 +20,7 @@
 
 #include "daemon/buffer.h"
 #include "proto/frame.h"
+#include "proto/limits.h"
 #include "proto/report.h"
 
 struct tkv_conn;
@@ -42,6 +43,10 @@ struct tkv_conn_ops {
     void (*refused)(struct tkv_conn *c, struct tkv_report *why);
     /* A whole, checked frame: answer with tkv_conn_reply or tkv_conn_fail, now or later. */
     void (*request)(struct tkv_conn *c);
+    /* A reply is out: another frame may come, nothing of the last is in use. May be NULL. */
+    void (*served)(struct tkv_conn *c);
+    /* Nothing came for idle_timeout_ms: true if the peer was active in another way. May be NULL. */
+    bool (*active)(struct tkv_conn *c);
     /* The frame cannot be trusted; the connection is about to answer and close. */
     void (*bad_frame)(struct tkv_conn *c, const struct tkv_report *why);
     /* The socket is closed and no callback will follow: the owner calls tkv_conn_deinit
@@ -88,7 +93,8 @@ struct tkv_conn {
     struct tkv_buffer out_message;
     const void *out_payload;
     uint64_t n_sent_bytes;
-    int out_fd; /* or -1; owned */
+    int out_fd[TRIKV_MAX_MESSAGE_FDS]; /* owned */
+    unsigned n_out_fds;
 };
 
 /* Take over fd and start reading. On failure (a libuv error) fd stays the caller's. */
@@ -105,6 +111,9 @@ void tkv_conn_deinit(struct tkv_conn *c);
  */
 void tkv_conn_reply(struct tkv_conn *c, const ProtobufCMessage *message, const void *payload,
                     uint64_t payload_bytes, int fd);
+/* The same without payload, with n_fds descriptors. */
+void tkv_conn_reply_fds(struct tkv_conn *c, const ProtobufCMessage *message, const int *fd,
+                        unsigned n_fds);
 void tkv_conn_fail(struct tkv_conn *c, const struct tkv_report *why);
 
 /* Stop at once; `closed` follows from the loop. reason is static text for the log. */

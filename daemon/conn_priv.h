@@ -11,6 +11,9 @@ void tkv_conn_set_timer(struct tkv_conn *c, enum tkv_conn_timer purpose);
 /* Read until the frame is whole, the socket is empty or it is another's turn. */
 void tkv_conn_read(struct tkv_conn *c);
 
+/* Close those of the reply, sent or not. */
+void tkv_conn_close_out_fds(struct tkv_conn *c);
+
 /* Write on; after the last byte tkv_conn_next_frame. */
 void tkv_conn_write(struct tkv_conn *c);
 void tkv_conn_next_frame(struct tkv_conn *c);

@@ -39,27 +39,35 @@ static unsigned remaining(const struct tkv_conn *c, struct iovec *iov)
 static ssize_t send_some(struct tkv_conn *c, struct iovec *iov, unsigned n_iov)
 {
     union {
-        char bytes[CMSG_SPACE(sizeof(int))];
+        char bytes[CMSG_SPACE(TRIKV_MAX_MESSAGE_FDS * sizeof(int))];
         struct cmsghdr align;
     } control = {{0}};
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n_iov};
     ssize_t n;
 
-    if (c->n_sent_bytes == 0 && c->out_fd >= 0) {
+    if (c->n_sent_bytes == 0 && c->n_out_fds > 0) {
+        const size_t bytes = c->n_out_fds * sizeof(int);
         struct cmsghdr *h;
 
         msg.msg_control = &control;
-        msg.msg_controllen = sizeof(control.bytes);
+        msg.msg_controllen = CMSG_SPACE(bytes);
         h = CMSG_FIRSTHDR(&msg);
         h->cmsg_level = SOL_SOCKET;
         h->cmsg_type = SCM_RIGHTS;
-        h->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(h), &c->out_fd, sizeof(int));
+        h->cmsg_len = CMSG_LEN(bytes);
+        memcpy(CMSG_DATA(h), c->out_fd, bytes);
     }
     do {
         n = sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
     } while (n < 0 && errno == EINTR);
     return n;
+}
+
+void tkv_conn_close_out_fds(struct tkv_conn *c)
+{
+    for (unsigned i = 0; i < c->n_out_fds; i++)
+        close(c->out_fd[i]);
+    c->n_out_fds = 0;
 }
 
 void tkv_conn_write(struct tkv_conn *c)
@@ -81,9 +89,7 @@ void tkv_conn_write(struct tkv_conn *c)
         }
         c->n_sent_bytes += (uint64_t)n;
     }
-    if (c->out_fd >= 0)
-        close(c->out_fd);
-    c->out_fd = -1;
+    tkv_conn_close_out_fds(c);
     tkv_conn_set_timer(c, TKV_TIMER_OFF);
     tkv_conn_next_frame(c);
 }
@@ -93,27 +99,24 @@ static void start_writing(struct tkv_conn *c, uint16_t type, size_t message_byte
     c->out.type = type;
     c->out.header_bytes = (uint32_t)message_bytes;
     c->out.sequence = c->in.sequence;
-    c->out.n_fds = c->out_fd >= 0;
+    c->out.n_fds = c->n_out_fds;
     tkv_frame_seal(&c->out, c->out_message.data);
     c->n_sent_bytes = 0;
     c->state = TKV_CONN_WRITING;
     tkv_conn_write(c);
 }
 
-void tkv_conn_reply(struct tkv_conn *c, const ProtobufCMessage *message, const void *payload,
-                    uint64_t payload_bytes, int fd)
+/* Pack the message; the descriptors are taken in any case. */
+static void reply(struct tkv_conn *c, const ProtobufCMessage *message)
 {
     const size_t n = protobuf_c_message_get_packed_size(message);
     struct tkv_report why;
 
     if (c->state == TKV_CONN_CLOSING) {
-        if (fd >= 0)
-            close(fd);
+        tkv_conn_close_out_fds(c);
         return;
     }
     if (n > TRIKV_MAX_HEADER_BYTES || !tkv_buffer_need(&c->out_message, c->budget, n)) {
-        if (fd >= 0)
-            close(fd);
         tkv_fail(
             &why, n > TRIKV_MAX_HEADER_BYTES ? TRIKV_E_TOO_LARGE : TRIKV_E_MEMORY_CAP,
             "the reply needs a message of %zu bytes, which is over the limit or the memory cap", n);
@@ -121,10 +124,27 @@ void tkv_conn_reply(struct tkv_conn *c, const ProtobufCMessage *message, const v
         return;
     }
     protobuf_c_message_pack(message, c->out_message.data);
+    start_writing(c, c->in.type | TRIKV_REPLY, n);
+}
+
+void tkv_conn_reply(struct tkv_conn *c, const ProtobufCMessage *message, const void *payload,
+                    uint64_t payload_bytes, int fd)
+{
     c->out.payload_bytes = payload_bytes;
     c->out_payload = payload;
-    c->out_fd = fd;
-    start_writing(c, c->in.type | TRIKV_REPLY, n);
+    c->out_fd[0] = fd;
+    c->n_out_fds = fd >= 0;
+    reply(c, message);
+}
+
+void tkv_conn_reply_fds(struct tkv_conn *c, const ProtobufCMessage *message, const int *fd,
+                        unsigned n_fds)
+{
+    c->out.payload_bytes = 0;
+    c->out_payload = NULL;
+    memcpy(c->out_fd, fd, n_fds * sizeof(*fd));
+    c->n_out_fds = n_fds;
+    reply(c, message);
 }
 
 void tkv_conn_fail(struct tkv_conn *c, const struct tkv_report *why)
@@ -150,6 +170,6 @@ void tkv_conn_fail(struct tkv_conn *c, const struct tkv_report *why)
     trikv__error__pack(&message, c->out_message.data);
     c->out.payload_bytes = 0;
     c->out_payload = NULL;
-    c->out_fd = -1;
+    tkv_conn_close_out_fds(c);
     start_writing(c, TRIKV_REPLY_ERROR, n);
 }

@@ -65,7 +65,7 @@ int tkv_frame_check(const struct trikv_frame *f, uint64_t max_payload_bytes, con
     if (f->payload_bytes > max_payload_bytes)
         return refuse(why, "payload_bytes: over the limit that HELLO tells", TRIKV_E_TOO_LARGE);
     if (f->n_fds > TRIKV_MAX_MESSAGE_FDS)
-        return refuse(why, "n_fds: over 1", TRIKV_E_PROTOCOL);
+        return refuse(why, "n_fds: over 2", TRIKV_E_PROTOCOL);
     for (size_t i = 0; i < sizeof(f->reserved); i++) {
         if (f->reserved[i])
             return refuse(why, "reserved: want zeros", TRIKV_E_PROTOCOL);

@@ -11,7 +11,7 @@ enum {
     TRIKV_MAX_NAME_BYTES = 64,
     TRIKV_MAX_REQUEST_TOKENS = 1 << 20,
     TRIKV_MAX_POSITION = 0x7ffffffe,
-    TRIKV_MAX_MESSAGE_FDS = 1,
+    TRIKV_MAX_MESSAGE_FDS = 2,                       /* a request has at most 1 */
     TRIKV_DEFAULT_PAYLOAD_BYTES = 256 * 1024 * 1024, /* configurable in the daemon */
 };
 

@@ -92,7 +92,7 @@ static void check_fields(void **state)
         {"flags", 8, 4, 0x80000000, TRIKV_E_PROTOCOL},
         {"header_bytes", 12, 4, TRIKV_MAX_HEADER_BYTES + 1, TRIKV_E_TOO_LARGE},
         {"payload_bytes", 16, 8, 1001, TRIKV_E_TOO_LARGE},
-        {"n_fds", 36, 4, 2, TRIKV_E_PROTOCOL},
+        {"n_fds", 36, 4, 3, TRIKV_E_PROTOCOL},
         {"reserved", 40, 1, 1, TRIKV_E_PROTOCOL},
         {"reserved", 63, 1, 1, TRIKV_E_PROTOCOL},
     };

@@ -115,14 +115,14 @@ bool wire_taken(int fd)
     return n_left == 0;
 }
 
-/* n bytes: 1; 0: end of the stream before them; -1: time is up. */
+/* n bytes: 1; 0: end of the stream before them; -1: time is up. passed[2], or NULL. */
 static int read_exactly(int fd, void *data, size_t n, int timeout_ms, int *passed)
 {
     size_t at = 0;
 
     while (at < n) {
         union {
-            char bytes[CMSG_SPACE(sizeof(int))];
+            char bytes[CMSG_SPACE(2 * sizeof(int))];
             struct cmsghdr align;
         } control;
         struct iovec iov = {(char *)data + at, n - at};
@@ -139,7 +139,8 @@ static int read_exactly(int fd, void *data, size_t n, int timeout_ms, int *passe
         if (got <= 0)
             return 0;
         if (CMSG_FIRSTHDR(&msg) && passed)
-            memcpy(passed, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof(int));
+            memcpy(passed, CMSG_DATA(CMSG_FIRSTHDR(&msg)),
+                   CMSG_FIRSTHDR(&msg)->cmsg_len - CMSG_LEN(0));
         at += (size_t)got;
     }
     return 1;
@@ -159,11 +160,13 @@ int wire_read(int fd, struct wire_reply *r, int timeout_ms)
 {
     const char *why = NULL;
     uint8_t padding[TRIKV_FRAME_ALIGN];
+    int passed[2] = {-1, -1};
     int e;
 
     memset(r, 0, sizeof(*r));
-    r->fd = -1;
-    e = read_exactly(fd, &r->frame, sizeof(r->frame), timeout_ms, &r->fd);
+    e = read_exactly(fd, &r->frame, sizeof(r->frame), timeout_ms, passed);
+    r->fd = passed[0];
+    r->fd2 = passed[1];
     if (e <= 0)
         return e;
     if (tkv_frame_check(&r->frame, UINT64_C(1) << 40, &why))
@@ -192,8 +195,10 @@ void wire_reply_deinit(struct wire_reply *r)
     free(r->payload);
     if (r->fd >= 0)
         close(r->fd);
+    if (r->fd2 > 0)
+        close(r->fd2);
     r->message = r->payload = NULL;
-    r->fd = -1;
+    r->fd = r->fd2 = -1;
 }
 
 int wire_call(int fd, uint16_t type, const ProtobufCMessage *message, const void *payload,

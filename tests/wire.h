@@ -16,6 +16,7 @@ struct wire_reply {
     uint8_t *message;
     uint8_t *payload;
     int fd;         /* or -1 */
+    int fd2;        /* a second one; 0 or -1: none */
     int code;       /* of an error reply, else 0 */
     char text[256]; /* of an error reply */
 };
