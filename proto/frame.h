@@ -47,6 +47,8 @@ enum trikv_frame_type {
     TRIKV_STAGING = 49, /* carries one descriptor */
     TRIKV_MAP = 50,
     TRIKV_UNMAP = 51,
+    TRIKV_RING = 52, /* carries one descriptor, its reply two */
+    TRIKV_RING_CLOSE = 53,
     TRIKV_REPLY = 0x8000,
     TRIKV_REPLY_ERROR = 0xffff,
 };
@@ -60,7 +62,7 @@ struct trikv_frame {
     uint64_t payload_bytes; /* after the padding; 0 if there is none */
     uint64_t sequence;
     uint32_t crc32c;
-    uint32_t n_fds;       /* descriptors sent with the first byte of this frame, <= 1 */
+    uint32_t n_fds;       /* descriptors sent with the first byte of this frame, <= 2 */
     uint8_t reserved[24]; /* zero */
 };
 _Static_assert(sizeof(struct trikv_frame) == TRIKV_FRAME_BYTES, "frame is 64 bytes");
