@@ -38,7 +38,25 @@ static bool on_no_memory(struct tkv_conn *conn)
 
 static void on_request(struct tkv_conn *conn)
 {
-    tkv_dispatch(&client_of(conn)->call);
+    struct tkv_client *const c = client_of(conn);
+
+    if (!c->ring || tkv_ring_yields(c->ring))
+        tkv_dispatch(&c->call);
+}
+
+static void on_served(struct tkv_conn *conn)
+{
+    struct tkv_client *const c = client_of(conn);
+
+    if (c->ring)
+        tkv_ring_resume(c->ring);
+}
+
+static bool on_idle(struct tkv_conn *conn)
+{
+    struct tkv_client *const c = client_of(conn);
+
+    return c->ring && tkv_ring_was_used(c->ring);
 }
 
 static void on_bad_frame(struct tkv_conn *conn, const struct tkv_report *why)
@@ -81,6 +99,8 @@ static void on_closed(struct tkv_conn *conn)
     c->socket_closed = true;
     if (c->call.waiting)
         tkv_sessions_forget(&s->sessions, &c->call);
+    if (c->ring)
+        tkv_ring_close(c->ring, NULL);
     tkv_sessions_orphan(&s->sessions, c);
     *c->link = c->next;
     if (c->next)
@@ -93,7 +113,7 @@ void tkv_client_release(struct tkv_client *c)
 {
     struct tkv_server *const s = c->server;
 
-    if (!c->socket_closed || c->call.running)
+    if (!c->socket_closed || c->call.running || c->ring)
         return;
     tkv_staging_close(&c->staging, &c->quota->budget);
     tkv_buffer_free(&c->output, &s->budget);
@@ -108,6 +128,8 @@ static const struct tkv_conn_ops conn_ops = {
     .reclaim = on_no_memory,
     .refused = on_refused,
     .request = on_request,
+    .served = on_served,
+    .active = on_idle,
     .bad_frame = on_bad_frame,
     .closed = on_closed,
 };

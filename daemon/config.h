@@ -50,8 +50,9 @@ struct tkv_config {
     char metrics_page[TKV_CONFIG_PATH_BYTES];
     uint32_t n_threads; /* 0: number of CPUs */
     char cpu_disable[64];
-    uint32_t log_level;  /* enum tkv_log_level */
-    uint32_t log_format; /* enum tkv_log_format */
+    uint32_t ring_spin_us; /* 0: rings sleep at once */
+    uint32_t log_level;    /* enum tkv_log_level */
+    uint32_t log_format;   /* enum tkv_log_format */
     char profiles_directory[TKV_CONFIG_PATH_BYTES];
     struct tkv_policy defaults;
 

@@ -37,6 +37,7 @@ const struct tkv_option tkv_config_options[] = {
     {"prefix.across_users", TKV_OPTION_BOOL, true, AT(prefix_across_users), 0, 0, NULL, "false"},
     {"workers.threads", TKV_OPTION_U32, false, AT(n_threads), 0, 1024, NULL, "0"},
     {"workers.cpu_disable", TKV_OPTION_TEXT, false, AT(cpu_disable), 0, 64, NULL, ""},
+    {"workers.ring_spin_us", TKV_OPTION_U32, true, AT(ring_spin_us), 0, 1000, NULL, "50"},
     {"log.level", TKV_OPTION_ENUM, true, AT(log_level), 0, 0, tkv_log_level_names, "info"},
     {"log.format", TKV_OPTION_ENUM, true, AT(log_format), 0, 0, tkv_log_format_names, "logfmt"},
     {"metrics.socket", TKV_OPTION_TEXT, false, AT(metrics_socket), 0, TKV_CONFIG_SOCKET_BYTES, NULL,

@@ -53,6 +53,9 @@ static const struct request requests[] = {
     {TRIKV_UNMAP, "UNMAP", &trikv__session_request__descriptor, tkv_handle_unmap, false, false},
     {TRIKV_STAGING, "STAGING", &trikv__staging_request__descriptor, tkv_handle_staging, false,
      true},
+    {TRIKV_RING, "RING", &trikv__ring_request__descriptor, tkv_handle_ring, false, true},
+    {TRIKV_RING_CLOSE, "RING_CLOSE", &trikv__empty__descriptor, tkv_handle_ring_close, false,
+     false},
 };
 
 static const struct request *find_request(uint16_t type)

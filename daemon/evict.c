@@ -105,18 +105,36 @@ bool tkv_evict_for(struct tkv_call *call)
     return true;
 }
 
-bool tkv_evict_now(struct tkv_server *s, struct tkv_quota *user)
+static bool evict_at_once(struct tkv_server *s, const struct tkv_quota *user, uint64_t but_id)
 {
-    struct tkv_report why = {0};
-    struct tkv_session_entry *victim;
+    struct tkv_session_entry *victim = next_victim(s, user, but_id);
 
-    if (user && !tkv_quota_explain(user, &why))
-        user = NULL;
-    victim = next_victim(s, user, 0);
     if (!victim)
         return false;
     (void)tkv_sessions_stats(victim); /* the last there is to count */
     tkv_session_destroy(&victim->session);
     evict(victim);
     return true;
+}
+
+bool tkv_evict_now(struct tkv_server *s, struct tkv_quota *user)
+{
+    struct tkv_report why = {0};
+
+    if (user && !tkv_quota_explain(user, &why))
+        user = NULL;
+    return evict_at_once(s, user, 0);
+}
+
+bool tkv_evict_for_ring(struct tkv_client *client, uint64_t session, struct tkv_report *why)
+{
+    struct tkv_server *const s = client->server;
+    const struct tkv_session_entry *e = tkv_sessions_find(&s->sessions, session);
+    struct tkv_quota *user = client->quota;
+
+    if (s->draining || (e && tkv_quota_explain(e->quota, why)))
+        return false;
+    if (!tkv_quota_explain(user, why))
+        user = NULL;
+    return evict_at_once(s, user, session);
 }

@@ -8,8 +8,12 @@
 #define TKV_DAEMON_EVICT_H
 
 #include <stdbool.h>
+#include <stdint.h>
+
+#include "proto/report.h"
 
 struct tkv_call;
+struct tkv_client;
 struct tkv_quota;
 struct tkv_server;
 
@@ -18,6 +22,9 @@ struct tkv_server;
  * that. False: it stays failed, and call->why says whose limit was in the way.
  */
 bool tkv_evict_for(struct tkv_call *call);
+
+/* The same at once, for a step of a session that a ring has failed to do. */
+bool tkv_evict_for_ring(struct tkv_client *client, uint64_t session, struct tkv_report *why);
 
 /* The same at once, for those who cannot wait; user: whose quota may be in the way, or NULL. */
 bool tkv_evict_now(struct tkv_server *s, struct tkv_quota *user);

@@ -64,7 +64,7 @@ static double age(const struct tkv_session_entry *e)
 
 static double idle(const struct tkv_session_entry *e)
 {
-    return e->busy ? 0 : (double)(uv_now(&e->server->loop) - e->used_ms) / 1000;
+    return tkv_session_is_at_work(e) ? 0 : (double)(uv_now(&e->server->loop) - e->used_ms) / 1000;
 }
 
 static const struct column columns[] = {

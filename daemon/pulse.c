@@ -68,6 +68,7 @@ static void on_beat(uv_timer_t *timer)
 {
     struct tkv_server *const s = timer->data;
 
+    tkv_rings_beat(s);
     remember(s);
     check_workers(s);
     look_at_pressure(s);

@@ -101,6 +101,10 @@ enum { TKV_STEP_KV = 1, TKV_STEP_Q = 2, TKV_STEP_OUT = 4 };
  * call->step. False with the reason in call->why. */
 bool tkv_call_take_step(struct tkv_call *call, const ProtobufCMessage *message, unsigned parts);
 
+/* requests_ring.c */
+void tkv_handle_ring(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_ring_close(struct tkv_call *call, const ProtobufCMessage *message);
+
 /* requests_calibrate.c */
 void tkv_handle_observe(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_calibrate(struct tkv_call *call, const ProtobufCMessage *message);

@@ -57,6 +57,8 @@ void tkv_call_wait(struct tkv_call *call, struct tkv_session_entry *e)
     call->next_waiting = NULL;
     call->waiting = true;
     *at = call;
+    if (e->is_lent && e->owner)
+        tkv_ring_recall(e->owner->ring);
 }
 
 void tkv_handle_close(struct tkv_call *call, const ProtobufCMessage *message)

@@ -37,7 +37,7 @@ static void fill_session(Trikv__SessionStats *m, struct tkv_session_entry *e)
     m->has_n_prefix_hits = e->kind == TKV_ENTRY_PREFIX;
     m->n_prefix_hits = e->prefix.n_hits;
     m->age_s = (double)(now_ms - e->opened_ms) / 1000;
-    m->idle_s = e->busy ? 0 : (double)(now_ms - e->used_ms) / 1000;
+    m->idle_s = tkv_session_is_at_work(e) ? 0 : (double)(now_ms - e->used_ms) / 1000;
 }
 
 /* With gate, where it goes if the session has one. */

@@ -223,14 +223,26 @@ static void step_done(struct tkv_job *job)
         step_reply(call, n_seen, n_kept, n_rounds);
 }
 
-static void start_step(struct tkv_call *call,
+/* What takes no time is done here and now: two changes of thread would take more. */
+static void run_step_here(struct tkv_call *call)
+{
+    call->running = true;
+    call->submitted_ns = uv_hrtime();
+    step_work(&call->job);
+    step_done(&call->job);
+}
+
+static void start_step(struct tkv_call *call, bool here,
                        int (*work)(struct tkv_session *s, const struct tkv_step *step,
                                    const struct tkv_exec *exec, struct tkv_report *why))
 {
     call->work = work;
     call->n_rounds_before = tkv_session_n_rounds(call->entry->session);
     call->entry->busy = true;
-    tkv_call_start(call, step_work, step_done);
+    if (here)
+        run_step_here(call);
+    else
+        tkv_call_start(call, step_work, step_done);
 }
 
 bool tkv_call_take_step(struct tkv_call *call, const ProtobufCMessage *message, unsigned parts)
@@ -260,7 +272,7 @@ static void handle_tokens(struct tkv_call *call, const ProtobufCMessage *message
                                       const struct tkv_exec *exec, struct tkv_report *why))
 {
     if (tkv_call_take_step(call, message, parts) && !write_token_ids(call))
-        start_step(call, work);
+        start_step(call, tkv_session_is_brief(call->entry->session, &call->step), work);
     else
         tkv_call_fail(call);
 }
@@ -295,7 +307,7 @@ void tkv_handle_round(struct tkv_call *call, const ProtobufCMessage *message)
     call->entry = tkv_call_own_session(call);
     if (call->entry) {
         call->entry->prefix.is_forced = true;
-        start_step(call, round_step);
+        start_step(call, false, round_step);
     } else {
         tkv_call_fail(call);
     }

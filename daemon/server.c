@@ -182,7 +182,7 @@ static void close_handle(uv_handle_t *handle, void *arg)
 
 void tkv_server_check_drained(struct tkv_server *s)
 {
-    if (s->draining && !s->n_clients && !s->sessions.n)
+    if (s->draining && !s->n_clients && !s->sessions.n && !s->rings.n)
         uv_walk(&s->loop, close_handle, NULL);
 }
 
@@ -225,6 +225,7 @@ static int start_loop(struct tkv_server *s)
         return EX_OSERR;
     uv_async_init(&s->loop, &s->jobs_done, on_jobs_done);
     s->jobs_done.data = s;
+    tkv_rings_init(s);
     uv_timer_init(&s->loop, &s->drain_deadline);
     s->drain_deadline.data = s;
     start_signal(s, &s->on_term, SIGTERM);
@@ -312,6 +313,7 @@ int tkv_server_run(struct tkv_server *s)
 void tkv_server_deinit(struct tkv_server *s)
 {
     tkv_listen_close(s);
+    tkv_rings_deinit(s);
     tkv_pool_destroy(&s->pool);
     if (s->has_loop) {
         uv_walk(&s->loop, close_handle, NULL);

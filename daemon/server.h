@@ -23,6 +23,7 @@
 #include "daemon/profile.h"
 #include "daemon/pulse.h"
 #include "daemon/quota.h"
+#include "daemon/ring.h"
 #include "daemon/sessions.h"
 #include "daemon/staging.h"
 #include "store/budget.h"
@@ -68,6 +69,7 @@ struct tkv_client {
     bool socket_closed;
     uint32_t n_sessions;
     struct tkv_staging staging;
+    struct tkv_ring *ring;    /* or NULL */
     struct tkv_buffer output; /* of the reply being written */
     struct tkv_call call;
 };
@@ -95,6 +97,8 @@ struct tkv_server {
     uint32_t n_threads;
     struct tkv_pool *pool;
     uv_async_t jobs_done;
+    uv_async_t rings_news;
+    struct tkv_rings rings;
     struct tkv_notify notify;
 
     int listen_fd;

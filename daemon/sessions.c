@@ -200,11 +200,16 @@ static bool outlives_owner(struct tkv_session_entry *e)
 
 void tkv_sessions_idle(struct tkv_session_entry *e)
 {
+    e->used_ms = uv_now(&e->server->loop);
+    tkv_sessions_settle(e);
+}
+
+void tkv_sessions_settle(struct tkv_session_entry *e)
+{
     const uint64_t now_ms = uv_now(&e->server->loop);
 
     assert(e->busy);
     e->busy = false;
-    e->used_ms = now_ms;
     if (e->session && now_ms - e->stats_ms > STATS_AGE_MS)
         tkv_sessions_stats(e);
     if ((e->doomed || !e->session) && !outlives_owner(e)) {

@@ -48,9 +48,12 @@ struct tkv_session_entry {
     enum tkv_method method;
     uint64_t opened_ms;
     uint64_t used_ms;
-    bool busy;        /* a job works on it */
-    bool doomed;      /* no request sees it any more */
-    bool never_evict; /* for memory, however idle it is */
+    bool busy; /* a job works on it, or it is lent to its owner's ring */
+    bool is_lent;
+    bool ring_used;                      /* since it was lent; the ring's while it is */
+    struct tkv_session_entry *next_lent; /* of the ring that has it */
+    bool doomed;                         /* no request sees it any more */
+    bool never_evict;                    /* for memory, however idle it is */
     enum tkv_entry_kind kind;
     struct tkv_prefix prefix;
     struct tkv_call *waiting;       /* for the end of the job */
@@ -97,8 +100,17 @@ struct tkv_session_entry *tkv_sessions_find_kind(const struct tkv_sessions *t, u
 void tkv_sessions_turn(struct tkv_session_entry *e, enum tkv_entry_kind kind);
 void tkv_sessions_disown(struct tkv_session_entry *e, enum tkv_entry_kind kind);
 
+/* A job is at it, as far as one outside can tell. */
+static inline bool tkv_session_is_at_work(const struct tkv_session_entry *e)
+{
+    return e->busy && !e->is_lent;
+}
+
 /* The job is over: free to use, or destroyed if doomed; waiting calls are taken up again. */
 void tkv_sessions_idle(struct tkv_session_entry *e);
+
+/* The same, but it was not used now. */
+void tkv_sessions_settle(struct tkv_session_entry *e);
 
 /* Destroy it, now or after its job; closer (or NULL) is answered then. */
 void tkv_sessions_doom(struct tkv_session_entry *e, struct tkv_call *closer);

@@ -15,22 +15,22 @@
 
 /* A file that can shrink, or whose pages may fail to come (huge pages), would kill the
  * daemon with SIGBUS. */
-static int check_descriptor(int fd, uint64_t bytes, struct tkv_report *why)
+int tkv_memfd_check(int fd, uint64_t bytes, const char *what, struct tkv_report *why)
 {
     struct stat s;
     struct statfs f;
     int seals;
 
     if (fstat(fd, &s) < 0 || fstatfs(fd, &f) < 0)
-        return tkv_fail(why, TRIKV_E_SYSTEM, "staging: fstat: %s", strerror(errno));
+        return tkv_fail(why, TRIKV_E_SYSTEM, "%s: fstat: %s", what, strerror(errno));
     if (!S_ISREG(s.st_mode) || f.f_type != TMPFS_MAGIC)
-        return tkv_fail(why, TRIKV_E_ARGUMENT, "staging: the descriptor is not a memfd of pages");
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "%s: the descriptor is not a memfd of pages", what);
     seals = fcntl(fd, F_GET_SEALS);
     if (seals < 0 || !(seals & F_SEAL_SHRINK))
-        return tkv_fail(why, TRIKV_E_ARGUMENT,
-                        "staging: the memfd is not sealed with F_SEAL_SHRINK");
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "%s: the memfd is not sealed with F_SEAL_SHRINK",
+                        what);
     if (s.st_size < 0 || (uint64_t)s.st_size != bytes)
-        return tkv_fail(why, TRIKV_E_SIZE, "staging: want a memfd of %llu bytes, got %lld",
+        return tkv_fail(why, TRIKV_E_SIZE, "%s: want a memfd of %llu bytes, got %lld", what,
                         (unsigned long long)bytes, (long long)s.st_size);
     return TRIKV_OK;
 }
@@ -49,7 +49,7 @@ int tkv_staging_open(struct tkv_staging *g, struct tkv_budget *budget, int fd, u
     if (bytes > max_bytes)
         return tkv_fail(why, TRIKV_E_TOO_LARGE, "staging_bytes: %llu, the limit is %llu",
                         (unsigned long long)bytes, (unsigned long long)max_bytes);
-    e = check_descriptor(fd, bytes, why);
+    e = tkv_memfd_check(fd, bytes, "staging", why);
     if (e)
         return e;
     if (!tkv_budget_reserve(budget, bytes))

@@ -14,6 +14,9 @@
 
 struct tkv_budget;
 
+/* Is fd a memfd of exactly `bytes`, which cannot shrink? `what` names it in errors. */
+int tkv_memfd_check(int fd, uint64_t bytes, const char *what, struct tkv_report *why);
+
 struct tkv_staging {
     char *base; /* NULL: there is none */
     size_t bytes;

@@ -63,13 +63,14 @@ static void write_session(struct trikv_stats_session *out, const struct tkv_sess
     memset(out, 0, sizeof(*out));
     out->session = e->id;
     out->uid = e->uid;
-    out->busy = e->busy;
+    out->busy = tkv_session_is_at_work(e);
     out->n_seen = s->n_seen;
     out->n_kept = s->n_kept;
     out->resident_bytes = s->resident_bytes;
     out->fp16_bytes = s->fp16_bytes;
     memcpy(out->tier_bytes, e->tiers.bytes, sizeof(out->tier_bytes));
-    out->idle_s = e->busy ? 0 : (double)(uv_now(&e->server->loop) - e->used_ms) / 1000;
+    out->idle_s =
+        tkv_session_is_at_work(e) ? 0 : (double)(uv_now(&e->server->loop) - e->used_ms) / 1000;
     out->n_rounds = s->n_rounds;
     out->n_layers = s->n_layers;
     memcpy(out->label, e->label, strnlen(e->label, sizeof(out->label)));

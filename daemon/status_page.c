@@ -215,7 +215,7 @@ static void add_session(struct tkv_text *t, const struct tkv_session_entry *e, u
     tkv_text_add(t, "</td><td>");
     add_number(t, x->n_kept);
     tkv_text_add(t, "</td><td>%.2f / %.2f</td><td>%u</td><td>", x->bits_k, x->bits_v, x->n_rounds);
-    if (e->busy || idle_s < 1)
+    if (tkv_session_is_at_work(e) || idle_s < 1)
         tkv_text_add(t, "active");
     else
         add_seconds(t, idle_s);
