@@ -7,6 +7,7 @@
 #include "client/trikv.h"
 
 #include "client/request.h"
+#include "client/ring.h"
 #include "client/staging.h"
 #include "client/stream.h"
 #include "core/types.h"
@@ -20,6 +21,7 @@ enum { TKV_CLIENT_TEXT_BYTES = 128, TKV_CLIENT_REASON_BYTES = 32 };
 struct trikv_client {
     struct tkv_stream stream;
     struct tkv_staging staging;
+    struct tkv_client_ring *ring;   /* or NULL */
     struct trikv_session *sessions; /* those open, newest first */
     struct trikv_map *maps;
     uint64_t sequence; /* of the last request */

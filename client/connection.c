@@ -121,6 +121,7 @@ void trikv_disconnect(struct trikv_client **client)
         return;
     tkv_session_free_all(c);
     tkv_map_free_all(c);
+    tkv_client_ring_free(c);
     tkv_stream_close(&c->stream);
     tkv_staging_deinit(&c->staging);
     free(c);

@@ -279,6 +279,9 @@ int tkv_request_run(struct trikv_client *c, struct tkv_request *r)
 
     if (c->stream.fd < 0)
         return tkv_fail(&c->report, TRIKV_E_DISCONNECTED, "the connection is closed");
+    if (c->ring && tkv_ring_is_in_flight(c->ring))
+        return tkv_fail(&c->report, TRIKV_E_STATE,
+                        "steps are in flight: trikv_ring_wait for them first");
     e = pack(c, r->message, &message_bytes);
     if (e)
         return e;

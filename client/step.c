@@ -212,28 +212,104 @@ static int run(struct trikv_session *s, const struct trikv_step *t, uint16_t typ
     return e;
 }
 
-static int step(struct trikv_session *s, const struct trikv_step *from, uint16_t type,
-                unsigned parts)
-{
-    struct trikv_step t = {0};
-    const int e = tkv_client_read_struct(s->client, &t, from, sizeof(t), "trikv_step");
+/* What the three kinds of steps are, here and there. */
+struct kind {
+    uint16_t type;
+    enum trikv_ring_op op;
+    unsigned parts;
+};
 
-    return e ? e : run(s, &t, type, parts, false);
+static const struct kind kinds[] = {
+    [TRIKV_STEP_APPEND] = {TRIKV_APPEND, TRIKV_RING_APPEND, KV},
+    [TRIKV_STEP_ATTEND] = {TRIKV_ATTEND, TRIKV_RING_ATTEND, Q | OUT},
+    [TRIKV_STEP_APPEND_ATTEND] = {TRIKV_APPEND_ATTEND, TRIKV_RING_APPEND_ATTEND, KV | Q | OUT},
+};
+
+/* The daemon takes token ids by the socket alone. */
+static bool may_ring(const struct trikv_session *s, const struct trikv_step *t)
+{
+    return s->client->ring && s->client->stream.fd >= 0 && !t->token_ids;
+}
+
+/* Into the ring, if there is one and there is room; else over the socket, which waits for its end. */
+static int start(struct trikv_session *s, const struct trikv_step *t, const struct kind *k,
+                 uint8_t flags)
+{
+    struct tkv_request r = TKV_REQUEST_INIT;
+    int e;
+
+    if (!may_ring(s, t)) {
+        e = s->client->ring && s->client->stream.fd >= 0 ? tkv_ring_wait(s->client) : 0;
+        return e ? e : run(s, t, k->type, k->parts, false);
+    }
+    e = check_step(s, t, k->parts);
+    if (!e)
+        e = list_tensors(s, t, k->parts, &r);
+    if (e || tkv_ring_put(s, t, k->op, &r, flags, &e) || e)
+        return e;
+    return run(s, t, k->type, k->parts, false);
+}
+
+static int read_step(struct trikv_session *s, struct trikv_step *t, const struct trikv_step *from)
+{
+    *t = (struct trikv_step){0};
+    return tkv_client_read_struct(s->client, t, from, sizeof(*t), "trikv_step");
+}
+
+static int step(struct trikv_session *s, const struct trikv_step *from, enum trikv_step_kind kind)
+{
+    struct trikv_step t;
+    int e = read_step(s, &t, from);
+
+    if (!e && s->client->ring && tkv_ring_is_in_flight(s->client->ring))
+        e = tkv_fail(&s->client->report, TRIKV_E_STATE,
+                     "steps are in flight: trikv_ring_wait for them first");
+    e = e ? e : start(s, &t, &kinds[kind], 0);
+    return e || !s->client->ring ? e : tkv_ring_wait(s->client);
 }
 
 int trikv_append(struct trikv_session *session, const struct trikv_step *step_of_caller)
 {
-    return step(session, step_of_caller, TRIKV_APPEND, KV);
+    return step(session, step_of_caller, TRIKV_STEP_APPEND);
 }
 
 int trikv_attend(struct trikv_session *session, const struct trikv_step *step_of_caller)
 {
-    return step(session, step_of_caller, TRIKV_ATTEND, Q | OUT);
+    return step(session, step_of_caller, TRIKV_STEP_ATTEND);
 }
 
 int trikv_append_attend(struct trikv_session *session, const struct trikv_step *step_of_caller)
 {
-    return step(session, step_of_caller, TRIKV_APPEND_ATTEND, KV | Q | OUT);
+    return step(session, step_of_caller, TRIKV_STEP_APPEND_ATTEND);
+}
+
+int trikv_ring_submit(struct trikv_session *session, enum trikv_step_kind kind,
+                      const struct trikv_step *steps, uint32_t n_steps)
+{
+    struct trikv_client *const c = session->client;
+    const uint8_t *at = (const uint8_t *)steps;
+    int e = 0;
+
+    if ((int)kind < TRIKV_STEP_APPEND || kind > TRIKV_STEP_APPEND_ATTEND)
+        return tkv_fail(&c->report, TRIKV_E_ARGUMENT, "kind of step %d is not one", (int)kind);
+    for (uint32_t i = 0; !e && i < n_steps; i++, at += steps->size) {
+        struct trikv_step t;
+
+        e = read_step(session, &t, (const struct trikv_step *)(const void *)at);
+        e = e ? e : start(session, &t, &kinds[kind], TRIKV_RING_CHAIN);
+    }
+    if (c->ring)
+        tkv_ring_submit(c->ring);
+    return e;
+}
+
+int trikv_ring_wait(struct trikv_client *client)
+{
+    if (!client->ring)
+        return 0;
+    if (client->stream.fd < 0)
+        return tkv_fail(&client->report, TRIKV_E_DISCONNECTED, "the connection is closed");
+    return tkv_ring_wait(client);
 }
 
 int trikv_observe(struct trikv_session *session, const struct trikv_queries *queries)

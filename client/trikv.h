@@ -242,6 +242,21 @@ struct trikv_step {
                                 * in at least one layer (in more, the same); NULL: not told */
 };
 
+enum trikv_step_kind {
+    TRIKV_STEP_APPEND = 1,
+    TRIKV_STEP_ATTEND = 2,
+    TRIKV_STEP_APPEND_ATTEND = 3,
+};
+
+/* NULL, or a zero field, means the default. */
+struct trikv_ring_options {
+    size_t size;
+    uint32_t n_entries;  /* steps in flight at most: a power of two, to 4096; default 64 */
+    int32_t spin_us;     /* before sleeping, while that mostly helps; default 50, < 0: never */
+    size_t copy_bytes;   /* for tensors that lie elsewhere, of all steps in flight; default 1 MiB */
+    size_t tensor_bytes; /* for tensors that the caller puts into the ring itself; default none */
+};
+
 /*
  * Tokens that a layer keeps, to be decoded, `first` counted in order of position.
  *   positions [n_tokens]   k [n_tokens][n_heads][head_dim_k]   v [n_tokens][n_heads][head_dim_v]
@@ -387,6 +402,32 @@ TRIKV_API int trikv_truncate(struct trikv_session *session, uint64_t n_tokens);
 TRIKV_API int trikv_append(struct trikv_session *session, const struct trikv_step *step);
 TRIKV_API int trikv_attend(struct trikv_session *session, const struct trikv_step *step);
 TRIKV_API int trikv_append_attend(struct trikv_session *session, const struct trikv_step *step);
+
+/*
+ * The fast path: memory shared with the daemon through which steps go without a system call while both
+ * sides are awake. One ring a client. The three functions above use it by themselves as long as it is open,
+ * for steps without token ids that fit into it; everything else goes by the socket as ever. It takes
+ * as much of the daemon's memory cap as it is large. TRIKV_E_UNKNOWN_REQUEST from a daemon that has no rings.
+ */
+TRIKV_API int trikv_ring_open(struct trikv_client *client,
+                              const struct trikv_ring_options *options);
+
+/* Wait for what is in flight, and end the ring; no ring is fine. */
+TRIKV_API int trikv_ring_close(struct trikv_client *client);
+
+/* tensor_bytes of shared memory, or NULL: tensors in here, at multiples of 64, are not copied.
+ * Valid until the ring is closed or the client disconnected. */
+TRIKV_API void *trikv_ring_tensors(const struct trikv_client *client);
+
+/*
+ * Several steps of a session at once, such as all layers of a token, and more before these are done. They are
+ * done in order; after one that fails the others of this call are not done. Tensors must stay as they are and
+ * outputs are undefined until trikv_ring_wait, which returns the first error of all that was submitted;
+ * until then every other call but these two is TRIKV_E_STATE. Without a ring the steps are just done.
+ */
+TRIKV_API int trikv_ring_submit(struct trikv_session *session, enum trikv_step_kind kind,
+                                const struct trikv_step *steps, uint32_t n_steps);
+TRIKV_API int trikv_ring_wait(struct trikv_client *client);
 
 /* Get tokens back. TRIKV_E_POSITION if they are not all there. result may be NULL. */
 TRIKV_API int trikv_read(struct trikv_session *session, const struct trikv_read *read,

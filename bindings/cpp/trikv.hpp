@@ -129,6 +129,11 @@ class session
     {
         detail::check(client_, trikv_append_attend(get(), &step));
     }
+    /* Several steps at once; client::wait is their end. */
+    void submit(trikv_step_kind kind, const trikv_step *steps, std::uint32_t n_steps)
+    {
+        detail::check(client_, trikv_ring_submit(get(), kind, steps, n_steps));
+    }
     trikv_read_result read(const struct trikv_read &what)
     {
         trikv_read_result result{};
@@ -205,6 +210,22 @@ class client
         trikv_session *s = nullptr;
         detail::check(get(), trikv_fork_id(get(), parent, &options, &s));
         return {get(), s};
+    }
+    void open_ring(const trikv_ring_options &options = detail::sized<trikv_ring_options>())
+    {
+        detail::check(get(), trikv_ring_open(get(), &options));
+    }
+    void close_ring()
+    {
+        detail::check(get(), trikv_ring_close(get()));
+    }
+    void *ring_tensors() const noexcept
+    {
+        return trikv_ring_tensors(get());
+    }
+    void wait()
+    {
+        detail::check(get(), trikv_ring_wait(get()));
     }
     trikv::map map(std::uint64_t session_id)
     {

@@ -87,6 +87,23 @@ void check_steps(trikv::client &client)
     check(moved.get() && !a.get(), "move");
 }
 
+void check_ring(trikv::client &client)
+{
+    trikv::session a = open(client, "tq4"), b = open(client, "tq4");
+    tensors x, y;
+
+    a.append_attend(x.step(0, n_tokens));
+    client.open_ring();
+    check(client.ring_tensors() == nullptr, "no tensors of the caller");
+    const trikv_step steps[] = {y.step(0, 60), y.step(60, 40)};
+    b.submit(TRIKV_STEP_APPEND_ATTEND, steps, 2);
+    client.wait();
+    check(b.stats().n_seen == n_tokens, "ring");
+    check(std::fabs(x.out[n_tokens * dim - 1] - y.out[n_tokens * dim - 1]) < 1e-4f,
+          "ring's output");
+    client.close_ring();
+}
+
 void check_read(trikv::client &client)
 {
     trikv::session s = open(client, "f16");
@@ -148,6 +165,7 @@ int main()
 
     check(client.info().protocol == 1, "info");
     check_steps(client);
+    check_ring(client);
     check_read(client);
     check_calibration(client);
     for (int i = 0; i < 100; i++) /* more than may be open at a time */

@@ -76,6 +76,28 @@ class SessionTest(ServiceTest):
             s = c.open(LAYER, 2, codec_k="tq4", codec_v="tq4", recent_tokens=64, pinned_tokens=4)
             np.testing.assert_array_equal(s.append_attend(0, self.k, self.v, self.q), want)
 
+    def test_ring_gives_the_same(self) -> None:
+        other = self.open("tq4")
+        n = 20
+        with trikv.Client(self.service.socket) as c:
+            memory = c.open_ring(tensor_bytes=3 * n * H * D * 4)
+            s = c.open(LAYER, 2, codec_k="tq4", codec_v="tq4", recent_tokens=64, pinned_tokens=4)
+            placed = memory.view(np.float32).reshape(3, n, H, D)
+            for i in range(0, N, n):
+                k, v, q = self.k[i:i + n], self.v[i:i + n], self.q[i:i + n]
+                want = other.append_attend(0, k, v, q)
+                np.testing.assert_array_equal(s.append_attend(0, k, v, q), want)
+                want = other.append_attend(1, k, v, q)
+                placed[0] = q
+                out = s.append_attend(1, k, v, placed[0], out=placed[1])
+                np.testing.assert_array_equal(out, want)
+            with self.assertRaises(RequestError):
+                s.append_attend(9, self.k[:1], self.v[:1], self.q[:1])
+            c.close_ring()
+            c.close_ring()
+            self.assertEqual(s.stats().n_seen, other.stats().n_seen)
+            np.testing.assert_array_equal(s.attend(0, self.q[-4:]), other.attend(0, self.q[-4:]))
+
     def test_halves_and_bfloat16(self) -> None:
         halves = [a.astype(np.float16) for a in (self.k, self.v, self.q)]
         want = self.open().append_attend(0, *[a.astype(np.float32) for a in halves])

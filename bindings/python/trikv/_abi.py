@@ -152,6 +152,16 @@ class Step(Structure):
     ]
 
 
+class RingOptions(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("n_entries", c_uint32),
+        ("spin_us", c_int32),
+        ("copy_bytes", c_size_t),
+        ("tensor_bytes", c_size_t),
+    ]
+
+
 class Read(Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -243,6 +253,7 @@ STRUCTS: dict[str, type[Structure]] = {
     "fork_options": ForkOptions,
     "geometry": Geometry,
     "step": Step,
+    "ring_options": RingOptions,
     "read": Read,
     "read_result": ReadResult,
     "queries": Queries,
@@ -280,6 +291,11 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "append": _step,
     "attend": _step,
     "append_attend": _step,
+    "ring_open": (c_int, [_Client, POINTER(RingOptions)]),
+    "ring_close": (c_int, [_Client]),
+    "ring_tensors": (c_void_p, [_Client]),
+    "ring_submit": (c_int, [_Session, c_int, POINTER(Step), c_uint32]),
+    "ring_wait": (c_int, [_Client]),
     "read": (c_int, [_Session, POINTER(Read), POINTER(ReadResult)]),
     "round": (c_int, [_Session]),
     "stats": (c_int, [_Session, POINTER(Stats)]),

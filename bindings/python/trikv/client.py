@@ -8,6 +8,9 @@ import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from . import _abi
 from .errors import ConnectionLostError, ErrorCode, make_error
 from .map import Map
@@ -119,6 +122,25 @@ class Client:
         made = Map(self, pointer)
         self._held.add(made)
         return made
+
+    def open_ring(self, *, n_entries: int = 0, spin_us: int = 0, copy_bytes: int = 0,
+                  tensor_bytes: int = 0) -> NDArray[np.uint8]:
+        """Make the fast path, which steps take by themselves from then on; 0: the default, spin_us
+        -1: never spin. Returns tensor_bytes of memory: arrays in it, at multiples of 64 bytes, are
+        not copied. It must not be used after close_ring() or close()."""
+        o = _abi.RingOptions(size=ctypes.sizeof(_abi.RingOptions), n_entries=n_entries,
+                             spin_us=spin_us, copy_bytes=copy_bytes, tensor_bytes=tensor_bytes)
+        self.call("ring_open", self.pointer(), ctypes.byref(o))
+        if not tensor_bytes:
+            return np.empty(0, np.uint8)
+        at = self._lib.ring_tensors(self.pointer())
+        memory = (ctypes.c_uint8 * tensor_bytes).from_address(at)
+        tensors: NDArray[np.uint8] = np.ctypeslib.as_array(memory)
+        return tensors
+
+    def close_ring(self) -> None:
+        """End the fast path; steps go by the socket again. No ring: nothing."""
+        self.call("ring_close", self.pointer())
 
     def adopt(self, pointer: ctypes.c_void_p) -> Session:
         """The Session of a struct trikv_session that was just made on this client."""
