@@ -1,10 +1,11 @@
 /* Writes seed inputs for the fuzz targets that need a well-formed file to begin with:
- * seeds FOLDER makes FOLDER/gguf/<n> and FOLDER/import/<n>. */
+ * seeds FOLDER makes FOLDER/gguf/<n>, FOLDER/import/<n> and FOLDER/ring/<n>. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
+#include "proto/ring.h"
 #include "tests/import_aid.h"
 #include "tests/tiny_model.h"
 #include "tests/tiny_vocabulary.h"
@@ -65,6 +66,34 @@ static int make_import_seed(const char *folder, size_t i)
     return error;
 }
 
+/* A ring of two entries: i = 0 appends and attends, 1 appends and then attends. */
+static int make_ring_seed(const char *folder, size_t i)
+{
+    enum { N_ENTRIES = 2 };
+    const uint32_t at = (uint32_t)(tkv_ring_tensors_at(N_ENTRIES) / TRIKV_RING_ALIGN);
+    const struct trikv_ring_header h = {
+        .magic = TRIKV_RING_MAGIC, .version = TRIKV_RING_VERSION, .n_entries = N_ENTRIES};
+    uint8_t bytes[sizeof(struct trikv_ring_shared) + N_ENTRIES * sizeof(struct trikv_ring_entry)] =
+        {0};
+
+    memcpy(bytes, &h, sizeof(h));
+    for (uint32_t n = 0; n < N_ENTRIES; n++) {
+        const bool appends = i == 0 || n == 0;
+        const bool attends = i == 0 || n == 1;
+        const struct trikv_ring_entry e = {
+            .op = (uint16_t)(appends * TRIKV_RING_APPEND + attends * TRIKV_RING_ATTEND),
+            .n_tokens = 1,
+            .k = appends ? at : 0,
+            .v = appends ? at + 8 : 0,
+            .q = attends ? at + 16 : 0,
+            .out = attends ? at + 24 : 0,
+        };
+
+        memcpy(bytes + sizeof(struct trikv_ring_shared) + n * sizeof(e), &e, sizeof(e));
+    }
+    return write_file(folder, "ring", i, bytes, sizeof(bytes));
+}
+
 int main(int argc, char **argv)
 {
     static struct tiny_vocabulary vocabulary;
@@ -83,6 +112,13 @@ int main(int argc, char **argv)
     (void)mkdir(folder, 0777);
     for (size_t i = 0; i < AID_KINDS; i++)
         if (make_import_seed(argv[1], i)) {
+            (void)fprintf(stderr, "cannot write seeds to %s\n", folder);
+            return 1;
+        }
+    (void)snprintf(folder, sizeof(folder), "%s/ring", argv[1]);
+    (void)mkdir(folder, 0777);
+    for (size_t i = 0; i < 2; i++)
+        if (make_ring_seed(argv[1], i)) {
             (void)fprintf(stderr, "cannot write seeds to %s\n", folder);
             return 1;
         }
