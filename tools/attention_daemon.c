@@ -18,7 +18,7 @@ struct tkv_remote {
     bool observe;
 };
 
-enum { STAGING_SLACK_BYTES = 1 << 16 }; /* alignment of the tensors in the staging area */
+enum { SLACK_BYTES = 1 << 16 }; /* alignment of the tensors in shared memory */
 
 /* Bytes of q, k, v and out of a chunk, in floats, and of its positions. */
 static size_t chunk_bytes(const struct tkv_shape *s, size_t n_tokens)
@@ -26,22 +26,27 @@ static size_t chunk_bytes(const struct tkv_shape *s, size_t n_tokens)
     const size_t floats = (size_t)s->n_q_heads * (s->head_dim_k + s->head_dim_v) +
                           (size_t)s->n_kv_heads * (s->head_dim_k + s->head_dim_v);
 
-    return n_tokens * (floats * sizeof(float) + sizeof(int32_t)) + STAGING_SLACK_BYTES;
+    return n_tokens * (floats * sizeof(float) + sizeof(int32_t)) + SLACK_BYTES;
 }
 
 static int connect_client(struct tkv_remote *r, const struct tkv_model_config *model,
                           const struct tkv_remote_options *o, struct tkv_reason *why)
 {
+    const size_t bytes = chunk_bytes(&model->shape, o->chunk_tokens);
+    const bool staging = o->no_ring && !o->inline_tensors;
     const struct trikv_options options = {
         .size = sizeof(options),
         .socket = o->socket,
         .timeout_ms = o->timeout_ms,
-        .staging_bytes = o->inline_tensors ? 0 : chunk_bytes(&model->shape, o->chunk_tokens),
+        .staging_bytes = staging ? bytes : 0,
         .name = o->label,
     };
-    const int error = trikv_connect(&r->client, &options);
+    const struct trikv_ring_options ring = {.size = sizeof(ring), .copy_bytes = bytes};
+    int error = trikv_connect(&r->client, &options);
 
-    if (!error)
+    if (!error && !staging && !o->inline_tensors)
+        error = trikv_ring_open(r->client, &ring);
+    if (!error || error == TRIKV_E_UNKNOWN_REQUEST) /* a daemon that is older */
         return 0;
     return tkv_reason_set(why, "%s: %s", trikv_error_text(error),
                           r->client ? trikv_last_error(r->client) : "out of memory");

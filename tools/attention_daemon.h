@@ -11,8 +11,9 @@ struct tkv_remote;
 struct tkv_remote_options {
     const char *socket;
     uint32_t timeout_ms;
-    size_t chunk_tokens; /* the most in one step: sizes the staging area; not 0 */
-    bool inline_tensors; /* send tensors in the socket instead of the staging area */
+    size_t chunk_tokens; /* the most in one step: sizes the shared memory; not 0 */
+    bool inline_tensors; /* send tensors in the socket instead of shared memory */
+    bool no_ring;        /* steps through the socket, though the daemon offers rings */
     const char *label;
     const char *profile;
     const char *codec_k, *codec_v;

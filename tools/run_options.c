@@ -36,7 +36,8 @@ static const char help_text[] =
     "  --socket PATH       of the daemon; default $TRIKV_SOCKET, /run/trikv/trikvd.sock\n"
     "  --calibrate FILE    let the daemon see the queries and write a profile made of them;\n"
     "                      its name is the file's without .yaml\n"
-    "  --inline            tensors through the socket, not through shared memory\n"
+    "  --no-ring           steps through the socket, tensors alone through shared memory\n"
+    "  --inline            all through the socket\n"
     "\n"
     "How the daemon keeps the cache (default: the profile's word, or the daemon's)\n"
     "  --profile NAME      a calibrated profile\n"
@@ -72,6 +73,7 @@ enum option_id {
     OPT_VERSION,
     OPT_SOCKET, /* from here on: of the daemon */
     OPT_INLINE,
+    OPT_NO_RING,
     OPT_CALIBRATE,
     OPT_PROFILE,
     OPT_CODEC,
@@ -105,6 +107,7 @@ static const struct option long_options[] = {
     {"version", no_argument, NULL, OPT_VERSION},
     {"socket", required_argument, NULL, OPT_SOCKET},
     {"inline", no_argument, NULL, OPT_INLINE},
+    {"no-ring", no_argument, NULL, OPT_NO_RING},
     {"calibrate", required_argument, NULL, OPT_CALIBRATE},
     {"profile", required_argument, NULL, OPT_PROFILE},
     {"codec", required_argument, NULL, OPT_CODEC},
@@ -155,6 +158,7 @@ static bool set_daemon_option(struct tkv_run_options *o, int id, const char *nam
     switch (id) {
     case OPT_SOCKET: r->socket = optarg; return true;
     case OPT_INLINE: r->inline_tensors = true; return true;
+    case OPT_NO_RING: r->no_ring = true; return true;
     case OPT_CALIBRATE:
         r->observe = true;
         o->calibrate = optarg;
