@@ -1,18 +1,22 @@
 /*
- * A request through the daemon: append and attend of one small token, all on one processor and
- * as the system schedules it, beside the least that two processes can do with each other.
+ * A request through the daemon: append and attend of one small token, by the socket and by a ring, all
+ * on one processor and on two, beside the least that two processes can do with each other.
  */
+#include <dirent.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "bench/commands.h"
 #include "bench/inputs.h"
+#include "bench/ipc_layers.h"
 #include "bench/machine.h"
 #include "bench/pingpong.h"
 #include "bench/service.h"
+#include "client/client.h"
 
 enum {
-    HEAD_DIM = 64,
+    HEAD_DIM = 32,
     FRESH_AFTER = 32, /* steps on one session: attention itself is not what is measured */
     N_STEPS = 2048,
     WARM_STEPS = 256,
@@ -73,37 +77,69 @@ static int measure_steps(struct bench *b, const struct tkv_bench_service *s, str
 }
 
 struct scene {
-    bool pinned;
+    enum { ANYWHERE, TOGETHER, APART } place; /* of this process and the daemon */
+    bool ring;
     size_t staging_bytes;
     const char *p50_key, *p50_label, *p99_key, *p99_label;
+    const char *nothing_key; /* of a ring: entries that ask for nothing */
 };
 
 static const struct scene scenes[] = {
-    {true, 0, "socket_p50_us", "socket, one processor, us", "socket_p99_us", "  99 in 100 below"},
-    {true, STAGING_BYTES, "staging_p50_us", "socket and staging area, one processor, us",
-     "staging_p99_us", "  99 in 100 below"},
-    {false, 0, "socket_free_p50_us", "socket, any processor, us", "socket_free_p99_us",
-     "  99 in 100 below"},
+    {TOGETHER, false, 0, "socket_p50_us", "socket, one processor, us", "socket_p99_us",
+     "  99 in 100 below", NULL},
+    {TOGETHER, false, STAGING_BYTES, "staging_p50_us", "socket and staging area, one processor, us",
+     "staging_p99_us", "  99 in 100 below", NULL},
+    {ANYWHERE, false, 0, "socket_free_p50_us", "socket, any processor, us", "socket_free_p99_us",
+     "  99 in 100 below", NULL},
+    {TOGETHER, true, 0, "ring_sleep_p50_us", "ring asleep, one processor, us", "ring_sleep_p99_us",
+     "  99 in 100 below", "ring_sleep_nothing_p50_us"},
+    {APART, true, 0, "ring_spin_p50_us", "ring spinning, two processors, us", "ring_spin_p99_us",
+     "  99 in 100 below", "ring_spin_nothing_p50_us"},
 };
 
-static int measure_scene(struct bench *b, const struct scene *scene, struct tkv_record *r,
-                         struct tkv_reason *why)
+/* The exchange alone: entries that the daemon only completes. */
+static int measure_nothing(const struct tkv_bench_service *s, struct tkv_samples *us,
+                           struct tkv_reason *why)
 {
-    struct tkv_samples us = {0};
-    struct tkv_bench_service s;
-    struct tkv_spread d;
-    int e;
+    struct tkv_client_ring *const r = s->client->ring;
+    struct trikv_ring_entry *const entries = (struct trikv_ring_entry *)(void *)(r->shared + 1);
 
-    if (scene->pinned ? tkv_pin(b->first, why) : sched_setaffinity(0, sizeof(b->all), &b->all))
-        return -1;
-    e = tkv_bench_service_start(&s, 1, scene->staging_bytes, false, why);
-    if (e)
-        return e;
-    e = measure_steps(b, &s, &us, why);
-    tkv_bench_service_stop(&s);
-    d = tkv_samples_spread(&us);
-    tkv_record_number(r, scene->p50_key, scene->p50_label, d.median);
-    tkv_record_number(r, scene->p99_key, scene->p99_label, d.p99);
+    for (int i = 0; i < WARM_STEPS + N_STEPS; i++) {
+        const uint64_t start = tkv_bench_now_ns();
+        struct trikv_ring_entry *e = &entries[r->n_written & (r->n_entries - 1)];
+
+        *e = (struct trikv_ring_entry){.tag = r->n_written, .op = TRIKV_RING_NOTHING};
+        r->n_written++;
+        if (tkv_ring_wait(s->client))
+            return tkv_bench_service_fail(s, "an entry for nothing", why);
+        if (i >= WARM_STEPS)
+            tkv_samples_add(us, (double)(tkv_bench_now_ns() - start) * 1e-3);
+    }
+    return 0;
+}
+
+/* All threads that a process has now. */
+static int pin_threads(pid_t pid, int cpu, struct tkv_reason *why)
+{
+    char path[64];
+    struct dirent *entry;
+    cpu_set_t set;
+    DIR *folder;
+    int e = 0;
+
+    CPU_ZERO(&set);
+    CPU_SET((unsigned)cpu, &set);
+    (void)snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+    folder = opendir(path);
+    if (!folder)
+        return tkv_reason_set(why, "cannot list %s", path);
+    while ((entry = readdir(folder)) != NULL) {
+        const pid_t thread = (pid_t)strtol(entry->d_name, NULL, 10);
+
+        if (thread > 0 && sched_setaffinity(thread, sizeof(set), &set))
+            e = tkv_reason_set(why, "cannot put a thread on processor %d", cpu);
+    }
+    (void)closedir(folder);
     return e;
 }
 
@@ -113,6 +149,37 @@ static double p50(struct tkv_samples *us)
 
     us->n = 0;
     return median;
+}
+
+static int measure_scene(struct bench *b, const struct scene *scene, struct tkv_record *r,
+                         struct tkv_reason *why)
+{
+    struct tkv_samples us = {0};
+    struct tkv_bench_service s;
+    struct tkv_spread d;
+    int e;
+
+    if (scene->place == TOGETHER ? tkv_pin(b->first, why)
+                                 : sched_setaffinity(0, sizeof(b->all), &b->all))
+        return -1;
+    e = tkv_bench_service_start(&s, 1, scene->staging_bytes, false, why);
+    if (e)
+        return e;
+    if (scene->ring && trikv_ring_open(s.client, NULL))
+        e = tkv_bench_service_fail(&s, "ring", why);
+    if (!e && scene->place == APART)
+        e = tkv_pin(b->first, why) || pin_threads(s.daemon.pid, b->second, why) ? -1 : 0;
+    e = e ? e : measure_steps(b, &s, &us, why);
+    d = tkv_samples_spread(&us);
+    tkv_record_number(r, scene->p50_key, scene->p50_label, d.median);
+    tkv_record_number(r, scene->p99_key, scene->p99_label, d.p99);
+    if (!e && scene->nothing_key) {
+        us.n = 0;
+        e = measure_nothing(&s, &us, why);
+        tkv_record_number(r, scene->nothing_key, "  without any work, us", p50(&us));
+    }
+    tkv_bench_service_stop(&s);
+    return e;
 }
 
 /* Bare exchanges of as many bytes as the request and its reply. */
@@ -140,6 +207,19 @@ static int measure_bare(const struct bench *b, struct tkv_record *r, struct tkv_
     return 0;
 }
 
+static int measure_layers(const struct bench *b, uint32_t n_tokens, struct tkv_record *r,
+                          struct tkv_reason *why)
+{
+    struct tkv_bench_service s;
+    int e;
+
+    if (tkv_pin(b->first, why) || tkv_bench_service_start(&s, 1, STAGING_BYTES, false, why))
+        return -1;
+    e = tkv_bench_ipc_layers(&s, n_tokens, r, why);
+    tkv_bench_service_stop(&s);
+    return e;
+}
+
 static int find_processors(struct bench *b, struct tkv_reason *why)
 {
     if (sched_getaffinity(0, sizeof(b->all), &b->all))
@@ -162,7 +242,6 @@ int tkv_bench_ipc(const struct tkv_bench_options *o, struct tkv_record *r, struc
     struct bench b = {0};
     int e;
 
-    (void)o;
     tkv_source_gauss(&source, b.tensors[0], (size_t)3 * HEAD_DIM);
     if (find_processors(&b, why) || tkv_machine_init(&b.machine, 1, NULL, why))
         return -1;
@@ -170,8 +249,11 @@ int tkv_bench_ipc(const struct tkv_bench_options *o, struct tkv_record *r, struc
     tkv_record_text(r, "features", "kernels", b.machine.features);
     tkv_record_number(r, "repetitions", "round trips", N_STEPS);
     e = measure_bare(&b, r, why);
-    for (size_t i = 0; !e && i < sizeof(scenes) / sizeof(scenes[0]); i++)
-        e = measure_scene(&b, &scenes[i], r, why);
+    for (size_t i = 0; !e && i < sizeof(scenes) / sizeof(scenes[0]); i++) {
+        if (scenes[i].place != APART || b.second >= 0)
+            e = measure_scene(&b, &scenes[i], r, why);
+    }
+    e = e ? e : measure_layers(&b, (uint32_t)o->tokens, r, why);
     (void)sched_setaffinity(0, sizeof(b.all), &b.all);
     tkv_machine_deinit(&b.machine);
     return e;

@@ -45,6 +45,7 @@ static const struct tkv_bench_command commands[] = {
     {.name = "ipc",
      .summary = "a small request through the daemon, beside bare exchanges",
      .run = tkv_bench_ipc,
+     .defaults = {.tokens = 8192},
      .flat = true},
     {.name = "session",
      .summary = "opening, forking, going back in, and closing a long session",

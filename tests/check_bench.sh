@@ -83,7 +83,8 @@ json encode --head-dim 80 --codec tq3-qjl --threads 2 --seconds 0 --alone -- 've
 json round --layers 2 --kv-heads 2 --group 2 --head-dim 64 --tokens 256 --codec tq3 --threads 1 \
     --seconds 0 -- 'ms_per_round > 0' 'speedup_vs_fp16 > 0' 'speedup_vs_plain_c > 0'
 json memory --threads 1 --seconds 0 -- 'memory_gbytes_per_s > 0'
-json ipc -- 'socket_p50_us > 0' 'bare_socket_p50_us > 0' 'bare_eventfd_p50_us > 0' \
+json ipc --tokens 300 -- 'socket_p50_us > 0' 'ring_sleep_p50_us > 0' 'layers_local_us > 0' \
+    'ring_sleep_nothing_p50_us > 0' 'bare_socket_p50_us > 0' 'bare_eventfd_p50_us > 0' \
     'socket_p50_us > bare_socket_p50_us / 2'
 json session --layers 4 --tokens 300 --seconds 0 -- 'open_us > 0' 'fork_us > 0' \
     'truncate_us > 0' 'fork_bytes > 1000 and fork_bytes < 65536' \
