@@ -44,8 +44,7 @@ void tkv_checkpoint_destroy(struct tkv_session *s, struct tkv_layer *l)
     l->checkpoint.heads = NULL;
 }
 
-/* Do blocks of a layer ever go? */
-static bool drops_blocks(const struct tkv_layer *l)
+bool tkv_layer_drops(const struct tkv_layer *l)
 {
     return l->config.method != TKV_METHOD_NONE || l->slides;
 }
@@ -54,7 +53,7 @@ int tkv_checkpoint_prepare(struct tkv_session *s, struct tkv_layer *l, struct tk
 {
     int e = 0;
 
-    if (s->config.rollback_tokens == 0 || !drops_blocks(l))
+    if (s->config.rollback_tokens == 0 || !tkv_layer_drops(l))
         return 0;
     for (uint32_t h = 0; !e && h < l->config.shape.n_kv_heads; h++)
         e = tkv_head_own(s, &l->checkpoint.next[h], l->heads[h].cap_blocks, why);
@@ -105,7 +104,7 @@ void tkv_checkpoint_restore(struct tkv_session *s, struct tkv_layer *l)
         struct tkv_head *head = &l->heads[h];
 
         s->n_evicted -= c->heads[h].n_cold + n_warm - head->n_cold;
-        if (drops_blocks(l)) {
+        if (tkv_layer_drops(l)) {
             tkv_head_release(s, head);
             *head = c->heads[h];
         } else {
@@ -121,7 +120,7 @@ void tkv_checkpoint_restore(struct tkv_session *s, struct tkv_layer *l)
     l->floor = c->floor;
     l->moves = l->ladder; /* these blocks may be from before another plan */
     c->is_live = false;
-    s->generation++;
+    tkv_layer_changed(s, l);
 }
 
 /* ---- truncate --------------------------------------------------------------------------------- */

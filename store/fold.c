@@ -160,5 +160,5 @@ void tkv_layer_fold(struct tkv_session *s, struct tkv_layer *l, void *memory,
     }
     tkv_tail_drop(&l->tail, &l->config.shape, n_warm);
     tkv_layer_slide(s, l);
-    s->generation++;
+    tkv_layer_changed(s, l);
 }

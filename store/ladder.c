@@ -472,7 +472,7 @@ static void round_of_layer(struct tkv_session *s, struct tkv_layer *l, uint8_t *
     }
     tkv_tail_drop(&l->tail, &l->config.shape, n_warm);
     l->n_rounds++;
-    s->generation++;
+    tkv_layer_changed(s, l);
 }
 
 void tkv_ladder_run(struct tkv_session *s, struct tkv_layer *l, const struct tkv_round_memory *m,

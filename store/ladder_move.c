@@ -154,7 +154,7 @@ static void tidy(struct move *m)
     tkv_arena_sweep(m->s->arena);
     tkv_round_gather(m->s);
     tkv_budget_free(m->s->budget, m->k, m->bytes);
-    m->s->generation++;
+    tkv_layer_changed(m->s, m->l);
 }
 
 int tkv_ladder_move(struct tkv_session *s, struct tkv_layer *l, struct tkv_report *why)

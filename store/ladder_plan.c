@@ -3,6 +3,8 @@
  * comes off first, the rest is planned by core/plan.h and counted again in whole slabs. A coder
  * takes kilobytes, so those of tiers that a first plan does not use are not made.
  */
+#include <string.h>
+
 #include "proto/errors.h"
 #include "proto/limits.h"
 #include "store/budget.h"
@@ -340,17 +342,23 @@ struct made {
     struct tkv_ladder *ladders[TRIKV_MAX_LAYERS];
 };
 
+/* Layouts for the tiers that it lists. */
+static void fill_tiers(const struct tkv_shape *shape, struct made *made, struct tkv_ladder *ladder)
+{
+    for (uint32_t t = 0; t < ladder->n_tiers; t++)
+        tkv_block_layout_init(
+            &ladder->tiers[t],
+            find_coder(made->coders, &made->n_coders, ladder->plan_tiers[t], shape->head_dim_k),
+            find_coder(made->coders, &made->n_coders, ladder->plan_tiers[t], shape->head_dim_v), 0);
+}
+
 static void fill_ladder(const struct planning *p, const struct tkv_layer *l, struct made *made,
                         struct tkv_ladder *ladder, const struct tkv_plan_choice *choices)
 {
     const struct tkv_shape *shape = &l->config.shape;
 
     list_tiers(p, l->ladder, ladder);
-    for (uint32_t t = 0; t < ladder->n_tiers; t++)
-        tkv_block_layout_init(
-            &ladder->tiers[t],
-            find_coder(made->coders, &made->n_coders, ladder->plan_tiers[t], shape->head_dim_k),
-            find_coder(made->coders, &made->n_coders, ladder->plan_tiers[t], shape->head_dim_v), 0);
+    fill_tiers(shape, made, ladder);
     for (uint32_t h = 0; h < shape->n_kv_heads; h++)
         ladder->rungs[h] = (struct tkv_rung){
             .tier = index_of(ladder, choices[h].tier),
@@ -366,6 +374,17 @@ static void unmake(struct tkv_session *s, struct made *made)
     tkv_shared_unref(s, made->coders);
 }
 
+static struct tkv_ladder *new_ladder(struct tkv_session *s, const struct tkv_layer *l,
+                                     struct tkv_report *why)
+{
+    const uint32_t n = l->config.shape.n_kv_heads;
+    struct tkv_ladder *ladder = tkv_shared_alloc(s, sizeof(*ladder) + n * sizeof(ladder->rungs[0]));
+
+    if (!ladder)
+        tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for a plan of %u KV heads", n);
+    return ladder;
+}
+
 static int make_ladders(const struct planning *p, struct made *made, struct tkv_report *why)
 {
     struct tkv_session *s = p->s;
@@ -376,14 +395,11 @@ static int make_ladders(const struct planning *p, struct made *made, struct tkv_
     if (!made->coders)
         return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for the tables of the codecs");
     for (uint32_t i = 0; i < s->config.n_layers; i++) {
-        struct tkv_ladder **ladder = &made->ladders[i];
-        const uint32_t n = s->layers[i].config.shape.n_kv_heads;
-
-        *ladder = tkv_shared_alloc(s, sizeof(**ladder) + n * sizeof((*ladder)->rungs[0]));
-        if (!*ladder)
-            return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for a plan of %u KV heads", n);
-        fill_ladder(p, &s->layers[i], made, *ladder, choices);
-        choices += n;
+        made->ladders[i] = new_ladder(s, &s->layers[i], why);
+        if (!made->ladders[i])
+            return TRIKV_E_MEMORY_CAP;
+        fill_ladder(p, &s->layers[i], made, made->ladders[i], choices);
+        choices += s->layers[i].config.shape.n_kv_heads;
     }
     return 0;
 }
@@ -438,6 +454,47 @@ int tkv_ladder_create(struct tkv_session *s, const struct tkv_session_config *c,
     e = e ? e : plan_all(&p, why);
     end(&p);
     return e;
+}
+
+static int restore_ladders(struct tkv_session *s, const struct tkv_session_config *c,
+                           const struct tkv_tier_list *tiers, const struct tkv_rung *rungs,
+                           struct made *made, struct tkv_report *why)
+{
+    made->coders = tkv_shared_alloc(s, (size_t)tiers->n * count_dims(c) * sizeof(*made->coders));
+    if (!made->coders)
+        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for the tables of the codecs");
+    for (uint32_t i = 0; i < s->config.n_layers; i++) {
+        const struct tkv_layer *l = &s->layers[i];
+        struct tkv_ladder *ladder = new_ladder(s, l, why);
+
+        made->ladders[i] = ladder;
+        if (!ladder)
+            return TRIKV_E_MEMORY_CAP;
+        memcpy(ladder->plan_tiers, tiers->plan_tiers, sizeof(ladder->plan_tiers));
+        ladder->n_tiers = tiers->n;
+        fill_tiers(&l->config.shape, made, ladder);
+        memcpy(ladder->rungs, rungs, l->config.shape.n_kv_heads * sizeof(*rungs));
+        rungs += l->config.shape.n_kv_heads;
+    }
+    return 0;
+}
+
+int tkv_ladder_restore(struct tkv_session *s, const struct tkv_session_config *c,
+                       uint32_t horizon_tokens, const struct tkv_tier_list *tiers,
+                       const struct tkv_rung *rungs, struct tkv_report *why)
+{
+    struct made made = {.n_coders = 0};
+    int e;
+
+    tkv_arena_expect(s->arena, (size_t)c->budget_bytes);
+    e = restore_ladders(s, c, tiers, rungs, &made, why);
+    if (e) {
+        unmake(s, &made);
+        return e;
+    }
+    take_made(s, &made);
+    s->horizon_tokens = horizon_tokens;
+    return 0;
 }
 
 /* ---- again ------------------------------------------------------------------------------- */

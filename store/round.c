@@ -393,7 +393,8 @@ void tkv_round_gather(struct tkv_session *s)
 {
     if (tkv_arena_drain(s->arena) == 0)
         return;
-    for (uint32_t i = 0; i < s->config.n_layers; i++)
+    for (uint32_t i = 0; i < s->config.n_layers; i++) {
+        tkv_layer_changed(s, &s->layers[i]);
         for (uint32_t h = 0; h < s->layers[i].config.shape.n_kv_heads; h++) {
             const struct tkv_head *head = &s->layers[i].heads[h];
 
@@ -402,7 +403,7 @@ void tkv_round_gather(struct tkv_session *s)
             for (uint32_t b = 0; b < head->n_blocks; b++)
                 head->blocks[b].id = tkv_arena_move(s->arena, head->blocks[b].id);
         }
-    s->generation++;
+    }
     tkv_arena_sweep(s->arena);
 }
 
@@ -529,7 +530,7 @@ static void change_heads(struct round *r, void (*work)(void *arg, size_t i),
     }
     r->s->n_evicted += n_before - count_cold(r->l);
     r->l->n_rounds++;
-    r->s->generation++;
+    tkv_layer_changed(r->s, r->l);
 }
 
 /* All scores first: together they say how many each head keeps. */

@@ -179,46 +179,69 @@ static bool session_fill(struct tkv_session *s, const struct tkv_session_config 
     return tkv_budgets_share(s);
 }
 
-int tkv_session_create(struct tkv_session **session, const struct tkv_session_config *config,
-                       struct tkv_budget *budget, const struct tkv_kernels *kn,
-                       struct tkv_report *why)
+static int session_begin(struct tkv_session *s, const struct tkv_session_config *c,
+                         const struct tkv_base *base, struct tkv_report *why)
 {
-    struct tkv_session *s;
-    int e = tkv_session_check(config, why);
+    int e = 0;
+
+    if (base->arena)
+        s->arena = tkv_arena_share(base->arena);
+    else
+        e = tkv_arena_create(&s->arena, base->budget, why);
+    if (!e && (!s->arena || !session_fill(s, c)))
+        e = tkv_fail(why, TRIKV_E_MEMORY_CAP,
+                     "a session of %u layers does not fit: %zu bytes used of the cap of %zu",
+                     c->n_layers, atomic_load(&base->budget->used_bytes), base->budget->cap_bytes);
+    return e;
+}
+
+int tkv_session_build(struct tkv_session **session, const struct tkv_session_config *config,
+                      const struct tkv_base *base, struct tkv_report *why)
+{
+    struct tkv_session *s = tkv_budget_alloc(base->budget, sizeof(*s));
+    int e;
 
     *session = NULL;
-    if (e)
-        return e;
-    s = tkv_budget_alloc(budget, sizeof(*s));
     if (!s)
         return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for a session");
-    s->budget = budget;
-    s->kn = kn;
+    s->budget = base->budget;
+    s->kn = base->kn;
     s->own_bytes = sizeof(*s);
     s->config = *config;
-    s->config.beta_tokens = (uint32_t)tkv_align(config->beta_tokens, TKV_BLOCK_TOKENS);
-    if (config->method == TKV_METHOD_DEFAULT)
-        tkv_ladder_size_tiers(&s->config, config->layers);
     if (config->rope) {
         s->rope = *config->rope;
         if (tkv_config_uses(config, TKV_METHOD_TRIATTENTION))
             (void)tkv_tri_fold_init(&s->fold, &s->rope, &config->tri); /* checked */
     }
     s->config.rope = &s->rope;
-    e = tkv_arena_create(&s->arena, budget, why);
-    if (!e && !session_fill(s, config))
-        e = tkv_fail(why, TRIKV_E_MEMORY_CAP,
-                     "a session of %u layers does not fit: %zu bytes used of the cap of %zu",
-                     config->n_layers, atomic_load(&budget->used_bytes), budget->cap_bytes);
-    if (!e && tkv_session_plans(s))
-        e = tkv_ladder_create(s, config, why);
+    e = session_begin(s, config, base, why);
     s->config.layers = NULL; /* each layer has its own copy */
-    if (e) {
+    if (e)
         tkv_session_destroy(&s);
-        return e;
-    }
     *session = s;
-    return 0;
+    return e;
+}
+
+int tkv_session_create(struct tkv_session **session, const struct tkv_session_config *config,
+                       struct tkv_budget *budget, const struct tkv_kernels *kn,
+                       struct tkv_report *why)
+{
+    const struct tkv_base base = {.budget = budget, .kn = kn};
+    struct tkv_session_config own = *config;
+    int e = tkv_session_check(config, why);
+
+    *session = NULL;
+    if (e)
+        return e;
+    own.beta_tokens = (uint32_t)tkv_align(config->beta_tokens, TKV_BLOCK_TOKENS);
+    if (config->method == TKV_METHOD_DEFAULT)
+        tkv_ladder_size_tiers(&own, config->layers);
+    e = tkv_session_build(session, &own, &base, why);
+    if (!e && tkv_session_plans(*session))
+        e = tkv_ladder_create(*session, config, why);
+    if (e)
+        tkv_session_destroy(session);
+    return e;
 }
 
 int tkv_session_set_budget(struct tkv_session *s, uint32_t budget_tokens, struct tkv_report *why)

@@ -104,6 +104,7 @@ struct tkv_layer {
     bool slides;           /* the window alone says what stays: window.c */
     struct tkv_floor floor;
     struct tkv_checkpoint checkpoint;
+    uint64_t generation; /* the session's when the tables changed last */
 };
 
 struct tkv_session {
@@ -123,6 +124,24 @@ struct tkv_session {
     uint64_t generation;
     uint64_t n_evicted; /* (token, layer, KV head) triples */
 };
+
+/* What a session is built on. */
+struct tkv_base {
+    struct tkv_budget *budget;
+    const struct tkv_kernels *kn;
+    const struct tkv_arena *arena; /* it becomes another user of this one; NULL: its own */
+};
+
+/* A session but for its ladders, if the method has some: they are next, then nothing may look at
+ * config.layers any more. The config was checked and is final: nothing in it is chosen here. */
+int tkv_session_build(struct tkv_session **session, const struct tkv_session_config *config,
+                      const struct tkv_base *base, struct tkv_report *why);
+
+/* The tables of a layer are others than before. */
+static inline void tkv_layer_changed(struct tkv_session *s, struct tkv_layer *l)
+{
+    l->generation = ++s->generation;
+}
 
 /* The coder of (codec, dim), with the means that its codec has or without, made at its first use; room
  * for it was made before. */
@@ -155,12 +174,17 @@ void tkv_head_share(struct tkv_session *s, struct tkv_head *to, const struct tkv
 void tkv_head_release(struct tkv_session *s, struct tkv_head *h);
 /* Forget the first n blocks of an own table, which hold n_tokens. */
 void tkv_head_drop_front(struct tkv_session *s, struct tkv_head *h, uint32_t n, uint32_t n_tokens);
+/* Blocks that the table of h refers to, some of which only others may see. */
+uint32_t tkv_head_n_listed(const struct tkv_head *h);
+/* The table gets other users: it refers to what h sees, whatever each of them sees. */
+void tkv_head_freeze(struct tkv_head *h);
 /* Forget all blocks but the first n. */
 void tkv_head_cut(struct tkv_session *s, struct tkv_head *h, uint32_t n);
 
 /* store/checkpoint.c: the state before a round, to be had back within rollback_tokens tokens. Take and
  * restore cannot fail. Prepare comes after that of the round; create, share and destroy are for the
  * layer's life. */
+bool tkv_layer_drops(const struct tkv_layer *l); /* do blocks of it ever go? */
 int tkv_checkpoint_prepare(struct tkv_session *s, struct tkv_layer *l, struct tkv_report *why);
 void tkv_checkpoint_take(struct tkv_session *s, struct tkv_layer *l);
 void tkv_checkpoint_drop(struct tkv_session *s, struct tkv_layer *l);
@@ -253,6 +277,13 @@ static inline bool tkv_config_uses(const struct tkv_session_config *c, enum tkv_
     return false;
 }
 
+/* Layers that hold their rounds together keep the same numbers once they have seen the same. */
+static inline bool tkv_layers_agree(const struct tkv_layer *a, const struct tkv_layer *b)
+{
+    return a->n_seen != b->n_seen || (a->heads[0].n_cold == b->heads[0].n_cold &&
+                                      a->tail.n == b->tail.n && a->pinned.n == b->pinned.n);
+}
+
 /* store/check.c: 0, or what is wrong with a config, field and layer named. */
 int tkv_session_check(const struct tkv_session_config *c, struct tkv_report *why);
 int tkv_check_budget(const struct tkv_session_config *c, uint32_t layer, uint32_t tokens,
@@ -277,6 +308,13 @@ void tkv_halves_init(const struct tkv_session *s, struct tkv_layer *l);
 int tkv_halves_own(struct tkv_session *s, struct tkv_layer *l, uint32_t n, struct tkv_report *why);
 void tkv_halves_share(struct tkv_session *s, struct tkv_layer *to, const struct tkv_layer *from);
 void tkv_halves_release(struct tkv_session *s, struct tkv_layer *l);
+size_t tkv_halves_bytes(const struct tkv_layer *l);
+/* The tiers hold these of the tokens in l->halves, which others may have, too. */
+void tkv_halves_place(const struct tkv_session *s, struct tkv_layer *l, uint32_t n_pinned,
+                      uint32_t first, uint32_t n);
+/* The tokens that the tiers hold, and those that a checkpoint may want, in other memory laid out like
+ * l->halves. */
+void tkv_halves_copy(const struct tkv_layer *l, void *to);
 /* Back to an earlier state of the same buffer. */
 void tkv_tier_rewind(struct tkv_half_tier *t, const struct tkv_shape *shape, uint32_t first,
                      uint32_t n);
@@ -369,6 +407,14 @@ void tkv_score_common(const struct tkv_session *s, const struct tkv_layer *l, vo
 void tkv_ladder_size_tiers(struct tkv_session_config *own, const struct tkv_layer_config *layers);
 int tkv_ladder_create(struct tkv_session *s, const struct tkv_session_config *c,
                       struct tkv_report *why);
+/* Ladders as they were planned before, for horizon_tokens: the tiers, and the rungs of all KV heads. */
+struct tkv_tier_list {
+    uint32_t plan_tiers[TKV_PLAN_TIERS];
+    uint32_t n;
+};
+int tkv_ladder_restore(struct tkv_session *s, const struct tkv_session_config *c,
+                       uint32_t horizon_tokens, const struct tkv_tier_list *tiers,
+                       const struct tkv_rung *rungs, struct tkv_report *why);
 /* Plan again, for n_tokens and some more: no head gets more than it has. Layers move down the ladder
  * before their next rounds. On error nothing has changed. */
 int tkv_ladder_plan_again(struct tkv_session *s, uint64_t n_tokens, struct tkv_report *why);

@@ -85,6 +85,17 @@ static uint32_t n_referred(const struct tkv_head *h)
     return header_of(h->blocks)->is_frozen ? header_of(h->blocks)->n_blocks : h->n_blocks;
 }
 
+uint32_t tkv_head_n_listed(const struct tkv_head *h)
+{
+    return h->blocks ? n_referred(h) : 0;
+}
+
+void tkv_head_freeze(struct tkv_head *h)
+{
+    header_of(h->blocks)->is_frozen = true;
+    header_of(h->blocks)->n_blocks = h->n_blocks;
+}
+
 void tkv_head_release(struct tkv_session *s, struct tkv_head *h)
 {
     if (h->blocks && tkv_shared_drop(s, h->blocks)) {
@@ -99,10 +110,8 @@ void tkv_head_share(struct tkv_session *s, struct tkv_head *to, const struct tkv
     *to = *from;
     if (!from->blocks)
         return;
-    if (!header_of(from->blocks)->is_frozen) { /* so far it has one user: this thread's */
-        header_of(from->blocks)->is_frozen = true;
-        header_of(from->blocks)->n_blocks = from->n_blocks;
-    }
+    if (!header_of(from->blocks)->is_frozen) /* so far it has one user: this thread's */
+        tkv_head_freeze(to);
     (void)tkv_shared_ref(s, to->blocks);
 }
 

@@ -253,6 +253,13 @@ static uint32_t room(const struct tkv_layer *l)
     return l->pinned.most - l->pinned.n + l->tail.most - l->tail.n;
 }
 
+/* A session that was read from an image may come to this by its checkpoints, no other. */
+static int out_of_step(uint32_t a, uint32_t b, struct tkv_report *why)
+{
+    return tkv_fail(why, TRIKV_E_STATE,
+                    "layers %u and %u have seen the same tokens, but keep different numbers", a, b);
+}
+
 /* Layers that hold their rounds together must be at the same token when one is due. */
 static int check_in_step(const struct run *r, struct tkv_report *why)
 {
@@ -268,13 +275,16 @@ static int check_in_step(const struct run *r, struct tkv_report *why)
                         "with eviction_mode %s append at most %llu now",
                         r->step->layer, r->step->n_tokens,
                         tkv_eviction_mode_names[s->config.eviction_mode], (unsigned long long)most);
-    for (uint32_t i = 0; due && i < s->config.n_layers; i++)
+    for (uint32_t i = 0; due && i < s->config.n_layers; i++) {
+        if (!tkv_layers_agree(&s->layers[i], r->l))
+            return out_of_step(r->step->layer, i, why);
         if (s->layers[i].n_seen != r->l->n_seen)
             return tkv_fail(why, TRIKV_E_STATE,
                             "a round of all layers is due, but layer %u has seen %llu tokens and "
                             "layer %u %llu",
                             r->step->layer, (unsigned long long)r->l->n_seen, i,
                             (unsigned long long)s->layers[i].n_seen);
+    }
     return 0;
 }
 
@@ -492,6 +502,8 @@ int tkv_session_round(struct tkv_session *s, const struct tkv_exec *exec, struct
                             "has seen %llu and layer 0 %llu",
                             i, (unsigned long long)s->layers[i].n_seen,
                             (unsigned long long)s->layers[0].n_seen);
+        if (tkv_session_couples_layers(s) && !tkv_layers_agree(&s->layers[i], &s->layers[0]))
+            return out_of_step(i, 0, why);
         if (s->layers[i].last_position > last)
             last = s->layers[i].last_position;
     }

@@ -83,10 +83,29 @@ static void move_tokens(const struct tkv_half_tier *from, const struct tkv_half_
     memmove(to->positions, from->positions, n * sizeof(int32_t));
 }
 
+size_t tkv_halves_bytes(const struct tkv_layer *l)
+{
+    return l->tail.bytes + l->pinned.bytes;
+}
+
+void tkv_halves_copy(const struct tkv_layer *l, void *to)
+{
+    const struct tkv_shape *shape = &l->config.shape;
+    const uint32_t first = l->checkpoint.is_live ? l->checkpoint.first : l->tail.first;
+    struct tkv_half_tier tail = l->tail, pinned = l->pinned;
+    struct tkv_half_tier from = l->tail;
+
+    tkv_tier_rewind(&from, shape, first, l->tail.first - first + l->tail.n);
+    point_at(&tail, shape, to, first);
+    move_tokens(&from, &tail, shape, from.n);
+    point_at(&pinned, shape, (uint8_t *)to + l->tail.bytes, 0);
+    move_tokens(&l->pinned, &pinned, shape, l->pinned.n);
+}
+
 static int new_buffer(struct tkv_session *s, struct tkv_layer *l, struct tkv_half_buffer **out,
                       struct tkv_report *why)
 {
-    const size_t bytes = l->tail.bytes + l->pinned.bytes;
+    const size_t bytes = tkv_halves_bytes(l);
     struct tkv_half_buffer *b = tkv_shared_alloc(s, sizeof(*b));
     int e;
 
@@ -170,6 +189,19 @@ void tkv_halves_release(struct tkv_session *s, struct tkv_layer *l)
         return;
     tkv_arena_unref(s->arena, b->id);
     tkv_shared_free(s, b);
+}
+
+void tkv_halves_place(const struct tkv_session *s, struct tkv_layer *l, uint32_t n_pinned,
+                      uint32_t first, uint32_t n)
+{
+    uint8_t *base = tkv_arena_at(s->arena, l->halves->id);
+
+    point_at(&l->tail, &l->config.shape, base, first);
+    point_at(&l->pinned, &l->config.shape, base + l->tail.bytes, 0);
+    l->tail.n = n;
+    l->pinned.n = n_pinned;
+    if (atomic_load(&l->halves->n_written) < first + n)
+        atomic_store(&l->halves->n_written, first + n);
 }
 
 void tkv_tier_rewind(struct tkv_half_tier *t, const struct tkv_shape *shape, uint32_t first,
