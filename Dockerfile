@@ -15,7 +15,7 @@ RUN make clean && make -j"$(nproc)" PREFIX=/usr && \
 
 FROM debian:12-slim
 RUN apt-get update && apt-get install -y --no-install-recommends \
-        libuv1 libprotobuf-c1 libjemalloc2 libyaml-0-2 libxxhash0 zlib1g && \
+        libuv1 libprotobuf-c1 libjemalloc2 libyaml-0-2 libxxhash0 libzstd1 zlib1g && \
     rm -rf /var/lib/apt/lists/* && \
     groupadd --gid 10000 trikv && \
     useradd --uid 10000 --gid trikv --no-create-home --shell /usr/sbin/nologin trikv && \

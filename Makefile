@@ -48,6 +48,7 @@ isa   = $(ISA_$(ARCH)_$(lastword $(subst _, ,$(basename $(notdir $1)))))
 PKG      ?= pkg-config
 pkg       = $(shell $(PKG) --libs $1 2>/dev/null)
 LIB_uv    = $(call pkg,libuv)
+LIB_zstd  = $(call pkg,libzstd)
 LIB_pbc   = $(call pkg,libprotobuf-c)
 LIB_yaml  = $(call pkg,yaml-0.1)
 LIB_xxh   = $(call pkg,libxxhash)
@@ -118,17 +119,17 @@ $B/lib/libtrikv.so.0: $(call objs,$(CLIENT) $(PROTO) $(CORE)) $B/obj/gen/trikv.p
 link = $(call say,LD)mkdir -p $(@D) && $(CC) $(FLAGS) $(LDFLAGS) -Wl,--as-needed -o $@ $^
 
 $B/bin/trikvd: $B/obj/daemon/main.o $(patsubst %,$B/lib/%.a,daemon store proto core)
-	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(LIB_alloc) -lm -pthread
+	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(LIB_zstd) $(LIB_alloc) -lm -pthread
 
 # Tools may read profiles, so they link the daemon's YAML reader.
 .SECONDEXPANSION:
 $(filter-out $B/bin/trikvd,$(programs)): $B/bin/%: $B/obj/tools/$$(subst -,_,$$*).o \
 	$(patsubst %,$B/lib/%.a,tools daemon store libtrikv core)
-	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(LIB_zlib) -lm -pthread
+	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(LIB_zlib) $(LIB_zstd) -lm -pthread
 
 $(tests): $B/tests/%: $B/obj/tests/%.o \
 	$(patsubst %,$B/lib/%.a,aids tools daemon libtrikv store proto core)
-	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(LIB_zlib) $(call pkg,cmocka) -ljansson -lm -pthread
+	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(LIB_zlib) $(LIB_zstd) $(call pkg,cmocka) -ljansson -lm -pthread
 
 # Programs know their configuration's place: another one means compiling them again.
 $B/gen/places: FORCE
@@ -232,7 +233,7 @@ fuzzers := $(patsubst tests/fuzz/%.c,$B/fuzz/%,$(FUZZERS)) $B/fuzz/seeds
 $(fuzzers): $B/fuzz/%: $B/obj/tests/fuzz/%.o \
 	$(patsubst %,$B/lib/%.a,aids tools daemon libtrikv store proto core)
 	$(link) $(if $(filter fuzz_%,$(@F)),-fsanitize=fuzzer) \
-		$(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(LIB_zlib) $(call pkg,cmocka) -lm -pthread
+		$(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(LIB_zlib) $(LIB_zstd) $(call pkg,cmocka) -lm -pthread
 $(call objs,$(FUZZERS)): | $(GEN).h
 
 fuzzers: $(fuzzers)
@@ -323,7 +324,7 @@ BENCH    := $(wildcard bench/*.c)
 
 $(call objs,$(BENCH)): | $(GEN).h
 $B/bin/trikv-bench: $(call objs,$(BENCH)) $(patsubst %,$B/lib/%.a,tools daemon store libtrikv core)
-	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(LIB_zlib) -lm -pthread
+	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(LIB_zlib) $(LIB_zstd) -lm -pthread
 
 # Built with the programs; tests/check_bench.sh runs it.
 all: $B/bin/trikv-bench

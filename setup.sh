@@ -18,7 +18,8 @@ build libprotobuf-c-dev    control messages
 build protobuf-c-compiler  control messages, generator
 build libjemalloc-dev      heap of the daemon
 build libyaml-dev          configuration and profiles
-build libxxhash-dev        hash of profile statistics
+build libxxhash-dev        hash of profile statistics and of snapshots
+build libzstd-dev          compresses snapshots
 build zlib1g-dev           deflated statistics of others
 test  libcmocka-dev        test programs
 test  libjansson-dev       golden vectors are JSON

@@ -6,7 +6,7 @@
 set -eu
 
 root=$(mkdir -p "$1" && cd "$1" && pwd)
-packages='libc6-dev libuv1-dev libprotobuf-c-dev libyaml-dev libxxhash-dev libjemalloc-dev zlib1g-dev'
+packages='libc6-dev libuv1-dev libprotobuf-c-dev libyaml-dev libxxhash-dev libjemalloc-dev zlib1g-dev libzstd-dev'
 packages="$packages libcmocka-dev libjansson-dev linux-libc-dev"
 # A folder is complete when this file says with what it was filled.
 [ "$(cat "$root/.complete" 2>/dev/null)" = "$packages" ] && exit 0
