@@ -1,11 +1,13 @@
 /* Writes seed inputs for the fuzz targets that need a well-formed file to begin with:
- * seeds FOLDER makes FOLDER/gguf/<n>, FOLDER/import/<n> and FOLDER/ring/<n>. */
+ * seeds FOLDER makes FOLDER/gguf/<n>, FOLDER/import/<n>, FOLDER/ring/<n> and FOLDER/snapshot/<n>. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "proto/ring.h"
+#include "store/snapshot.h"
+#include "tests/fuzz/snapshot_input.h"
 #include "tests/import_aid.h"
 #include "tests/tiny_model.h"
 #include "tests/tiny_vocabulary.h"
@@ -94,6 +96,58 @@ static int make_ring_seed(const char *folder, size_t i)
     return write_file(folder, "ring", i, bytes, sizeof(bytes));
 }
 
+/* ---- snapshots ------------------------------------------------------------------------------ */
+
+struct growing {
+    uint8_t *p;
+    size_t n;
+};
+
+static int grow(void *ctx, const void *bytes, size_t n, struct tkv_report *why)
+{
+    struct growing *g = ctx;
+    uint8_t *p = realloc(g->p, g->n + n);
+
+    (void)why;
+    if (!p)
+        return -1;
+    memcpy(p + g->n, bytes, n);
+    g->p = p;
+    g->n += n;
+    return 0;
+}
+
+/* A session of one scene, and a fork of it in every other file. */
+static int make_snapshot_seed(const char *folder, size_t scene)
+{
+    const uint8_t first = (uint8_t)scene;
+    struct growing g = {0};
+    const struct tkv_snapshot_sink sink = {grow, &g};
+    struct tkv_session *s[2] = {0};
+    struct aid_tokens t;
+    struct aid a;
+    int e;
+
+    scene_configure(&a, scene, &snapshot_input_shape);
+    if (aid_open(&a))
+        return -1;
+    s[0] = a.session;
+    t = aid_tokens(&a, 200, 5);
+    scene_feed(&a, s[0], &t, 0, 170);
+    e = tkv_session_fork(&s[1], s[0], NULL);
+    e = e ? e : grow(&g, &first, 1, NULL);
+    e = e ? e
+          : tkv_snapshot_write(&sink, (const struct tkv_session *const *)s, 1 + (uint32_t)scene % 2,
+                               "meta", 4, NULL);
+    e = e ? e : write_file(folder, "snapshot", scene, g.p, g.n);
+    tkv_session_destroy(&s[1]);
+    a.session = s[0];
+    scene_close(&a);
+    free(t.k);
+    free(g.p);
+    return e;
+}
+
 int main(int argc, char **argv)
 {
     static struct tiny_vocabulary vocabulary;
@@ -119,6 +173,13 @@ int main(int argc, char **argv)
     (void)mkdir(folder, 0777);
     for (size_t i = 0; i < 2; i++)
         if (make_ring_seed(argv[1], i)) {
+            (void)fprintf(stderr, "cannot write seeds to %s\n", folder);
+            return 1;
+        }
+    (void)snprintf(folder, sizeof(folder), "%s/snapshot", argv[1]);
+    (void)mkdir(folder, 0777);
+    for (size_t i = 0; i < N_SCENES; i++)
+        if (make_snapshot_seed(argv[1], i)) {
             (void)fprintf(stderr, "cannot write seeds to %s\n", folder);
             return 1;
         }
