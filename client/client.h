@@ -66,6 +66,11 @@ int tkv_prefix_fill(struct trikv_client *c, const struct trikv_prefix *from,
                     struct Trikv__Prefix *m, struct tkv_request *r);
 int tkv_prefix_take(struct trikv_session *s, uint32_t n_asked, const struct Trikv__OpenReply *m);
 
+/* client/fork.c: the session that a reply to FORK or RESTORE speaks of. */
+struct Trikv__ForkReply;
+int tkv_session_take(struct trikv_client *c, const struct Trikv__ForkReply *m,
+                     struct trikv_session **session);
+
 /* Forget every session without telling the daemon. */
 void tkv_session_free_all(struct trikv_client *c);
 

@@ -48,8 +48,8 @@ static struct trikv_session *create_session(struct trikv_client *c, const Trikv_
     return s;
 }
 
-static int take_child(struct trikv_client *c, const Trikv__ForkReply *m,
-                      struct trikv_session **child)
+int tkv_session_take(struct trikv_client *c, const Trikv__ForkReply *m,
+                     struct trikv_session **child)
 {
     uint32_t n_layers;
     const char *why = check_layers(m, &n_layers);
@@ -88,7 +88,7 @@ int trikv_fork_id(struct trikv_client *client, uint64_t parent,
     r.reply_type = &trikv__fork_reply__descriptor;
     e = tkv_request_run(client, &r);
     if (!e)
-        e = take_child(client, (const Trikv__ForkReply *)r.reply, child);
+        e = tkv_session_take(client, (const Trikv__ForkReply *)r.reply, child);
     tkv_request_deinit(&r);
     return e;
 }

@@ -390,6 +390,20 @@ TRIKV_API int trikv_fork_id(struct trikv_client *client, uint64_t parent,
                             const struct trikv_fork_options *options, struct trikv_session **child);
 
 /*
+ * Write the session as it is now to a file that the daemon keeps for this user under a name: 1 to 64 of
+ * A-Z a-z 0-9 . _ -, the first not a dot; what had the name is replaced. It is on the disk when the
+ * call returns; *file_bytes (or NULL) is how long it is. TRIKV_E_STATE if the daemon keeps no files.
+ * The file is good for every daemon on every machine that has the same profile.
+ */
+TRIKV_API int trikv_snapshot(struct trikv_session *session, const char *name, uint64_t *file_bytes);
+
+/* A session as it was when it was written, to the bit, and from then on: a new one, of this client.
+ * Sums of trikv_observe do not come back. */
+TRIKV_API int trikv_restore(struct trikv_client *client, const char *name,
+                            struct trikv_session **session);
+TRIKV_API int trikv_snapshot_delete(struct trikv_client *client, const char *name);
+
+/*
  * Forget the newest n_tokens in every layer, as if they had never been appended (layers that
  * have seen fewer tokens than the others lose fewer). TRIKV_E_STATE, and nothing changes, if a round has
  * compressed what came before them and cannot be undone any more: see rollback_tokens.

@@ -54,6 +54,8 @@ struct tkv_config {
     uint32_t log_level;    /* enum tkv_log_level */
     uint32_t log_format;   /* enum tkv_log_format */
     char profiles_directory[TKV_CONFIG_PATH_BYTES];
+    char snapshot_directory[TKV_CONFIG_PATH_BYTES]; /* "": no snapshots */
+    uint64_t snapshot_day_bytes;                    /* 0: no bound */
     struct tkv_policy defaults;
 
     char file[TKV_CONFIG_PATH_BYTES];                        /* "": none was read */

@@ -134,6 +134,12 @@ static void write_totals(struct tkv_om *w, const struct tkv_server *s)
          s->rings.n_spins},
         {"trikv_ring_sleeps", TKV_OM_COUNTER, NULL, "Times that the thread of a ring slept.",
          s->rings.n_sleeps},
+        {"trikv_snapshots_written", TKV_OM_COUNTER, NULL, "Sessions written to files.",
+         s->snapshots.n_written},
+        {"trikv_snapshot_written_bytes", TKV_OM_COUNTER, "bytes", "Bytes of these files.",
+         s->snapshots.n_written_bytes},
+        {"trikv_snapshots_restored", TKV_OM_COUNTER, NULL, "Sessions read back from files.",
+         s->snapshots.n_restored},
         {"trikv_reloads", TKV_OM_COUNTER, NULL, "Reloads that took effect.", m->n_reloads},
         {"trikv_reloads_failed", TKV_OM_COUNTER, NULL, "Reloads that changed nothing.",
          m->n_reloads_failed},
@@ -179,6 +185,24 @@ static void write_lookups(struct tkv_om *w, const struct tkv_prefixes *p)
             tkv_om_count(w, p->n_lookups[o][r]);
         }
     }
+}
+
+static void write_snapshots(struct tkv_om *w, const struct tkv_server *s)
+{
+    const struct tkv_snapshots *t = &s->snapshots;
+    const uint64_t now_ms = uv_now(&s->loop);
+
+    tkv_om_family(w, "trikv_snapshots_failed", TKV_OM_COUNTER, NULL,
+                  "SNAPSHOT and RESTORE that failed, by reason.");
+    for (size_t i = 0; i < TKV_SNAPSHOT_N_FAILURES; i++) {
+        tkv_om_begin(w);
+        tkv_om_label(w, "reason", tkv_snapshot_failures[i]);
+        tkv_om_count(w, t->n_failed[i]);
+    }
+    tkv_om_family(w, "trikv_snapshot_age_seconds", TKV_OM_GAUGE, "seconds",
+                  "Since the last file was written; 0 if none was.");
+    tkv_om_begin(w);
+    tkv_om_number(w, t->any_written ? (double)(now_ms - t->written_ms) / 1000 : 0);
 }
 
 static void write_errors(struct tkv_om *w, const struct tkv_metrics *m)
@@ -287,6 +311,7 @@ void tkv_om_write_daemon(struct tkv_om *w, struct tkv_server *s, const struct tk
     write_requests(w, m);
     write_errors(w, m);
     write_lookups(w, &s->prefixes);
+    write_snapshots(w, s);
     write_histogram(w, "trikv_attend_seconds", "Work of a request that attends, appending or not.",
                     &m->attend_s);
     write_histogram(w, "trikv_append_seconds", "Work of a request that only appends.",

@@ -53,6 +53,9 @@ int tkv_rope_from_request(const Trikv__Rope *r, uint32_t head_dim, struct tkv_ro
 /* The layers of a session, equal ones in a row as one: how many there are. */
 size_t tkv_fill_layers(const struct tkv_session *s, uint32_t n_layers, Trikv__Layer *item,
                        Trikv__Layer **items);
+/* Answer with a session and its layers. */
+void tkv_call_reply_session(struct tkv_call *call, struct tkv_session_entry *e,
+                            uint64_t reserved_bytes);
 void tkv_handle_fork(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_truncate(struct tkv_call *call, const ProtobufCMessage *message);
 
@@ -65,6 +68,12 @@ int tkv_prefix_of_open(struct tkv_call *call, const Trikv__OpenRequest *m, struc
 /* A session as the match has it, in entry. */
 int tkv_prefix_fork(struct tkv_call *call, const struct tkv_prefix_match *match,
                     struct tkv_session_entry *entry);
+
+/* requests_snapshot.c */
+void tkv_handle_snapshot(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_restore(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_snapshot_list(struct tkv_call *call, const ProtobufCMessage *message);
+void tkv_handle_snapshot_delete(struct tkv_call *call, const ProtobufCMessage *message);
 
 /* requests_map.c */
 void tkv_handle_map(struct tkv_call *call, const ProtobufCMessage *message);

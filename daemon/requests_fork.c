@@ -86,16 +86,17 @@ static int make_child(struct tkv_call *call, const struct tkv_session_entry *par
     return TRIKV_OK;
 }
 
-static void reply_fork(struct tkv_call *call, struct tkv_session_entry *child)
+void tkv_call_reply_session(struct tkv_call *call, struct tkv_session_entry *e,
+                            uint64_t reserved_bytes)
 {
-    const struct tkv_session_stats *stats = tkv_sessions_stats(child);
+    const struct tkv_session_stats *stats = tkv_sessions_stats(e);
     Trikv__Layer item[TRIKV_MAX_LAYERS];
     Trikv__Layer *items[TRIKV_MAX_LAYERS];
     Trikv__ForkReply reply = TRIKV__FORK_REPLY__INIT;
 
-    reply.session = child->id;
-    reply.reserved_bytes = sizeof(*child) + tkv_session_private_bytes(child->session);
-    reply.n_layers = tkv_fill_layers(child->session, stats->n_layers, item, items);
+    reply.session = e->id;
+    reply.reserved_bytes = reserved_bytes;
+    reply.n_layers = tkv_fill_layers(e->session, stats->n_layers, item, items);
     reply.layers = items;
     tkv_call_reply(call, &reply.base);
 }
@@ -115,7 +116,8 @@ static void fork_session(struct tkv_call *call, const struct tkv_session_entry *
     if (call->why.error)
         tkv_call_fail(call);
     else
-        reply_fork(call, child);
+        tkv_call_reply_session(call, child,
+                               sizeof(*child) + tkv_session_private_bytes(child->session));
 }
 
 void tkv_handle_fork(struct tkv_call *call, const ProtobufCMessage *message)

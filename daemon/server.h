@@ -25,10 +25,12 @@
 #include "daemon/quota.h"
 #include "daemon/ring.h"
 #include "daemon/sessions.h"
+#include "daemon/snapshots.h"
 #include "daemon/staging.h"
 #include "store/budget.h"
 
 struct tkv_open;
+struct tkv_snapshot_job;
 struct tkv_options;
 struct tkv_server;
 
@@ -49,8 +51,9 @@ struct tkv_call {
     uint64_t out_bytes;            /* of O, its padding and LSE; of what READ answers */
     bool out_in_staging;
     struct tkv_open *open;
-    bool before_rope;  /* OBSERVE */
-    size_t yaml_bytes; /* CALIBRATE */
+    struct tkv_snapshot_job *snapshot; /* SNAPSHOT, RESTORE and their like */
+    bool before_rope;                  /* OBSERVE */
+    size_t yaml_bytes;                 /* CALIBRATE */
     struct tkv_read read;
     uint32_t n_rounds_before;
     uint64_t submitted_ns; /* to the pool; then when a worker began and ended */
@@ -118,6 +121,7 @@ struct tkv_server {
     uint32_t n_log_lines;
     struct tkv_sessions sessions;
     struct tkv_prefixes prefixes;
+    struct tkv_snapshots snapshots;
     struct tkv_quota *users;
 
     struct tkv_message_arena arena;

@@ -28,6 +28,8 @@ _trikv() {
     --log-level) choices='error warn info debug' ;;
     show | drop) choices=$(_trikv_sessions) ;;
     session) choices=show ;;
+    snapshot) choices=$(_trikv_sessions) ;;
+    snapshots) choices=delete ;;
     --socket | -s | --page | --config | --profiles | --model | --text | --output | --json | \
         --metrics | --stats-page)
         [ "${program##*/}:$before" = trikvctl:--json ] || {

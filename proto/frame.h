@@ -35,6 +35,10 @@ enum trikv_frame_type {
     TRIKV_TRUNCATE = 21,
     TRIKV_KEEP = 22,        /* store a session's state as a prefix */
     TRIKV_PREFIX_LIST = 23, /* what is stored */
+    TRIKV_SNAPSHOT = 24,    /* write a session to a file of the daemon's */
+    TRIKV_RESTORE = 25,     /* a session from such a file */
+    TRIKV_SNAPSHOT_LIST = 26,
+    TRIKV_SNAPSHOT_DELETE = 27,
     TRIKV_APPEND = 32,
     TRIKV_ATTEND = 33,
     TRIKV_APPEND_ATTEND = 34,

@@ -90,6 +90,8 @@ static void check_wrong_values(void **state)
         for (const char *const *v = wrong_values(o->type); *v; v++) {
             char text[256], place[32];
 
+            if (strcmp(*v, "1") == 0 && o->min <= 1)
+                continue; /* small enough for the others of its kind, not for this one */
             snprintf(text, sizeof(text), "# a comment\n%.*s:\n  %s: %s\n", (int)(dot - o->name),
                      o->name, dot + 1, *v);
             snprintf(place, sizeof(place), "3:%zu", 3 + strlen(dot + 1) + 2);

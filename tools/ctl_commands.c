@@ -10,18 +10,6 @@
 #include "proto/trikv.pb-c.h"
 #include "tools/ctl_text.h"
 
-/* An object of its own, or lines. */
-static void print_record(const struct ctl_context *x, const struct ctl_record *r)
-{
-    if (!x->json) {
-        ctl_print_record(stdout, r);
-        return;
-    }
-    putchar('{');
-    ctl_json_members(stdout, r);
-    puts("}");
-}
-
 /* Room for n records, at least one so that NULL is always an error. */
 static struct ctl_record *alloc_records(size_t n)
 {
@@ -40,7 +28,7 @@ int ctl_ping(const struct ctl_context *x)
     ctl_add_text(&r, "version", NULL, i->version);
     ctl_add_count(&r, "boot_id", NULL, CTL_ID, i->boot_id);
     ctl_add_number(&r, "connect_s", NULL, CTL_SECONDS, x->connect_s);
-    print_record(x, &r);
+    ctl_print_one(x->json, &r);
     return 0;
 }
 
@@ -57,7 +45,7 @@ int ctl_info(const struct ctl_context *x)
     ctl_add_text(&r, "cpu", "kernels", i->cpu);
     ctl_add_count(&r, "memory_cap_bytes", "memory cap", CTL_BYTES, i->memory_cap_bytes);
     ctl_add_count(&r, "max_payload_bytes", "largest payload", CTL_BYTES, i->max_payload_bytes);
-    print_record(x, &r);
+    ctl_print_one(x->json, &r);
     return 0;
 }
 
@@ -304,7 +292,7 @@ int ctl_stats(const struct ctl_context *x)
 
     if (!e) {
         describe_daemon(&record, (const Trikv__DaemonStats *)r.reply);
-        print_record(x, &record);
+        ctl_print_one(x->json, &record);
     }
     tkv_request_deinit(&r);
     return e;
@@ -320,7 +308,7 @@ int ctl_drop(const struct ctl_context *x)
     if (e)
         return e;
     ctl_add_count(&record, "dropped", "dropped", CTL_ID, x->session);
-    print_record(x, &record);
+    ctl_print_one(x->json, &record);
     return 0;
 }
 

@@ -13,6 +13,7 @@ struct ctl_context {
     const char *socket; /* as given on the command line, NULL: the default */
     double connect_s;   /* how long connecting took */
     uint64_t session;   /* of commands that name one */
+    const char *name;   /* of commands that want one */
     bool json;
     bool gate;                           /* session show: --gate */
     bool once;                           /* top: print and leave */
@@ -28,6 +29,10 @@ int ctl_prefixes(const struct ctl_context *x);
 int ctl_session_show(const struct ctl_context *x);
 int ctl_stats(const struct ctl_context *x);
 int ctl_drop(const struct ctl_context *x);
+int ctl_snapshot(const struct ctl_context *x);
+int ctl_restore(const struct ctl_context *x);
+int ctl_snapshots(const struct ctl_context *x);
+int ctl_snapshot_delete(const struct ctl_context *x);
 int ctl_config(const struct ctl_context *x);
 int ctl_profiles(const struct ctl_context *x);
 

@@ -189,3 +189,14 @@ void ctl_print_table(FILE *out, const struct ctl_record *records, size_t n)
         }
     }
 }
+
+void ctl_print_one(bool json, const struct ctl_record *r)
+{
+    if (!json) {
+        ctl_print_record(stdout, r);
+        return;
+    }
+    putchar('{');
+    ctl_json_members(stdout, r);
+    puts("}");
+}

@@ -43,6 +43,9 @@ void ctl_print_record(FILE *out, const struct ctl_record *r);
 /* A header line and one line a record; all records have the fields of the first. */
 void ctl_print_table(FILE *out, const struct ctl_record *records, size_t n);
 
+/* The record alone on stdout: an object of its own, or lines. */
+void ctl_print_one(bool json, const struct ctl_record *r);
+
 /* JSON: a string with its quotes, always valid UTF-8; the members of an object without its
  * braces; an array of objects. */
 void ctl_json_string(FILE *out, const char *text);

@@ -27,6 +27,11 @@ static const char help[] =
     "                    gate says to it; nothing is changed\n"
     "  drop ID           end a session, its client gets an error at its next request; or\n"
     "                    forget a stored prefix\n"
+    "  snapshot ID NAME  write a session to a file of the daemon's\n"
+    "  snapshots         what was written so\n"
+    "  snapshots delete NAME\n"
+    "                    remove one\n"
+    "  restore NAME      read one and store it as a prefix\n"
     "  profiles          the calibrated models the daemon knows\n"
     "  config            the configuration in force, as YAML\n"
     "  profile ...       check, show or compare profile files (see profile --help)\n"
@@ -48,22 +53,27 @@ static const char help[] =
 struct command {
     const char *words[2]; /* second NULL: there is none */
     bool takes_session;
+    bool takes_name;
     bool alone; /* works without a daemon, or connects itself */
     int (*run)(const struct ctl_context *x);
 };
 
 static const struct command commands[] = {
-    {{"ping", NULL}, false, false, ctl_ping},
-    {{"info", NULL}, false, false, ctl_info},
-    {{"stats", NULL}, false, false, ctl_stats},
-    {{"sessions", NULL}, false, false, ctl_sessions},
-    {{"prefixes", NULL}, false, false, ctl_prefixes},
-    {{"session", "show"}, true, false, ctl_session_show},
-    {{"drop", NULL}, true, false, ctl_drop},
-    {{"profiles", NULL}, false, false, ctl_profiles},
-    {{"config", NULL}, false, false, ctl_config},
-    {{"top", NULL}, false, true, ctl_top},
-    {{"doctor", NULL}, false, true, ctl_doctor},
+    {{"ping", NULL}, false, false, false, ctl_ping},
+    {{"info", NULL}, false, false, false, ctl_info},
+    {{"stats", NULL}, false, false, false, ctl_stats},
+    {{"sessions", NULL}, false, false, false, ctl_sessions},
+    {{"prefixes", NULL}, false, false, false, ctl_prefixes},
+    {{"session", "show"}, true, false, false, ctl_session_show},
+    {{"drop", NULL}, true, false, false, ctl_drop},
+    {{"snapshot", NULL}, true, true, false, ctl_snapshot},
+    {{"snapshots", "delete"}, false, true, false, ctl_snapshot_delete},
+    {{"snapshots", NULL}, false, false, false, ctl_snapshots},
+    {{"restore", NULL}, false, true, false, ctl_restore},
+    {{"profiles", NULL}, false, false, false, ctl_profiles},
+    {{"config", NULL}, false, false, false, ctl_config},
+    {{"top", NULL}, false, false, true, ctl_top},
+    {{"doctor", NULL}, false, false, true, ctl_doctor},
 };
 
 struct arguments {
@@ -130,6 +140,11 @@ static int read_command(char **words, int n_words, struct arguments *a)
         if (!read_session(words[n_used], &a->context.session))
             return wrong_usage("not a session id (hexadecimal)", words[n_used]);
         n_used++;
+    }
+    if (a->command->takes_name) {
+        if (n_used == n_words)
+            return wrong_usage("which name?", NULL);
+        a->context.name = words[n_used++];
     }
     return n_used < n_words ? wrong_usage("unexpected argument", words[n_used]) : 0;
 }

@@ -154,6 +154,12 @@ class session
         detail::check(client_, trikv_fork(get(), &options, &child));
         return {client_, child};
     }
+    std::uint64_t snapshot(const char *name)
+    {
+        std::uint64_t file_bytes = 0;
+        detail::check(client_, trikv_snapshot(get(), name, &file_bytes));
+        return file_bytes;
+    }
     struct trikv_stats stats()
     {
         struct trikv_stats s {
@@ -226,6 +232,16 @@ class client
     void wait()
     {
         detail::check(get(), trikv_ring_wait(get()));
+    }
+    session restore(const char *name)
+    {
+        trikv_session *s = nullptr;
+        detail::check(get(), trikv_restore(get(), name, &s));
+        return {get(), s};
+    }
+    void delete_snapshot(const char *name)
+    {
+        detail::check(get(), trikv_snapshot_delete(get(), name));
     }
     trikv::map map(std::uint64_t session_id)
     {

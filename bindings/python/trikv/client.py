@@ -115,6 +115,16 @@ class Client:
         self.call("fork_id", self.pointer(), session, ctypes.byref(o), ctypes.byref(pointer))
         return self.adopt(pointer)
 
+    def restore(self, name: str) -> Session:
+        """A new session as that one was which Session.snapshot wrote under this name."""
+        pointer = ctypes.c_void_p()
+        self.call("restore", self.pointer(), encoded(name), ctypes.byref(pointer))
+        return self.adopt(pointer)
+
+    def delete_snapshot(self, name: str) -> None:
+        """Remove the file that Session.snapshot wrote under this name."""
+        self.call("snapshot_delete", self.pointer(), encoded(name))
+
     def map(self, session: int) -> Map:
         """Map a session by its id: one of another process of the same user, too."""
         pointer = ctypes.c_void_p()

@@ -135,6 +135,12 @@ class Session(Owned):
         self._call("keep", ctypes.byref(n))
         return n.value
 
+    def snapshot(self, name: str) -> int:
+        """Write it as it is now to a file that the daemon keeps under this name: its bytes."""
+        n = ctypes.c_uint64()
+        self._call("snapshot", encoded(name), ctypes.byref(n))
+        return n.value
+
     # ---- what it is ----
 
     @property
