@@ -220,6 +220,8 @@ static void put_table(struct out *o, const struct tkv_head *h)
 
 static void put_tables(struct out *o, const struct tkv_layer *l)
 {
+    if (l->rulers)
+        put(o, l->rulers, l->config.shape.n_q_heads * sizeof(*l->rulers));
     for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++)
         put_table(o, &l->heads[h]);
     for (uint32_t h = 0; l->checkpoint.is_live && h < l->config.shape.n_kv_heads; h++)

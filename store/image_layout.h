@@ -115,7 +115,7 @@ struct image_state {
 };
 _Static_assert(sizeof(struct image_state) == 168, "no padding");
 
-/* TABLES: this for each KV head, and again for each of the checkpoint if there is one (which only counts
+/* TABLES: with norm terms a struct tkv_ruler for each query head; then this for each KV head, and again for each of the checkpoint if there is one (which only counts
  * when STATE says so, too); each with its blocks. */
 struct image_table {
     uint64_t name;     /* that forks have in common, or 0 */

@@ -276,11 +276,23 @@ static int read_table(struct tkv_session *s, const struct tkv_layer *l, struct i
     return 0;
 }
 
+static int read_rulers(struct tkv_layer *l, struct image_in *in)
+{
+    const uint32_t n = l->rulers ? l->config.shape.n_q_heads : 0;
+    int e = tkv_image_take(in, l->rulers, n * sizeof(*l->rulers));
+
+    for (uint32_t h = 0; !e && h < n; h++)
+        if (!isfinite(l->rulers[h].base) || !isfinite(l->rulers[h].step) || l->rulers[h].step < 0)
+            e = tkv_image_fail(in, "the ruler of query head %u is %g, %g", h,
+                               (double)l->rulers[h].base, (double)l->rulers[h].step);
+    return e;
+}
+
 static int read_tables(struct tkv_session *s, struct tkv_layer *l, struct image_in *in,
                        struct tkv_image_source *source)
 {
     const uint32_t n = l->config.shape.n_kv_heads;
-    int e = 0;
+    int e = read_rulers(l, in);
 
     for (uint32_t h = 0; !e && h < n; h++)
         e = read_table(s, l, in, &l->heads[h], source);

@@ -151,7 +151,7 @@ static void compare_heads(const struct tkv_session *a, const struct tkv_session 
                             ha->blocks[i].n_tokens * sizeof(uint16_t));
         for (uint32_t g = 0; g < layout->n_score_heads; g++)
             assert_memory_equal(tkv_block_scores(layout, x, g), tkv_block_scores(layout, y, g),
-                                ha->blocks[i].n_tokens * sizeof(uint16_t));
+                                ha->blocks[i].n_tokens);
     }
 }
 
