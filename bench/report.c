@@ -123,7 +123,7 @@ static int run_row(struct report *r, const char *line, struct tkv_reason *why)
 static int print_more(struct report *r, const char *line, struct tkv_reason *why)
 {
     const char *text = line + strlen("@row "), *colon = strchr(line, ':');
-    struct words keys;
+    struct words keys = {.n = 0};
 
     if (!colon)
         return tkv_reason_set(why, "line %u: expected @row, a text, a colon and names", r->line);

@@ -268,7 +268,9 @@ void tkv_decode_codes(const struct tkv_coder *c, const struct tkv_kernels *kn,
     for (uint32_t i = 0; i < c->n_sections; i++) {
         const struct tkv_section *s = &c->section[i];
 
-        kn->lookup(s->adds ? low : x + s->first, v->codes + s->code, s->n, s->lut, v->scale);
+        float *const to = s->adds ? low : x + s->first;
+
+        kn->lookup(to, v->codes + s->code, s->n, s->lut, v->scale);
         for (uint32_t j = 0; s->adds && j < s->n; j++)
             x[s->first + j] += low[j];
     }

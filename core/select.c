@@ -39,7 +39,7 @@ static void order_keys(uint32_t *keys, const float *scores, size_t n)
         memcpy(&score, scores + i, sizeof(score));
         score += 0.0f;
         key = (ints4)score;
-        key = (key ^ (key >> 31 | INT32_MIN)) & (score == score);
+        key = (key ^ ((key < 0) | INT32_MIN)) & (score == score);
         memcpy(keys + i, &key, sizeof(key));
     }
     for (; i < n; i++)
