@@ -13,6 +13,7 @@
 #include "proto/errors.h"
 #include "store/image_layout.h"
 #include "store/session_priv.h"
+#include "tests/emulated.h"
 #include "tests/image_aid.h"
 #include "tests/scenes.h"
 
@@ -95,7 +96,7 @@ static void copies_go_on_as_their_originals(void **state)
     (void)state;
     scene_most(&a);
     t = aid_tokens(&a, MOST_TOKENS, 5);
-    for (size_t i = 0; i < N_SCENES; i++)
+    for (size_t i = 0; i < N_SCENES; i += emulated_step(8))
         for (size_t j = 0; j < sizeof(at) / sizeof(at[0]); j++)
             copy_at(i, at[j], &t);
     free(t.k);
@@ -149,7 +150,7 @@ static void families_share_again(void **state)
     (void)state;
     scene_most(&a);
     t = aid_tokens(&a, MOST_TOKENS, 6);
-    for (size_t i = 0; i < N_SCENES; i++)
+    for (size_t i = 0; i < N_SCENES; i += emulated_step(8))
         copy_family(i, &t);
     free(t.k);
 }
@@ -343,7 +344,7 @@ static void changed_bytes_are_refused_or_harmless(void **state)
     (void)state;
     scene_most(&a);
     t = aid_tokens(&a, 400, 7);
-    for (size_t i = 0; i < N_SCENES; i++) {
+    for (size_t i = 0; i < N_SCENES; i += emulated_step(8)) {
         struct hostile h = {.a = &a, .t = &t};
 
         scene_open(&a, i);

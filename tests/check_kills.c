@@ -321,7 +321,9 @@ static void check_process(const struct held *before, const struct held *after)
                   before->resident_kib, after->resident_kib);
     assert_int_equal(after->n_fds, before->n_fds);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__)
-    /* What allocators keep; sanitizers keep everything. */
+    /* What allocators keep; sanitizers keep everything, and an emulator what it has translated. */
+    if (getenv("TRIKV_RUNNER"))
+        return;
     assert_true(after->n_mappings <= before->n_mappings + 40);
     assert_true(after->resident_kib <= before->resident_kib + 8192);
 #endif

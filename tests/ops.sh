@@ -83,7 +83,12 @@ names_exist() {
 }
 
 check_metrics() {
-    get '/metrics?layers=1' >"$tmp/metrics"
+    # Of a session that its ring has just now, the layers are known with the next beat.
+    for _ in $(seq 50); do
+        get '/metrics?layers=1' >"$tmp/metrics"
+        grep -q '^trikv_layer_tier_bytes{' "$tmp/metrics" && break
+        sleep 0.1
+    done
     get '/metrics?layers=1' -H 'Accept: application/openmetrics-text' >"$tmp/openmetrics"
     check "a session and its layers" grep -q '^trikv_layer_tier_bytes{' "$tmp/metrics"
     check "names of the alert rules" names_exist ops/alerts.yaml
