@@ -57,8 +57,10 @@ static int write_profile(const char *path, struct tkv_reason *why)
         .fingerprint = "none",
         .notes = {"Written by trikv-bench: random numbers."},
         .n_layers = TKV_QWEN3_LAYERS,
-        .shape = {TKV_QWEN3_KV_HEADS * TKV_QWEN3_GROUP, TKV_QWEN3_KV_HEADS, TKV_QWEN3_HEAD_DIM,
-                  TKV_QWEN3_HEAD_DIM},
+        .shape = {.n_q_heads = TKV_QWEN3_KV_HEADS * TKV_QWEN3_GROUP,
+                  .n_kv_heads = TKV_QWEN3_KV_HEADS,
+                  .head_dim_k = TKV_QWEN3_HEAD_DIM,
+                  .head_dim_v = TKV_QWEN3_HEAD_DIM},
         .rope = {.head_dim = TKV_QWEN3_HEAD_DIM, .rotary_dim = TKV_QWEN3_HEAD_DIM, .theta = 1e6},
     };
     float *statistics = random_statistics(n_heads, TKV_QWEN3_HEAD_DIM / 2);
