@@ -150,7 +150,7 @@ core_tests := $(filter $(addprefix $B/tests/check_,attention% codebook% codec% h
 run_tests := TRIKV_BUILD=$B tests/run
 
 .PHONY: FORCE setup test demo build-tests check check-programs check-isa check-asan check-tsan \
-	check-faults check-clang check-layers check-stress check-neon check-fuzz fuzzers check-all lint format install uninstall clean help
+	check-faults check-clang check-layers check-stress check-neon check-fuzz fuzzers check-all check-more lint format install uninstall clean help
 
 setup: ## install the missing Debian packages for all of this, saying which and why
 	./setup.sh build test ci
@@ -209,7 +209,7 @@ check-neon: ## build for arm64, run the test programs under qemu (Cortex-A76; co
 		printf '#!/bin/sh\nexec %s %s "$$@"\n' '$(ARM_RUN)' $(abspath $(ARM_B))/bin/$$p \
 		>$(ARM_B)/emulated/$$p && chmod +x $(ARM_B)/emulated/$$p; done
 	@echo 'as Cortex-A76:'
-	@QEMU_CPU=cortex-a76 TRIKV_BIN=$(abspath $(ARM_B))/emulated TRIKV_RUNNER='$(ARM_RUN)' \
+	@QEMU_CPU=cortex-a76 TRIKV_TEST_TIMEOUT=900 TRIKV_BIN=$(abspath $(ARM_B))/emulated TRIKV_RUNNER='$(ARM_RUN)' \
 		tests/run $(arm_tests:$B/%=$(ARM_B)/%)
 	@echo 'as Cortex-A72, core only:'
 	@QEMU_CPU=cortex-a72 TRIKV_RUNNER='$(ARM_RUN)' tests/run $(core_tests:$B/%=$(ARM_B)/%)
@@ -243,15 +243,13 @@ check-fuzz: ## run every fuzz target for FUZZ_SECONDS (10) each, with clang's fu
 	@tests/fuzz/run build/fuzz-clang/fuzz $(FUZZ_SECONDS)
 
 check-all: ## everything that CI runs; each of these also runs alone
-	@$(MAKE) lint
 	@$(MAKE) WERROR=1 check
-	@$(MAKE) check-ops check-deb check-reproducible
-	@$(MAKE) check-isa
-	@$(MAKE) check-clang
-	@$(MAKE) check-asan
-	@$(MAKE) check-tsan
-	@$(MAKE) check-fuzz
-	@$(MAKE) check-neon
+	@$(MAKE) check-more
+
+# The long ones two at a time, each shown whole when it ends; what comes after a failure runs too.
+check-more: ## what CI runs after `make test`
+	@$(MAKE) -k lint check-ops check-deb check-reproducible
+	@$(MAKE) -k -j2 -Orecurse check-neon check-clang check-asan check-tsan check-fuzz check-isa
 
 lint: ## formatting, and what cppcheck and the shell find
 	@tests/lint $(SOURCES)

@@ -27,6 +27,8 @@ struct listed {
 
 struct tkv_snapshot_job {
     uid_t uid;
+    /* Its own: a worker must not read the configuration, a reload writes it. */
+    char root[TKV_CONFIG_PATH_BYTES];
     char name[TRIKV_MAX_NAME_BYTES + 1];
     char label[TRIKV_MAX_NAME_BYTES + 1];
     bool has_label;
@@ -54,6 +56,7 @@ static struct tkv_snapshot_job *job_of(struct tkv_call *call, const char *name)
     if (!j)
         return NULL;
     j->uid = call->client->conn.peer_uid;
+    memcpy(j->root, call->client->server->config.snapshot_directory, sizeof(j->root));
     memcpy(j->name, name, strlen(name) + 1);
     return j;
 }
@@ -84,8 +87,9 @@ static void fail_call(struct tkv_call *call)
 
 static int open_directory(struct tkv_call *call, bool make)
 {
-    return tkv_snapshots_open_directory(call->client->server->config.snapshot_directory,
-                                        call->snapshot->uid, make, &call->why);
+    const struct tkv_snapshot_job *const j = call->snapshot;
+
+    return tkv_snapshots_open_directory(j->root, j->uid, make, &call->why);
 }
 
 /* ---- SNAPSHOT ------------------------------------------------------------------------------- */
