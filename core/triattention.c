@@ -117,17 +117,6 @@ void tkv_tri_turn_queries(const struct tkv_tri_fold *fold, const struct tkv_rope
                         w + (size_t)i * rope->head_dim);
 }
 
-void tkv_tri_queries(const struct tkv_tri_fold *fold, const struct tkv_rope *rope,
-                     const struct tkv_tri_stats *stats, int64_t n_seen, float *w)
-{
-    double turn[2 * TKV_MAX_BANDS];
-
-    for (uint32_t i = 0; i < fold->n_queries; i++) {
-        make_turn_of(fold, rope, n_seen, i, turn);
-        turn_mean_query(rope, stats, turn, w + (size_t)i * rope->head_dim);
-    }
-}
-
 /*
  * u_f = s (E|q_f| - |E q_f|), equations 7-9: what the queries have beyond their
  * mean. Never negative but for the rounding of the statistics, and then by so

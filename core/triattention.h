@@ -57,13 +57,9 @@ struct tkv_tri_fold {
 const char *tkv_tri_fold_init(struct tkv_tri_fold *fold, const struct tkv_rope *rope,
                               const struct tkv_tri_params *params);
 
-/* w[n_queries][head_dim]: the virtual queries of one head at round position n_seen (tokens seen
- * so far = position of the next query). */
-void tkv_tri_queries(const struct tkv_tri_fold *fold, const struct tkv_rope *rope,
-                     const struct tkv_tri_stats *stats, int64_t n_seen, float *w);
-
-/* The same in two steps: what mean queries are turned by, turns[n_queries][2][n_bands], is common to
- * all heads. */
+/* What mean queries are turned by, common to all heads, at round position n_seen (tokens seen so far =
+ * position of the next query): turns[n_queries][2][n_bands]. Then w[n_queries][head_dim], the virtual
+ * queries of one head. */
 void tkv_tri_turns(const struct tkv_tri_fold *fold, const struct tkv_rope *rope, int64_t n_seen,
                    double *turns);
 void tkv_tri_turn_queries(const struct tkv_tri_fold *fold, const struct tkv_rope *rope,

@@ -218,12 +218,7 @@ int tkv_ladder_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_ne
     }
     e = e ? e : reserve(s, needs, first, n, why);
     e = e ? e : check_budget(s, why);
-    if (!e) {
-        m->base = tkv_budget_take(s->budget, bytes);
-        m->bytes = m->base ? bytes : 0;
-        if (!m->base)
-            e = tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for %zu bytes of round scratch", bytes);
-    }
+    e = e ? e : tkv_round_take_scratch(s, m, bytes, why);
     if (e)
         tkv_round_release(s, m);
     return e;

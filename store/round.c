@@ -319,6 +319,16 @@ static int reserve_blocks(struct tkv_session *s, const struct need *needs, uint3
     return 0;
 }
 
+int tkv_round_take_scratch(struct tkv_session *s, struct tkv_round_memory *m, size_t bytes,
+                           struct tkv_report *why)
+{
+    m->base = tkv_budget_take(s->budget, bytes);
+    m->bytes = m->base ? bytes : 0;
+    return m->base
+               ? TRIKV_OK
+               : tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for %zu bytes of round scratch", bytes);
+}
+
 int tkv_round_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new,
                       int32_t last_position, struct tkv_round_memory *m, struct tkv_report *why)
 {
@@ -338,12 +348,7 @@ int tkv_round_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new
         m->has_rounds |= needs[i].has_rounds;
     }
     e = e ? e : reserve_blocks(s, needs, first, n, why);
-    if (!e) {
-        m->base = tkv_budget_take(s->budget, bytes);
-        m->bytes = m->base ? bytes : 0;
-        if (!m->base)
-            e = tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for %zu bytes of round scratch", bytes);
-    }
+    e = e ? e : tkv_round_take_scratch(s, m, bytes, why);
     if (e)
         tkv_round_release(s, m);
     return e;

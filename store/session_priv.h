@@ -209,11 +209,6 @@ static inline uint32_t tkv_layer_warm(const struct tkv_session *s, const struct 
     return l->tail.n > recent ? l->tail.n - recent : 0;
 }
 
-static inline bool tkv_layer_full(const struct tkv_layer *l)
-{
-    return l->tail.n == l->tail.most;
-}
-
 /* Does a layer hold rounds? Once a session is made every layer says its method. */
 static inline bool tkv_layer_evicts(const struct tkv_layer *l)
 {
@@ -359,6 +354,8 @@ struct tkv_round_memory {
 };
 int tkv_round_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new,
                       int32_t last_position, struct tkv_round_memory *m, struct tkv_report *why);
+int tkv_round_take_scratch(struct tkv_session *s, struct tkv_round_memory *m, size_t bytes,
+                           struct tkv_report *why);
 void tkv_round_release(struct tkv_session *s, struct tkv_round_memory *m);
 
 /* Slabs that hold few blocks are emptied into others and given back. */

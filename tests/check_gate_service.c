@@ -98,31 +98,22 @@ static int stop(void **state)
 static uint64_t open_gated(int fd, const char *method)
 {
     char profile[] = "gated", name[32];
-    Trikv__Layer layer = TRIKV__LAYER__INIT, *layers[] = {&layer};
+    Trikv__Layer layer = wire_layer(LAYERS), *layers = &layer;
     Trikv__Policy policy = TRIKV__POLICY__INIT;
     Trikv__OpenRequest m = TRIKV__OPEN_REQUEST__INIT;
-    Trikv__OpenReply *reply;
-    struct wire_reply r;
     uint64_t id;
+    int code;
 
-    layer.n_q_heads = WIRE_N_Q;
-    layer.n_kv_heads = 2;
-    layer.head_dim_k = layer.head_dim_v = WIRE_DIM;
-    layer.has_repeat = 1;
-    layer.repeat = LAYERS;
     m.n_layers = 1;
-    m.layers = layers;
+    m.layers = &layers;
     m.profile = profile;
     if (method) {
         snprintf(name, sizeof(name), "%s", method);
         policy.method = name;
         m.policy = &policy;
     }
-    assert_int_equal(wire_call(fd, TRIKV_OPEN, &m.base, NULL, 0, -1, &r), 0);
-    reply = trikv__open_reply__unpack(NULL, r.frame.header_bytes, r.message);
-    id = reply->session;
-    trikv__open_reply__free_unpacked(reply, NULL);
-    wire_reply_deinit(&r);
+    id = wire_open_as(fd, &m, &code);
+    assert_int_equal(code, 0);
     return id;
 }
 

@@ -22,6 +22,7 @@
 #include "core/triattention.h"
 #include "store/session_priv.h"
 #include "tests/session_aid.h"
+#include "tests/tri_queries.h"
 
 enum { N_LAYERS = 5, N_Q_HEADS = 8, N_KV_HEADS = 4, GROUP = 2, N_TOKENS = 2048, DIM = 64 };
 enum { N_BANDS = DIM / 2, PINNED = 4, RECENT = 32, N_CANDIDATES = N_TOKENS - PINNED - RECENT };
@@ -84,7 +85,7 @@ static void keep_exactly(const struct aid *a, size_t kv_head, const float *k, ui
         const struct tkv_tri_stats stats = {s, s + N_BANDS, s + 2 * (size_t)N_BANDS};
         float w[DIM], u[N_BANDS], norms[N_BANDS];
 
-        tkv_tri_queries(&a->session->fold, &a->rope, &stats, N_TOKENS, w);
+        tri_queries(&a->session->fold, &a->rope, &stats, N_TOKENS, w);
         tkv_tri_norm_weights(&a->session->fold, &a->rope, &stats, u);
         for (size_t i = 0; i < N_CANDIDATES; i++) {
             const float dot = a->kn.dot(w, k + i * DIM, DIM);

@@ -114,28 +114,17 @@ static void check_first_second(void **state)
 static uint64_t open_labelled(int fd, const char *label)
 {
     Trikv__OpenRequest m = TRIKV__OPEN_REQUEST__INIT;
-    Trikv__Layer layer = TRIKV__LAYER__INIT;
-    Trikv__Layer *layers[] = {&layer};
-    struct wire_reply r;
-    Trikv__OpenReply *reply;
+    Trikv__Layer layer = wire_layer(3), *layers = &layer;
     uint64_t session;
     char copy[64];
+    int code;
 
-    layer.n_q_heads = WIRE_N_Q;
-    layer.n_kv_heads = 2;
-    layer.head_dim_k = layer.head_dim_v = WIRE_DIM;
-    layer.has_repeat = true;
-    layer.repeat = 3;
     m.n_layers = 1;
-    m.layers = layers;
+    m.layers = &layers;
     snprintf(copy, sizeof(copy), "%s", label);
     m.label = copy;
-    assert_int_equal(wire_call(fd, TRIKV_OPEN, &m.base, NULL, 0, -1, &r), 0);
-    reply = trikv__open_reply__unpack(NULL, r.frame.header_bytes, r.message);
-    assert_non_null(reply);
-    session = reply->session;
-    trikv__open_reply__free_unpacked(reply, NULL);
-    wire_reply_deinit(&r);
+    session = wire_open_as(fd, &m, &code);
+    assert_int_equal(code, 0);
     return session;
 }
 

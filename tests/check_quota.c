@@ -55,25 +55,17 @@ static void scene_deinit(struct scene *s)
 
 static uint64_t open_session(int fd, int never_evict)
 {
-    Trikv__Layer layer = TRIKV__LAYER__INIT, *layers = &layer;
+    Trikv__Layer layer = wire_layer(1), *layers = &layer;
     Trikv__OpenRequest m = TRIKV__OPEN_REQUEST__INIT;
-    struct wire_reply r;
-    Trikv__OpenReply *reply;
     uint64_t id;
+    int code;
 
-    layer.n_q_heads = 4;
-    layer.n_kv_heads = 2;
-    layer.head_dim_k = layer.head_dim_v = WIRE_DIM;
     m.n_layers = 1;
     m.layers = &layers;
     m.has_never_evict = true;
     m.never_evict = never_evict;
-    assert_int_equal(wire_call(fd, TRIKV_OPEN, &m.base, NULL, 0, -1, &r), 0);
-    reply = trikv__open_reply__unpack(NULL, r.frame.header_bytes, r.message);
-    assert_non_null(reply);
-    id = reply->session;
-    trikv__open_reply__free_unpacked(reply, NULL);
-    wire_reply_deinit(&r);
+    id = wire_open_as(fd, &m, &code);
+    assert_int_equal(code, 0);
     return id;
 }
 

@@ -15,6 +15,7 @@
 #include "store/session_priv.h"
 #include "tests/cpu.h"
 #include "tests/session_aid.h"
+#include "tests/tri_queries.h"
 
 static double as_half(float x)
 {
@@ -341,7 +342,7 @@ static void rounds_follow_the_scores(void **state)
 
         for (size_t d = 0; d < 64; d++)
             key[d] = (float)as_half(t.k[(i + 4) * 64 + d]);
-        tkv_tri_queries(&a.session->fold, &a.rope, &stats, 100, w);
+        tri_queries(&a.session->fold, &a.rope, &stats, 100, w);
         tkv_tri_norm_weights(&a.session->fold, &a.rope, &stats, u);
         tkv_band_norms(&a.rope, t.k + (i + 4) * 64, norms);
         scores[i] = a.kn.dot(w, key, 64);

@@ -21,6 +21,7 @@
 #include "core/triattention.h"
 #include "tests/cpu.h"
 #include "tests/rng.h"
+#include "tests/tri_queries.h"
 #include "tests/tri_scene.h"
 #include "tests/vectors.h"
 #include "tests/z_scores.h"
@@ -173,7 +174,7 @@ static void test_rotation_invariance(void **state)
     tri_scene_make(&s, &r, &ropes[2], &params[0]);
     stats = tri_scene_stats(&s);
     tkv_rotation_init(&rotation, s.rope.head_dim, 99);
-    tkv_tri_queries(&s.fold, &s.rope, &stats, s.n_seen, w);
+    tri_queries(&s.fold, &s.rope, &stats, s.n_seen, w);
     for (size_t t = 0; t < TRI_N_KEYS; t++) {
         const float plain = s.kn.dot(w, s.keys[t], s.rope.head_dim);
         float turned[TRI_MAX_DIM];

@@ -10,6 +10,8 @@
 
 #include <cmocka.h>
 
+#include "tests/tri_queries.h"
+
 struct tkv_tri_stats tri_scene_stats(const struct tri_scene *s)
 {
     return (struct tkv_tri_stats){s->mean_re, s->mean_im, s->mean_abs};
@@ -58,7 +60,7 @@ void tri_scene_score_at(const struct tri_scene *s, const struct tkv_tri_stats *s
     float norms[TKV_MAX_BANDS];
     float dots[TKV_MAX_OFFSETS];
 
-    tkv_tri_queries(&s->fold, &s->rope, stats, n_seen, w);
+    tri_queries(&s->fold, &s->rope, stats, n_seen, w);
     tkv_tri_norm_weights(&s->fold, &s->rope, stats, u);
     for (size_t t = 0; t < TRI_N_KEYS; t++) {
         for (size_t i = 0; i < s->fold.n_queries; i++)

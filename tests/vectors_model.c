@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/select.h"
+#include "tests/tri_queries.h"
 #include "tests/vectors.h"
 
 bool vec_rope(struct vec_case *c, struct tkv_rope *rope)
@@ -105,7 +106,7 @@ void vec_model_score(const struct vec_model *m, const struct tkv_tri_stats *stat
     float norms[TKV_MAX_BANDS];
     float dots[TKV_MAX_OFFSETS];
 
-    tkv_tri_queries(&m->fold, &m->rope, stats, n_seen, w);
+    tri_queries(&m->fold, &m->rope, stats, n_seen, w);
     tkv_tri_norm_weights(&m->fold, &m->rope, stats, u);
     for (size_t t = 0; t < n; t++) {
         const float *key = keys + t * dim;

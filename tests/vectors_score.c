@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/tri_queries.h"
 #include "tests/vectors.h"
 
 enum { MAX_TOKENS = 1 << 20 };
@@ -178,7 +179,7 @@ static void check_fold_tensor(struct vec_case *c, const struct tkv_rope *rope, c
     }
     for (size_t f = 0; f < rope->n_bands; f++)
         one[f] = 1;
-    tkv_tri_queries(&fold, rope, &(struct tkv_tri_stats){one, zero, one}, number, w);
+    tri_queries(&fold, rope, &(struct tkv_tri_stats){one, zero, one}, number, w);
     for (size_t f = 0; f < rope->n_bands; f++) {
         const double constant = imaginary ? fold.mean_im[f] : fold.mean_re[f];
 

@@ -228,28 +228,25 @@ void wire_hello(int fd)
     wire_reply_deinit(&r);
 }
 
-uint64_t wire_open(int fd, uint32_t n_layers, int *code)
+Trikv__Layer wire_layer(uint32_t n_layers)
 {
     Trikv__Layer layer = TRIKV__LAYER__INIT;
-    Trikv__Layer *layers[] = {&layer};
-    Trikv__Policy policy = TRIKV__POLICY__INIT;
-    Trikv__OpenRequest m = TRIKV__OPEN_REQUEST__INIT;
-    char tq4[] = "tq4", none[] = "none";
+
+    layer.n_q_heads = WIRE_N_Q;
+    layer.n_kv_heads = 2;
+    layer.head_dim_k = layer.head_dim_v = WIRE_DIM;
+    layer.has_repeat = 1;
+    layer.repeat = n_layers;
+    return layer;
+}
+
+uint64_t wire_open_as(int fd, const Trikv__OpenRequest *m, int *code)
+{
     Trikv__OpenReply *reply;
     struct wire_reply r;
     uint64_t id = 0;
 
-    layer.n_q_heads = 4;
-    layer.n_kv_heads = 2;
-    layer.head_dim_k = layer.head_dim_v = 64;
-    layer.has_repeat = 1;
-    layer.repeat = n_layers;
-    policy.codec_k = policy.codec_v = tq4;
-    policy.method = none;
-    m.n_layers = 1;
-    m.layers = layers;
-    m.policy = &policy;
-    *code = wire_call(fd, TRIKV_OPEN, &m.base, NULL, 0, -1, &r);
+    *code = wire_call(fd, TRIKV_OPEN, &m->base, NULL, 0, -1, &r);
     if (*code == 0) {
         reply = trikv__open_reply__unpack(NULL, r.frame.header_bytes, r.message);
         assert_non_null(reply);
@@ -258,6 +255,21 @@ uint64_t wire_open(int fd, uint32_t n_layers, int *code)
     }
     wire_reply_deinit(&r);
     return id;
+}
+
+uint64_t wire_open(int fd, uint32_t n_layers, int *code)
+{
+    Trikv__Layer layer = wire_layer(n_layers), *layers = &layer;
+    Trikv__Policy policy = TRIKV__POLICY__INIT;
+    Trikv__OpenRequest m = TRIKV__OPEN_REQUEST__INIT;
+    char tq4[] = "tq4", none[] = "none";
+
+    policy.codec_k = policy.codec_v = tq4;
+    policy.method = none;
+    m.n_layers = 1;
+    m.layers = &layers;
+    m.policy = &policy;
+    return wire_open_as(fd, &m, code);
 }
 
 void wire_daemon_stats(int fd, struct wire_daemon_stats *s)

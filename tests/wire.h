@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "proto/frame.h"
+#include "proto/trikv.pb-c.h"
 
 enum { WIRE_TIMEOUT_MS = 20000 };
 
@@ -53,8 +54,13 @@ int wire_plain_call(int fd, uint16_t type, const ProtobufCMessage *message, char
 /* HELLO; asserts success. */
 void wire_hello(int fd);
 
-/* OPEN of n_layers layers of 4 query heads, 2 KV heads, head_dim 64, with codec tq4 and no
- * eviction; the session's id, or 0 with the error in *code. */
+/* n_layers layers of WIRE_N_Q query heads, 2 KV heads, head_dim WIRE_DIM. */
+Trikv__Layer wire_layer(uint32_t n_layers);
+
+/* OPEN as `m` asks; the session's id, or 0 with the error in *code. */
+uint64_t wire_open_as(int fd, const Trikv__OpenRequest *m, int *code);
+
+/* OPEN of such layers with codec tq4 and no eviction. */
 uint64_t wire_open(int fd, uint32_t n_layers, int *code);
 
 /* The daemon's statistics. */

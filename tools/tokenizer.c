@@ -330,11 +330,6 @@ struct tkv_text tkv_tokenizer_bytes(const struct tkv_tokenizer *t, int32_t id)
     return t->tokens[id].bytes;
 }
 
-bool tkv_tokenizer_adds_space(const struct tkv_tokenizer *t)
-{
-    return t->add_space_prefix;
-}
-
 size_t tkv_tokenizer_n_tokens(const struct tkv_tokenizer *t)
 {
     return t->n_tokens;

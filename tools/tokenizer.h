@@ -46,9 +46,6 @@ int tkv_tokenizer_encode(const struct tkv_tokenizer *t, const char *text, size_t
  */
 struct tkv_text tkv_tokenizer_bytes(const struct tkv_tokenizer *t, int32_t id);
 
-/* Whether the encoder puts a space in front of a text, which a decoder takes away again. */
-bool tkv_tokenizer_adds_space(const struct tkv_tokenizer *t);
-
 size_t tkv_tokenizer_n_tokens(const struct tkv_tokenizer *t);
 int32_t tkv_tokenizer_bos(const struct tkv_tokenizer *t); /* -1: none */
 int32_t tkv_tokenizer_eos(const struct tkv_tokenizer *t); /* -1: none */
