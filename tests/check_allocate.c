@@ -14,6 +14,7 @@
 #include "core/allocate.h"
 #include "proto/errors.h"
 #include "store/session_priv.h"
+#include "tests/emulated.h"
 #include "tests/session_aid.h"
 
 enum { MAX_ROWS = 8, MAX_N = 200 };
@@ -127,7 +128,7 @@ static void test_adaptive(void **state)
     struct rng rng = {9};
 
     (void)state;
-    for (uint32_t i = 0; i < 300; i++) {
+    for (uint32_t i = 0; i < 300; i += emulated_step(6)) {
         const uint32_t n_rows = 1 + (uint32_t)(rng_next(&rng) % MAX_ROWS);
         const uint32_t least = (uint32_t)(rng_next(&rng) % 10);
         struct tkv_score_row rows[MAX_ROWS];

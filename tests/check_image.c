@@ -107,7 +107,7 @@ static void copies_go_on_as_their_originals(void **state)
     scene_most(&a);
     t = aid_tokens(&a, MOST_TOKENS, 5);
     for (size_t i = 0; i < N_SCENES; i += next_scene())
-        for (size_t j = 0; j < sizeof(at) / sizeof(at[0]); j++)
+        for (size_t j = 0; j < sizeof(at) / sizeof(at[0]); j += emulated_step(2))
             copy_at(i, at[j], &t);
     free(t.k);
 }

@@ -15,6 +15,7 @@
 
 #include "core/half.h"
 #include "store/session_priv.h"
+#include "tests/emulated.h"
 #include "tests/naive.h"
 #include "tests/service.h"
 #include "tests/session_aid.h"
@@ -123,7 +124,7 @@ static void latents_are_keys_and_values(void **state)
     };
 
     (void)state;
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i += emulated_step(2)) {
         struct scene s;
         double sum = 0, lse = 0;
         uint32_t n = 0;
@@ -186,7 +187,7 @@ static void rounds_keep_latents(void **state)
                                               TKV_METHOD_SNAPKV, TKV_METHOD_KEYDIFF};
 
     (void)state;
-    for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++) {
+    for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i += emulated_step(2)) {
         struct scene s;
         struct tkv_read r = {.n_heads = 1, .dtype = TKV_F32};
         struct tkv_read_bytes bytes;

@@ -382,7 +382,7 @@ static void check_deadline(void **state)
     struct daemon_aid d;
     struct tensors *t = calloc(1, sizeof(*t));
     const struct trikv_step step = make_step(t, 0, 1);
-    struct trikv_options o = {.size = sizeof(o), .timeout_ms = 100};
+    struct trikv_options o = {.size = sizeof(o), .timeout_ms = 1000};
     struct trikv_client *c = NULL;
     struct trikv_session *s;
 

@@ -17,6 +17,7 @@
 #include "store/pack.h"
 #include "store/session_priv.h"
 #include "store/snapshot.h"
+#include "tests/emulated.h"
 #include "tests/image_aid.h"
 #include "tests/scenes.h"
 
@@ -143,7 +144,7 @@ static void sessions_come_back_and_go_on(void **state)
     (void)state;
     scene_most(&a);
     t = aid_tokens(&a, N_TOKENS, 9);
-    for (size_t i = 0; i < N_SCENES; i++) {
+    for (size_t i = 0; i < N_SCENES; i += emulated_step(8)) {
         struct tkv_session *x, *y;
 
         scene_open(&a, i);
@@ -169,7 +170,7 @@ static void families_come_back_sharing(void **state)
     (void)state;
     scene_most(&a);
     t = aid_tokens(&a, N_TOKENS, 10);
-    for (size_t i = 0; i < N_SCENES; i++) {
+    for (size_t i = 0; i < N_SCENES; i += emulated_step(8)) {
         struct tkv_session *x[3], *y[3];
 
         scene_open(&a, i);
@@ -287,7 +288,7 @@ static void changed_and_cut_files_are_refused(void **state)
     assert_int_equal(save(directory, &a.budget, &s, 1, &n, &a.why), 0);
     p = slurp(directory, n);
     assert_int_equal(load_bytes(&a, p, n), 0);
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n; i += emulated_step(3)) {
         assert_true(load_bytes(&a, p, i) != 0);
         p[i] ^= (uint8_t)(1u << i % 8);
         assert_true(load_bytes(&a, p, n) != 0);
@@ -320,7 +321,7 @@ static void cap_holds(void **state)
     assert_int_equal(save(directory, &a.budget, &s, 1, &n, &a.why), 0);
     p = slurp(directory, n);
     before = atomic_load(&a.budget.used_bytes);
-    for (more = 0; more < 64 << 20; more += 100000) {
+    for (more = 0; more < 64 << 20; more += 100000 * emulated_step(5)) {
         a.budget.cap_bytes = before + more;
         if (load_bytes(&a, p, n) == 0)
             break;
