@@ -17,7 +17,7 @@ static struct tkv_budget budget;
 static struct tkv_session *make_session(void)
 {
     const struct tkv_layer_config layer = {
-        .shape = {2, 1, 16, 16},
+        .shape = {.n_q_heads = 2, .n_kv_heads = 1, .head_dim_k = 16, .head_dim_v = 16},
         .attn = {.scale = 0.25f},
         .codec_k = tkv_codec_by_name("tq4"),
         .codec_v = tkv_codec_by_name("tq4"),
