@@ -27,6 +27,7 @@ struct trikv_client {
     uint64_t sequence; /* of the last request */
     uint64_t max_payload_bytes;
     struct trikv_info info;
+    bool ring_takes_ids; /* of tokens; by the daemon's features */
     char version[TKV_CLIENT_TEXT_BYTES];
     char cpu[TKV_CLIENT_TEXT_BYTES];
     struct tkv_report report;

@@ -58,6 +58,8 @@ static int take_hello(struct trikv_client *c, const Trikv__HelloReply *m)
     c->info.boot_id = m->boot_id;
     c->info.max_payload_bytes = m->max_payload_bytes;
     c->info.memory_cap_bytes = m->memory_cap_bytes;
+    for (size_t i = 0; i < m->n_features; i++)
+        c->ring_takes_ids |= strcmp(m->features[i], "ring_ids") == 0;
     return 0;
 }
 

@@ -108,6 +108,8 @@ static void write_entry(struct tkv_client_ring *r, const struct trikv_session *s
     *p = (struct tkv_ring_pending){.out = {.bytes = 0}};
     if (t->positions)
         e.positions = place_input(r, in++);
+    if (t->token_ids)
+        e.token_ids = place_input(r, in++);
     if (op != TRIKV_RING_ATTEND) {
         e.k = place_input(r, in++);
         if (t->v) /* latents have none */

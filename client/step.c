@@ -225,10 +225,11 @@ static const struct kind kinds[] = {
     [TRIKV_STEP_APPEND_ATTEND] = {TRIKV_APPEND_ATTEND, TRIKV_RING_APPEND_ATTEND, KV | Q | OUT},
 };
 
-/* The daemon takes token ids by the socket alone. */
+/* A daemon may take token ids by the socket alone. */
 static bool may_ring(const struct trikv_session *s, const struct trikv_step *t)
 {
-    return s->client->ring && s->client->stream.fd >= 0 && !t->token_ids;
+    return s->client->ring && s->client->stream.fd >= 0 &&
+           (!t->token_ids || s->client->ring_takes_ids);
 }
 
 /* Into the ring, if there is one and there is room; else over the socket, which waits for its end. */

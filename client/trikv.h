@@ -420,7 +420,7 @@ TRIKV_API int trikv_append_attend(struct trikv_session *session, const struct tr
 /*
  * The fast path: memory shared with the daemon through which steps go without a system call while both
  * sides are awake. One ring a client. The three functions above use it by themselves as long as it is open,
- * for steps without token ids that fit into it; everything else goes by the socket as ever. It takes
+ * for steps that fit into it; everything else goes by the socket as ever. It takes
  * as much of the daemon's memory cap as it is large. TRIKV_E_UNKNOWN_REQUEST from a daemon that has no rings.
  */
 TRIKV_API int trikv_ring_open(struct trikv_client *client,

@@ -187,17 +187,7 @@ void tkv_call_closed(struct tkv_call *call)
 
 struct tkv_session_entry *tkv_call_own_session(struct tkv_call *call)
 {
-    struct tkv_session_entry *e =
-        tkv_sessions_find(&call->client->server->sessions, call->session_id);
-
-    if (e && e->owner == call->client)
-        return e;
-    if (e)
-        tkv_fail(&call->why, TRIKV_E_DENIED, "session %llu was opened on another connection",
-                 (unsigned long long)call->session_id);
-    else
-        tkv_sessions_missing(&call->client->server->sessions, call->session_id, &call->why);
-    return NULL;
+    return tkv_sessions_find_own(call->client, call->session_id, &call->why);
 }
 
 void tkv_call_start(struct tkv_call *call, void (*work)(struct tkv_job *job),

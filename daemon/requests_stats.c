@@ -33,7 +33,7 @@ static void fill_session(Trikv__SessionStats *m, struct tkv_session_entry *e)
     m->has_observed_bytes = e->observation != NULL;
     m->observed_bytes = tkv_observation_bytes(e->observation);
     m->has_n_token_ids = e->prefix.is_named;
-    m->n_token_ids = e->prefix.ids.n;
+    m->n_token_ids = e->n_token_ids;
     m->has_n_prefix_hits = e->kind == TKV_ENTRY_PREFIX;
     m->n_prefix_hits = e->prefix.n_hits;
     m->age_s = (double)(now_ms - e->opened_ms) / 1000;

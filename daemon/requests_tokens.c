@@ -28,9 +28,8 @@ static int plan_layout(struct tkv_call *call, const Trikv__TokensRequest *m, uns
     struct tkv_step_bytes b;
     int e;
 
-    if (m->has_token_ids && !(parts & TKV_STEP_KV && call->entry->prefix.is_named))
-        return tkv_fail(&call->why, TRIKV_E_STATE,
-                        "token_ids: only with K and V, of a session opened with a prefix");
+    if (m->has_token_ids && !(parts & TKV_STEP_KV))
+        return tkv_fail(&call->why, TRIKV_E_STATE, "token_ids: only with K and V");
     if (m->dtype > TKV_BF16)
         return tkv_fail(&call->why, TRIKV_E_ARGUMENT, "dtype: %u, want 0 f32, 1 f16 or 2 bf16",
                         m->dtype);
@@ -213,7 +212,7 @@ static void step_done(struct tkv_job *job)
 
     count_step(call);
     if (call->token_ids && !call->why.error)
-        tkv_token_ids_commit(&e->prefix.ids, n_seen - call->step.n_tokens, call->step.n_tokens);
+        tkv_sessions_commit_ids(e, &call->step);
     tkv_sessions_idle(e);
     if (!tkv_call_ended(call))
         return;
@@ -255,16 +254,11 @@ bool tkv_call_take_step(struct tkv_call *call, const ProtobufCMessage *message, 
     return call->entry && !plan_layout(call, m, parts, &l) && !fill_step(call, m, &l);
 }
 
-/* Now, while nothing is in doubt; they count when the tokens are in the cache. */
 static int write_token_ids(struct tkv_call *call)
 {
-    struct tkv_session_entry *const e = call->entry;
-
     if (!call->token_ids)
         return TRIKV_OK;
-    return tkv_token_ids_write(&e->prefix.ids, &e->server->budget,
-                               tkv_session_n_seen(e->session, call->step.layer), call->token_ids,
-                               call->step.n_tokens, &call->why);
+    return tkv_sessions_write_ids(call->entry, &call->step, call->token_ids, &call->why);
 }
 
 static void handle_tokens(struct tkv_call *call, const ProtobufCMessage *message, unsigned parts,

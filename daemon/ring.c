@@ -140,13 +140,15 @@ static void lend(struct tkv_ring *r)
         wake_thread(r);
 }
 
-/* A thread waits for memory. */
-static void make_room(struct tkv_ring *r)
+/* A thread waits: for memory, or to learn why a session is not its own. */
+static void answer_question(struct tkv_ring *r)
 {
-    if (!r->wants_room)
-        return;
-    r->wants_room = false;
-    r->made_room = tkv_evict_for_ring(r->client, r->room_session, &r->room_why);
+    if (r->question.what == TKV_RING_ASKS_ROOM)
+        r->question.is_granted =
+            tkv_evict_for_ring(r->client, r->question.session, &r->question.why);
+    else if (r->question.what == TKV_RING_ASKS_REASON)
+        (void)tkv_sessions_find_own(r->client, r->question.session, &r->question.why);
+    r->question.what = TKV_RING_ASKS_NOTHING;
 }
 
 /* ---- the end -------------------------------------------------------------------------------- */
@@ -244,7 +246,7 @@ static void tend(struct tkv_ring *r)
         return;
     if (r->is_lent)
         take_back(r);
-    make_room(r);
+    answer_question(r);
     if (r->request_waits && c->conn.state == TKV_CONN_BUSY) {
         r->request_waits = false;
         tkv_dispatch(&c->call);

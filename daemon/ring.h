@@ -59,11 +59,12 @@ struct tkv_rings {
 };
 
 /*
- * The step that an entry (a copy) asks for of this session. 0 or an error: PROTOCOL if the entry is not
+ * The step that an entry (a copy) asks for of this session, and the ids of its tokens or NULL. 0 or an error: PROTOCOL if the entry is not
  * one that a client may make, which ends the ring.
  */
 int tkv_ring_step(const struct tkv_ring_view *v, const struct trikv_ring_entry *e,
-                  const struct tkv_session *s, struct tkv_step *step, struct tkv_report *why);
+                  const struct tkv_session *s, struct tkv_step *step, const uint32_t **token_ids,
+                  struct tkv_report *why);
 
 /* Once, before the first ring. */
 void tkv_rings_init(struct tkv_server *s);

@@ -39,16 +39,19 @@ static int find_part(const struct tkv_ring_view *v, const struct part *p, struct
 }
 
 int tkv_ring_step(const struct tkv_ring_view *v, const struct trikv_ring_entry *e,
-                  const struct tkv_session *s, struct tkv_step *step, struct tkv_report *why)
+                  const struct tkv_session *s, struct tkv_step *step, const uint32_t **token_ids,
+                  struct tkv_report *why)
 {
     const bool appends = e->op == TRIKV_RING_APPEND || e->op == TRIKV_RING_APPEND_ATTEND;
     const bool attends = e->op == TRIKV_RING_ATTEND || e->op == TRIKV_RING_APPEND_ATTEND;
-    uint8_t *positions = NULL, *k = NULL, *v_ = NULL, *q = NULL, *out = NULL, *lse = NULL;
+    uint8_t *positions = NULL, *ids = NULL;
+    uint8_t *k = NULL, *v_ = NULL, *q = NULL, *out = NULL, *lse = NULL;
     struct tkv_step_bytes b = {0};
     int error = tkv_session_step_bytes(s, e->layer, e->n_tokens, (enum tkv_dtype)e->dtype, &b, why);
     const bool has_values = appends && b.v > 0; /* latents have none */
     const struct part parts[] = {
         {"positions", e->positions, e->n_tokens * sizeof(int32_t), true, false, &positions},
+        {"token ids", e->token_ids, e->n_tokens * sizeof(uint32_t), appends, false, &ids},
         {"K", e->k, b.k, appends, appends, &k},
         {"V", e->v, b.v, has_values, has_values, &v_},
         {"Q", e->q, b.q, attends, attends, &q},
@@ -60,6 +63,7 @@ int tkv_ring_step(const struct tkv_ring_view *v, const struct trikv_ring_entry *
         error = find_part(v, &parts[i], why);
     if (error)
         return error;
+    *token_ids = (const uint32_t *)(const void *)ids;
     *step = (struct tkv_step){
         .layer = e->layer,
         .n_tokens = e->n_tokens,

@@ -34,10 +34,12 @@ struct tkv_ring {
     /* of whoever has the floor */
     struct tkv_session_entry *lent; /* by next_lent */
     struct tkv_ring_counts counts;
-    bool wants_room; /* an entry failed for memory: can there be more? */
-    bool made_room;  /* the answer; if not, why not */
-    uint64_t room_session;
-    struct tkv_report room_why;
+    struct {
+        enum { TKV_RING_ASKS_NOTHING, TKV_RING_ASKS_ROOM, TKV_RING_ASKS_REASON } what;
+        uint64_t session;
+        bool is_granted;
+        struct tkv_report why; /* how it failed; the answer: why not */
+    } question;                /* what only the loop can know or do */
 
     /* the loop's */
     bool is_lent;

@@ -86,12 +86,12 @@ static void leave_floor(struct tkv_ring *r)
 /* ---- one entry ---------------------------------------------------------------------------- */
 
 /* It counts as used. */
-static struct tkv_session *find_session(const struct tkv_ring *r, uint64_t id)
+static struct tkv_session_entry *find_session(const struct tkv_ring *r, uint64_t id)
 {
     for (struct tkv_session_entry *e = r->lent; e; e = e->next_lent) {
         if (e->id == id) {
             e->ring_used = true;
-            return e->session;
+            return e;
         }
     }
     return NULL;
@@ -141,16 +141,21 @@ static void grow_scratch(struct tkv_ring *r)
 static int do_step(struct tkv_ring *r, const struct trikv_ring_entry *e,
                    struct trikv_completion *done, struct tkv_report *why)
 {
-    struct tkv_session *const s = find_session(r, e->session);
+    struct tkv_session_entry *const entry = find_session(r, e->session);
+    const uint32_t *token_ids = NULL;
+    struct tkv_session *s;
     struct tkv_step step;
     uint32_t n_rounds;
     uint64_t start_ns;
     int error;
 
-    if (!s)
+    if (!entry)
         return tkv_fail(why, TRIKV_E_NO_SESSION, "session %llu is not open on this connection",
                         (unsigned long long)e->session);
-    error = tkv_ring_step(&r->view, e, s, &step, why);
+    s = entry->session;
+    error = tkv_ring_step(&r->view, e, s, &step, &token_ids, why);
+    if (!error && token_ids)
+        error = tkv_sessions_write_ids(entry, &step, token_ids, why);
     if (error)
         return error;
     step.scratch = &r->scratch;
@@ -160,24 +165,36 @@ static int do_step(struct tkv_ring *r, const struct trikv_ring_entry *e,
     done->n_seen = tkv_session_n_seen(s, e->layer);
     done->n_kept = tkv_session_n_kept(s, e->layer);
     done->n_rounds = tkv_session_n_rounds(s);
+    if (token_ids && !error)
+        tkv_sessions_commit_ids(entry, &step);
     count(r, e, error, done->n_rounds - n_rounds, now_ns() - start_ns);
     grow_scratch(r);
     return error;
 }
 
-/* Stored prefixes lend their memory: before a step fails for want of it the loop frees what it can, one
- * after the other. Begins and ends with the floor, unless the ring is to end: then false. */
+/*
+ * The entry failed, and the loop knows more: stored prefixes lend their memory, so before a step fails for want
+ * of it the loop frees what it can, one after the other; and a session that is not here may have had to
+ * go, or be somebody else's. True: do it again. Begins and ends with the floor, unless the ring is to end: then
+ * false.
+ */
 static bool may_try_again(struct tkv_ring *r, const struct trikv_ring_entry *e,
                           struct tkv_report *why)
 {
-    r->wants_room = true;
-    r->room_session = e->session;
-    r->room_why = *why;
+    if (why->error == TRIKV_E_MEMORY_CAP)
+        r->question.what = TKV_RING_ASKS_ROOM;
+    else if (why->error == TRIKV_E_NO_SESSION)
+        r->question.what = TKV_RING_ASKS_REASON;
+    else
+        return false;
+    r->question.session = e->session;
+    r->question.is_granted = false;
+    r->question.why = *why;
     hand_over(r);
     if (!take_floor(r))
         return false;
-    *why = r->room_why;
-    return r->made_room;
+    *why = r->question.why;
+    return r->question.is_granted;
 }
 
 static int do_entry(struct tkv_ring *r, const struct trikv_ring_entry *e,
@@ -244,8 +261,8 @@ static bool serve_one(struct tkv_ring *r)
         return false;
     do
         done.error = do_entry(r, &e, &done, &why);
-    while (done.error == TRIKV_E_MEMORY_CAP && may_try_again(r, &e, &why));
-    done.error = done.error ? why.error : TRIKV_OK; /* it may be a quota's */
+    while (done.error && may_try_again(r, &e, &why));
+    done.error = done.error ? why.error : TRIKV_OK; /* it may be a quota's, or better known */
     if (atomic_load(&r->floor) < TKV_FLOOR_RING)
         return false; /* stopped while it waited */
     r->counts.n_entries[e.op < TRIKV_RING_N_OPS ? e.op : 0]++;

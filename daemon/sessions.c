@@ -101,6 +101,21 @@ struct tkv_session_entry *tkv_sessions_find(const struct tkv_sessions *t, uint64
     return tkv_sessions_find_kind(t, id, TKV_ENTRY_SESSION);
 }
 
+struct tkv_session_entry *tkv_sessions_find_own(const struct tkv_client *owner, uint64_t id,
+                                                struct tkv_report *why)
+{
+    const struct tkv_sessions *const t = &owner->server->sessions;
+    struct tkv_session_entry *e = tkv_sessions_find(t, id);
+
+    if (!e)
+        return tkv_sessions_missing(t, id, why);
+    if (e->owner == owner)
+        return e;
+    tkv_fail(why, TRIKV_E_DENIED, "session %llu was opened on another connection",
+             (unsigned long long)id);
+    return NULL;
+}
+
 void tkv_sessions_turn(struct tkv_session_entry *e, enum tkv_entry_kind kind)
 {
     e->server->sessions.n_of[e->kind]--;
@@ -254,6 +269,23 @@ void tkv_sessions_orphan(struct tkv_sessions *t, struct tkv_client *owner)
     owner->n_sessions = 0;
 }
 
+int tkv_sessions_write_ids(struct tkv_session_entry *e, const struct tkv_step *step,
+                           const uint32_t *token_ids, struct tkv_report *why)
+{
+    if (!e->prefix.is_named)
+        return tkv_fail(why, TRIKV_E_STATE, "token_ids: only of a session opened with a prefix");
+    return tkv_token_ids_write(&e->prefix.ids, &e->server->budget,
+                               tkv_session_n_seen(e->session, step->layer), token_ids,
+                               step->n_tokens, why);
+}
+
+void tkv_sessions_commit_ids(struct tkv_session_entry *e, const struct tkv_step *step)
+{
+    tkv_token_ids_commit(&e->prefix.ids,
+                         tkv_session_n_seen(e->session, step->layer) - step->n_tokens,
+                         step->n_tokens);
+}
+
 void tkv_sessions_forget(struct tkv_sessions *t, struct tkv_call *call)
 {
     for (size_t b = 0; b < TKV_SESSION_BUCKETS; b++) {
@@ -299,6 +331,7 @@ const struct tkv_session_stats *tkv_sessions_stats(struct tkv_session_entry *e)
         tkv_session_stats(e->session, &e->stats);
         e->server->metrics.n_evicted += e->stats.n_evicted - n_evicted;
         take_layers(e);
+        e->n_token_ids = e->prefix.ids.n;
         e->stats_ms = uv_now(&e->server->loop);
     }
     return &e->stats;

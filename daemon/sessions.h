@@ -60,6 +60,7 @@ struct tkv_session_entry {
     struct tkv_call *closer;        /* to be answered when it is destroyed; may be NULL */
     struct tkv_session_stats stats; /* as of stats_ms; what others see while it is busy */
     uint64_t stats_ms;
+    uint32_t n_token_ids;           /* as of stats_ms */
     struct tkv_tiers tiers;         /* as of stats_ms */
     struct tkv_layer_stats *layers; /* [stats.n_layers] as of stats_ms; NULL until somebody asks */
     bool has_layers;                /* they are filled */
@@ -85,6 +86,10 @@ int tkv_sessions_check_room(const struct tkv_client *c, struct tkv_report *why);
 /* 0, or an error if the label (or NULL) is too long. */
 int tkv_sessions_check_label(const char *label, struct tkv_report *why);
 
+/* The session of this client, or NULL with the reason. */
+struct tkv_session_entry *tkv_sessions_find_own(const struct tkv_client *owner, uint64_t id,
+                                                struct tkv_report *why);
+
 /* Say why the session is not there. Returns NULL. */
 struct tkv_session_entry *tkv_sessions_missing(const struct tkv_sessions *t, uint64_t id,
                                                struct tkv_report *why);
@@ -99,6 +104,12 @@ struct tkv_session_entry *tkv_sessions_find_kind(const struct tkv_sessions *t, u
 /* From now on it is of this kind; disown: and nobody's. */
 void tkv_sessions_turn(struct tkv_session_entry *e, enum tkv_entry_kind kind);
 void tkv_sessions_disown(struct tkv_session_entry *e, enum tkv_entry_kind kind);
+
+/* The ids of the tokens that a step appends: write them before it, while nothing is in doubt; they count
+ * when the step is done. By the loop, or the thread that the session is lent to. */
+int tkv_sessions_write_ids(struct tkv_session_entry *e, const struct tkv_step *step,
+                           const uint32_t *token_ids, struct tkv_report *why);
+void tkv_sessions_commit_ids(struct tkv_session_entry *e, const struct tkv_step *step);
 
 /* A job is at it, as far as one outside can tell. */
 static inline bool tkv_session_is_at_work(const struct tkv_session_entry *e)

@@ -1,14 +1,15 @@
 /* Lists of token ids that sessions share. */
 #include "daemon/token_ids.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include "proto/errors.h"
 #include "store/budget.h"
 
 struct tkv_token_list {
-    uint32_t n_refs;
-    uint32_t n; /* written, by whoever of the sharers was first */
+    atomic_uint n_refs;
+    atomic_uint n; /* written, by whoever of the sharers was first */
     uint32_t cap;
     uint32_t id[];
 };
@@ -22,7 +23,7 @@ static size_t list_bytes(uint32_t cap)
 
 void tkv_token_ids_release(struct tkv_token_ids *t, struct tkv_budget *budget)
 {
-    if (t->list && --t->list->n_refs == 0)
+    if (t->list && atomic_fetch_sub(&t->list->n_refs, 1) == 1)
         tkv_budget_free(budget, t->list, list_bytes(t->list->cap));
     *t = (struct tkv_token_ids){0};
 }
@@ -31,7 +32,7 @@ void tkv_token_ids_share(struct tkv_token_ids *to, const struct tkv_token_ids *f
 {
     *to = *from;
     if (to->list)
-        to->list->n_refs++;
+        atomic_fetch_add(&to->list->n_refs, 1);
 }
 
 void tkv_token_ids_cut(struct tkv_token_ids *t, uint64_t n)
@@ -40,7 +41,8 @@ void tkv_token_ids_cut(struct tkv_token_ids *t, uint64_t n)
         t->n = (uint32_t)n;
 }
 
-/* Room for ids up to `end` behind this session's own, that nobody else has written to. */
+/* Room for ids up to `end` behind this session's own, that nobody else writes to. Of several that go on
+ * at once one has the list, and the others copy. */
 static int make_room(struct tkv_token_ids *t, struct tkv_budget *budget, uint32_t end,
                      struct tkv_report *why)
 {
@@ -48,17 +50,18 @@ static int make_room(struct tkv_token_ids *t, struct tkv_budget *budget, uint32_
     const uint32_t n = t->n;
     const uint32_t cap = end + end / 4 + LEAST_IDS;
     struct tkv_token_list *list;
+    unsigned written = n;
 
-    if (old && old->n_refs == 1)
-        old->n = n;
-    if (old && old->n == n && end <= old->cap)
+    if (old && atomic_load(&old->n_refs) == 1)
+        atomic_store(&old->n, n);
+    if (old && end <= old->cap && atomic_compare_exchange_strong(&old->n, &written, end))
         return 0;
     list = tkv_budget_alloc(budget, list_bytes(cap));
     if (!list)
         return tkv_fail(why, TRIKV_E_MEMORY_CAP, "memory cap reached: no room for %u token ids",
                         end);
-    list->n_refs = 1;
-    list->n = n;
+    atomic_init(&list->n_refs, 1);
+    atomic_init(&list->n, end);
     list->cap = cap;
     if (n > 0)
         memcpy(list->id, old->id, n * sizeof(uint32_t));
@@ -91,7 +94,6 @@ int tkv_token_ids_write(struct tkv_token_ids *t, struct tkv_budget *budget, uint
     if (e)
         return e;
     memcpy(t->list->id + t->n, ids + same, (n - same) * sizeof(uint32_t));
-    t->list->n = (uint32_t)at + n; /* a fork that goes on meanwhile writes elsewhere */
     return 0;
 }
 

@@ -1,7 +1,8 @@
 /*
  * The token ids of a session, as its client told them: what a stored prefix is found by. Forks share
  * a list as they share blocks: the first who goes on writes behind what all have, the others
- * copy. Loop thread only.
+ * copy. A list may be used by several threads, each with a tkv_token_ids of its own; to share one, or to
+ * look beyond one's own ids, takes the loop, to which all that share belong then.
  */
 #ifndef TKV_DAEMON_TOKEN_IDS_H
 #define TKV_DAEMON_TOKEN_IDS_H

@@ -91,7 +91,8 @@ struct trikv_ring_entry {
     uint32_t q;
     uint32_t out;
     uint32_t lse;
-    uint8_t reserved[12]; /* zero */
+    uint32_t token_ids;  /* a daemon without feature "ring_ids" wants zero */
+    uint8_t reserved[8]; /* zero */
 };
 _Static_assert(sizeof(struct trikv_ring_entry) == 64, "ring entry is 64 bytes");
 _Static_assert(offsetof(struct trikv_ring_entry, session) == 8, "ring entry layout");
@@ -106,7 +107,8 @@ _Static_assert(offsetof(struct trikv_ring_entry, v) == 36, "ring entry layout");
 _Static_assert(offsetof(struct trikv_ring_entry, q) == 40, "ring entry layout");
 _Static_assert(offsetof(struct trikv_ring_entry, out) == 44, "ring entry layout");
 _Static_assert(offsetof(struct trikv_ring_entry, lse) == 48, "ring entry layout");
-_Static_assert(offsetof(struct trikv_ring_entry, reserved) == 52, "ring entry layout");
+_Static_assert(offsetof(struct trikv_ring_entry, token_ids) == 52, "ring entry layout");
+_Static_assert(offsetof(struct trikv_ring_entry, reserved) == 56, "ring entry layout");
 
 struct trikv_completion {
     uint64_t tag;

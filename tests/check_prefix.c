@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "client/client.h"
 #include "proto/trikv.pb-c.h"
 #include "tests/daemon_aid.h"
 #include "tests/rng.h"
@@ -244,6 +246,109 @@ static void a_hit_is_as_good_as_appending(void **state)
             go_on_like(&s, &wishes[i], session, n, n + 91);
             assert_int_equal(trikv_close(&session), 0);
         }
+    }
+    scene_deinit(&s);
+}
+
+/* All layers of a token at one doorbell, the first with its id. */
+static int put_tokens(struct scene *s, struct trikv_session *session, uint32_t row, uint32_t n,
+                      const uint32_t *ids)
+{
+    int e = 0;
+
+    for (uint32_t at = row; !e && at < row + n; at++) {
+        struct trikv_step t[SERVICE_LAYERS];
+
+        for (uint32_t i = 0; i < SERVICE_LAYERS; i++) {
+            t[i] = service_step(&s->data[i], i, at, 1);
+            t[i].positions = NULL;
+        }
+        t[0].token_ids = &ids[at];
+        e = trikv_ring_submit(session, TRIKV_STEP_APPEND, t, SERVICE_LAYERS);
+        e = e ? e : trikv_ring_wait(session->client);
+    }
+    return e;
+}
+
+static void ids_go_through_a_ring(void **state)
+{
+    const struct wish keep = {.keep = 1, .rollback = 8}, look = {.rollback = 8};
+    struct trikv_session *session;
+    struct scene s;
+    uint32_t n;
+
+    (void)state;
+    scene_init(&s, CONFIG);
+    assert_int_equal(trikv_ring_open(s.client, NULL), 0);
+    session = open_with(&s, &keep, NULL, 0);
+    assert_int_equal(put_tokens(&s, session, 0, 150, s.ids), 0);
+    assert_int_equal(s.client->ring->n_written, 150 * SERVICE_LAYERS);
+    assert_int_equal(put_tokens(&s, session, 150, 1, &s.ids[3]), 0);
+    assert_int_equal(trikv_truncate(session, 1), 0);
+    assert_int_equal(trikv_keep(session, &n), 0);
+    assert_int_equal(n, 150);
+    /* Another layer tells the same, or is refused: then nothing is appended. */
+    assert_int_equal(append(&s, session, 0, 150, 1, &s.ids[150]), 0);
+    assert_int_equal(append(&s, session, 1, 150, 1, &s.ids[151]), TRIKV_E_ARGUMENT);
+    assert_int_equal(append(&s, session, 1, 150, 1, &s.ids[150]), 0);
+    assert_int_equal(append(&s, session, 2, 150, 1, NULL), 0);
+    assert_int_equal(trikv_close(&session), 0);
+
+    assert_int_equal(trikv_ring_close(s.client), 0);
+    session = open_with(&s, &look, s.ids, 151);
+    assert_found(session, TRIKV_PREFIX_HIT, 151, "none");
+    go_on_like(&s, &look, session, 151, 200);
+    assert_int_equal(trikv_close(&session), 0);
+    scene_deinit(&s);
+}
+
+struct branch {
+    struct scene *s;
+    uint64_t parent;
+    uint32_t ids[SERVICE_TOKENS];
+    pthread_t thread;
+    bool good;
+};
+
+/* A fork of the parent, in a ring of its own, that goes on with other ids and is stored. */
+static void *grow(void *arg)
+{
+    struct branch *b = arg;
+    struct trikv_client *c = connect_to(b->s);
+    struct trikv_session *session = NULL;
+
+    b->good = !trikv_ring_open(c, NULL) && !trikv_fork_id(c, b->parent, NULL, &session) &&
+              !put_tokens(b->s, session, 100, 60, b->ids) && !trikv_keep(session, NULL);
+    trikv_disconnect(&c);
+    return NULL;
+}
+
+/* Forks have one list of ids, to whose end several threads write. */
+static void branches_grow_at_once(void **state)
+{
+    const struct wish w = {.keep = 0};
+    struct trikv_session *session;
+    struct branch branch[4];
+    struct scene s;
+
+    (void)state;
+    scene_init(&s, CONFIG);
+    session = open_with(&s, &w, NULL, 0);
+    feed(&s, session, 0, 100);
+    for (uint32_t i = 0; i < 4; i++) {
+        branch[i] = (struct branch){.s = &s, .parent = trikv_session_id(session)};
+        for (uint32_t at = 0; at < SERVICE_TOKENS; at++)
+            branch[i].ids[at] = at < 100 ? s.ids[at] : 10000 * (i + 1) + at;
+        assert_int_equal(pthread_create(&branch[i].thread, NULL, grow, &branch[i]), 0);
+    }
+    for (uint32_t i = 0; i < 4; i++)
+        pthread_join(branch[i].thread, NULL);
+    assert_int_equal(trikv_close(&session), 0);
+    for (uint32_t i = 0; i < 4; i++) {
+        assert_true(branch[i].good);
+        session = open_with(&s, &w, branch[i].ids, 160);
+        assert_found(session, TRIKV_PREFIX_HIT, 160, "none");
+        assert_int_equal(trikv_close(&session), 0);
     }
     scene_deinit(&s);
 }
@@ -765,6 +870,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_hit_is_as_good_as_appending),
+        cmocka_unit_test(ids_go_through_a_ring),
+        cmocka_unit_test(branches_grow_at_once),
         cmocka_unit_test(the_longest_state_that_is_there_is_found),
         cmocka_unit_test(ids_are_compared_to_the_last),
         cmocka_unit_test(what_differs_is_named),

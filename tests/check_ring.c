@@ -209,6 +209,8 @@ static void check_bad_steps(void **state)
     EXPECT(e.out = 0, TRIKV_E_ARGUMENT);
     EXPECT(e.op = TRIKV_RING_APPEND, TRIKV_E_ARGUMENT);
     EXPECT(e.op = TRIKV_RING_ATTEND, TRIKV_E_ARGUMENT);
+    EXPECT(e.op = TRIKV_RING_ATTEND; e.k = e.v = 0; e.token_ids = e.q, TRIKV_E_ARGUMENT);
+    EXPECT(e.token_ids = e.q, TRIKV_E_STATE); /* not opened with a prefix */
     positions[0] = -1;
     EXPECT(e.positions = ring_aid_place(&r, 32768), TRIKV_E_POSITION);
     k[3] = NAN;
@@ -218,6 +220,38 @@ static void check_bad_steps(void **state)
     assert_int_equal(ring_aid_do(&r, &good), 0);
     assert_int_equal(ring_aid_last(&r)->n_seen, 1);
     tear_down(&r);
+}
+
+/* What the socket says of a session that is not there, or another's, the ring says too. */
+static void check_not_ours(void **state)
+{
+    const struct daemon_aid *d = *state;
+    struct rng rng = {SEED};
+    struct ring_aid r, other;
+    const uint64_t id = set_up(d, &r, 4), others = set_up(d, &other, 4);
+    const uint64_t ids[] = {others, 0, UINT64_MAX};
+    struct wire_reply reply;
+    struct trikv_ring_entry e;
+    float *payload;
+    size_t bytes;
+
+    payload = wire_payload(&rng, 1, &bytes);
+    ring_aid_fill(&r, 1, &rng);
+    for (size_t i = 0; i < sizeof(ids) / sizeof(ids[0]); i++) {
+        const int code = wire_append_attend(r.fd, ids[i], 0, payload, bytes, 1, &reply);
+
+        assert_int_equal(code, i == 0 ? TRIKV_E_DENIED : TRIKV_E_NO_SESSION);
+        e = ring_aid_step(&r, ids[i], 1);
+        assert_int_equal(ring_aid_do(&r, &e), code);
+        assert_string_equal(ring_aid_last(&r)->text, reply.text);
+        wire_reply_deinit(&reply);
+    }
+    e = ring_aid_step(&r, id, 1);
+    assert_int_equal(ring_aid_do(&r, &e), 0);
+    free(payload);
+    tear_down(&r);
+    tear_down(&other);
+    check_well(d);
 }
 
 /* ---- files ---------------------------------------------------------------------------------- */
@@ -305,7 +339,7 @@ static void check_hostile_entries(void **state)
     EXPECT(e.flags = 0xff, "flags");
     EXPECT(e.dtype = 3, "dtype");
     EXPECT(e.reserved[0] = 1, "reserved");
-    EXPECT(e.reserved[11] = 1, "reserved");
+    EXPECT(e.reserved[7] = 1, "reserved");
     EXPECT(e.k = 1, "K:");
     EXPECT(e.k = UINT32_MAX, "K:");
     EXPECT(e.v = ring_aid_place(&r, 0) - 1, "V:");
@@ -315,6 +349,8 @@ static void check_hostile_entries(void **state)
     EXPECT(e.out = UINT32_MAX - 1, "O:");
     EXPECT(e.lse = 1, "LSE:");
     EXPECT(e.positions = 3, "positions:");
+    EXPECT(e.token_ids = 7, "token ids:");
+    EXPECT(e.token_ids = (uint32_t)(r.bytes / 64), "token ids:");
     EXPECT(e.n_tokens = 1 << 20, "K:");
 #undef EXPECT
     tear_down(&r);
@@ -534,6 +570,7 @@ static void check_memory(void **state)
     struct rng rng = {SEED};
     struct wire_reply reply;
     struct ring_aid idle, r;
+    struct trikv_ring_entry step;
     uint64_t idle_id, id;
 
     (void)state;
@@ -548,17 +585,16 @@ static void check_memory(void **state)
     daemon_start(&d, "memory: {cap: 8MiB}\nlimits: {evict_idle_after: 100ms}\n");
     idle_id = set_up(&d, &idle, 4);
     ring_aid_fill(&idle, 16, &rng);
-    {
-        const struct trikv_ring_entry e = ring_aid_step(&idle, idle_id, 16);
-
-        assert_int_equal(ring_aid_do(&idle, &e), 0);
-    }
+    step = ring_aid_step(&idle, idle_id, 16);
+    assert_int_equal(ring_aid_do(&idle, &step), 0);
     sleep_ms(2500); /* until a ring that does nothing is seen as such */
     id = set_up(&d, &r, 4);
     ring_aid_fill(&r, 16, &rng);
     assert_int_equal(append_all(&r, id), TRIKV_E_MEMORY_CAP);
     assert_int_equal(wire_session_call(idle.fd, TRIKV_STATS, idle_id, &reply), TRIKV_E_EVICTED);
     wire_reply_deinit(&reply);
+    assert_int_equal(ring_aid_do(&idle, &step), TRIKV_E_EVICTED);
+    assert_non_null(strstr(ring_aid_last(&idle)->text, "was idle"));
     tear_down(&r);
     tear_down(&idle);
     assert_int_equal(daemon_stop(&d, SIGTERM), 0);
@@ -592,12 +628,13 @@ static void check_drain(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(check_steps),           cmocka_unit_test(check_chain),
-        cmocka_unit_test(check_bad_steps),       cmocka_unit_test(check_files),
-        cmocka_unit_test(check_hostile_entries), cmocka_unit_test(check_counters),
-        cmocka_unit_test(check_storm),           cmocka_unit_test(check_stuck_writer),
-        cmocka_unit_test(check_socket_beside),   cmocka_unit_test(check_kills),
-        cmocka_unit_test(check_memory),          cmocka_unit_test(check_drain),
+        cmocka_unit_test(check_steps),        cmocka_unit_test(check_chain),
+        cmocka_unit_test(check_not_ours),     cmocka_unit_test(check_bad_steps),
+        cmocka_unit_test(check_files),        cmocka_unit_test(check_hostile_entries),
+        cmocka_unit_test(check_counters),     cmocka_unit_test(check_storm),
+        cmocka_unit_test(check_stuck_writer), cmocka_unit_test(check_socket_beside),
+        cmocka_unit_test(check_kills),        cmocka_unit_test(check_memory),
+        cmocka_unit_test(check_drain),
     };
 
     return cmocka_run_group_tests(tests, start, stop);

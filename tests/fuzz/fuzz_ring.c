@@ -43,13 +43,14 @@ static void check_place(const struct tkv_ring_view *v, const void *p, size_t n)
 }
 
 static void check_step(const struct tkv_ring_view *v, const struct tkv_session *s,
-                       const struct tkv_step *step)
+                       const struct tkv_step *step, const uint32_t *token_ids)
 {
     struct tkv_step_bytes b;
 
     if (tkv_session_step_bytes(s, step->layer, step->n_tokens, step->dtype, &b, NULL))
         abort();
     check_place(v, step->positions, step->n_tokens * sizeof(int32_t));
+    check_place(v, token_ids, step->n_tokens * sizeof(uint32_t));
     check_place(v, step->k, b.k);
     check_place(v, step->v, b.v);
     check_place(v, step->q, b.q);
@@ -61,13 +62,14 @@ static void do_step(const struct tkv_ring_view *v, struct tkv_session *s,
                     const struct trikv_ring_entry *e)
 {
     struct tkv_report why = {0};
+    const uint32_t *token_ids = NULL;
     struct tkv_step step;
     int error = tkv_ring_check_entry(e, &why);
 
     if (!error && e->op != TRIKV_RING_NOTHING) {
-        error = tkv_ring_step(v, e, s, &step, &why);
+        error = tkv_ring_step(v, e, s, &step, &token_ids, &why);
         if (!error) {
-            check_step(v, s, &step);
+            check_step(v, s, &step, token_ids);
             error = e->op == TRIKV_RING_APPEND   ? tkv_session_append(s, &step, NULL, &why)
                     : e->op == TRIKV_RING_ATTEND ? tkv_session_attend(s, &step, NULL, &why)
                                                  : tkv_session_append_attend(s, &step, NULL, &why);
