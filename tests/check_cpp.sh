@@ -29,7 +29,9 @@ done
 [ $n -gt 0 ] || { echo "skipped: no C++ compiler" && exit 0; }
 
 export TRIKV_SOCKET="$tmp/trikvd.sock"
-"$programs/trikvd" --socket "$TRIKV_SOCKET" --memory-cap 256MiB --profiles /nonexistent \
+mkdir -m 700 "$tmp/snapshots"
+printf 'snapshot:\n  directory: "%s"\n' "$tmp/snapshots" >"$tmp/trikvd.yaml"
+"$programs/trikvd" --config "$tmp/trikvd.yaml" --socket "$TRIKV_SOCKET" --memory-cap 256MiB --profiles /nonexistent \
     --log-level error --threads 2 &
 daemon=$!
 waited=0

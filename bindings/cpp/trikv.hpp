@@ -67,6 +67,13 @@ struct end_session {
         trikv_close(&s);
     }
 };
+struct end_handle {
+    void operator()(struct trikv_handle *h) const noexcept
+    {
+        trikv_handle_release(h);
+        delete h;
+    }
+};
 struct end_map {
     void operator()(struct trikv_map *m) const noexcept
     {
@@ -76,12 +83,25 @@ struct end_map {
 
 } // namespace detail
 
+/* The compressed blocks: a descriptor and their table, until it ends. */
+using handle = std::unique_ptr<struct trikv_handle, detail::end_handle>;
+
 /* A session as it was when it was mapped. */
 class map
 {
   public:
     map(trikv_client *client, struct trikv_map *m) noexcept : client_(client), map_(m)
     {
+    }
+    std::uint32_t n_layers() const noexcept
+    {
+        return trikv_map_n_layers(map_.get());
+    }
+    trikv_geometry geometry(std::uint32_t layer) const
+    {
+        trikv_geometry g{};
+        detail::check(client_, trikv_map_geometry(map_.get(), layer, &g));
+        return g;
     }
     std::uint64_t n_seen(std::uint32_t layer) const noexcept
     {
@@ -110,6 +130,14 @@ class session
     std::uint64_t id() const noexcept
     {
         return trikv_session_id(get());
+    }
+    std::uint64_t reserved_bytes() const noexcept
+    {
+        return trikv_session_reserved_bytes(get());
+    }
+    std::uint32_t n_layers() const noexcept
+    {
+        return trikv_session_n_layers(get());
     }
     trikv_geometry geometry(std::uint32_t layer) const
     {
@@ -153,6 +181,26 @@ class session
         trikv_session *child = nullptr;
         detail::check(client_, trikv_fork(get(), &options, &child));
         return {client_, child};
+    }
+    /* What was found of the prefix it was opened with. */
+    trikv_prefix_result prefix() const noexcept
+    {
+        trikv_prefix_result result{};
+        trikv_session_prefix(get(), &result);
+        return result;
+    }
+    /* Store it for others to begin with: how many tokens. */
+    std::uint32_t keep()
+    {
+        std::uint32_t n_tokens = 0;
+        detail::check(client_, trikv_keep(get(), &n_tokens));
+        return n_tokens;
+    }
+    trikv::handle take_handle()
+    {
+        auto fresh = std::make_unique<struct trikv_handle>();
+        detail::check(client_, ::trikv_handle(get(), fresh.get()));
+        return trikv::handle(fresh.release());
     }
     std::uint64_t snapshot(const char *name)
     {

@@ -104,6 +104,45 @@ void check_ring(trikv::client &client)
     client.close_ring();
 }
 
+void check_sharing(trikv::client &client)
+{
+    trikv_session_options o = TRIKV_SESSION_OPTIONS_INIT;
+    struct trikv_prefix prefix {
+    };
+    std::vector<std::uint32_t> ids(n_tokens);
+    trikv_layer layer{};
+    tensors x;
+
+    for (std::uint32_t i = 0; i < n_tokens; i++)
+        ids[i] = 3 * i;
+    layer.n_q_heads = layer.n_kv_heads = 1;
+    layer.head_dim_k = layer.head_dim_v = dim;
+    prefix.size = sizeof(prefix);
+    o.n_layers = 1;
+    o.layers = &layer;
+    o.method = "none";
+    o.fingerprint = "cpp";
+    o.prefix = &prefix;
+    trikv::session first = client.open(o);
+    trikv_step step = x.step(0, n_tokens);
+    step.token_ids = ids.data();
+    first.append(step);
+    check(first.prefix().outcome == TRIKV_PREFIX_NOT_ASKED, "no ids, nothing found");
+    check(first.n_layers() == 1 && first.reserved_bytes() > 0, "what a session is");
+    check(first.keep() == n_tokens, "keep");
+    prefix.token_ids = ids.data();
+    prefix.n_token_ids = n_tokens;
+    check(client.open(o).prefix().n_tokens == n_tokens, "prefix");
+    first.round();
+    const trikv::handle blocks = first.take_handle();
+    check(blocks->fd >= 0 && blocks->table_bytes >= 64, "handle");
+    const trikv::map seen = client.map(first.id());
+    check(seen.n_layers() == 1 && seen.geometry(0).head_dim_k == dim, "geometry of a map");
+    first.snapshot("cpp");
+    check(client.restore("cpp").stats().n_seen == n_tokens, "restore");
+    client.delete_snapshot("cpp");
+}
+
 void check_read(trikv::client &client)
 {
     trikv::session s = open(client, "f16");
@@ -166,6 +205,7 @@ int main()
     check(client.info().protocol == 1, "info");
     check_steps(client);
     check_ring(client);
+    check_sharing(client);
     check_read(client);
     check_calibration(client);
     for (int i = 0; i < 100; i++) /* more than may be open at a time */

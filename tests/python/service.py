@@ -29,7 +29,10 @@ class Service:
         self.socket = self.folder + "/trikvd.sock"
         config = Path(self.folder, "trikvd.yaml")
         disabled = os.environ.get("TRIKV_CPU_DISABLE", "")
-        config.write_text(f'workers:\n  threads: 2\n  cpu_disable: "{disabled}"\n')
+        snapshots = Path(self.folder, "snapshots")
+        snapshots.mkdir(mode=0o700)
+        config.write_text(f'workers:\n  threads: 2\n  cpu_disable: "{disabled}"\n'
+                          f'snapshot:\n  directory: "{snapshots}"\n')
         self.process = subprocess.Popen(
             [str(PROGRAMS / "trikvd"), "--config", str(config), "--socket", self.socket,
              "--memory-cap", "256MiB", "--profiles", "/nonexistent", "--log-level", "error",

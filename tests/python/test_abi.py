@@ -101,6 +101,10 @@ class Names(unittest.TestCase):
         dtypes = dict(re.findall(r"TRIKV_(F32|F16|BF16) = (\d)", HEADER))
         self.assertEqual({n: int(v) for n, v in dtypes.items()},
                          {"F32": _abi.F32, "F16": _abi.F16, "BF16": _abi.BF16})
+        kinds = dict(re.findall(r"TRIKV_(STEP_\w+) = (\d)", HEADER))
+        self.assertEqual({n: int(v) for n, v in kinds.items()},
+                         {n: getattr(_abi, n) for n in kinds})
+        self.assertEqual(len(kinds), 3)
 
 
 class Loading(unittest.TestCase):

@@ -98,6 +98,38 @@ class SessionTest(ServiceTest):
             self.assertEqual(s.stats().n_seen, other.stats().n_seen)
             np.testing.assert_array_equal(s.attend(0, self.q[-4:]), other.attend(0, self.q[-4:]))
 
+    def test_batch_is_its_steps(self) -> None:
+        with trikv.Client(self.service.socket) as c:
+            c.open_ring(n_entries=4)
+            for client in (self.client, c):
+                one = self.open("tq4")
+                many = client.open(LAYER, 2, codec_k="tq4", codec_v="tq4", recent_tokens=64,
+                                   pinned_tokens=4)
+                for i in range(0, N, 20):
+                    k, v, q = self.k[i:i + 20], self.v[i:i + 20], self.q[i:i + 20]
+                    with many.batch() as batch:
+                        batch.append(0, k[:10], v[:10])
+                        lse = np.empty((10, H), np.float32)
+                        got = [batch.append_attend(0, k[10:], v[10:], q[10:], lse=lse),
+                               batch.append_attend(1, k, v, q), batch.attend(1, q[-1:])]
+                    one.append(0, k[:10], v[:10])
+                    want_lse = np.empty((10, H), np.float32)
+                    want = [one.append_attend(0, k[10:], v[10:], q[10:], lse=want_lse),
+                            one.append_attend(1, k, v, q), one.attend(1, q[-1:])]
+                    for x, y in zip(got, want):
+                        np.testing.assert_array_equal(x, y)
+                    np.testing.assert_array_equal(lse, want_lse)
+                with self.assertRaisesRegex(RequestError, "over 199"), many.batch() as batch:
+                    batch.append(0, self.k[:2], self.v[:2], positions=[900, 901])
+                    batch.append(1, self.k[:2], self.v[:2], positions=[7, 8])
+                    batch.append(1, self.k[:2], self.v[:2])
+                with self.assertRaises(ZeroDivisionError), many.batch() as batch:
+                    batch.append(1, self.k[:2], self.v[:2])
+                    raise ZeroDivisionError
+                # the first was done, what followed the error was not
+                self.assertEqual(len(many.read(0).positions), N + 2)
+                self.assertEqual(len(many.read(1).positions), N)
+
     def test_halves_and_bfloat16(self) -> None:
         halves = [a.astype(np.float16) for a in (self.k, self.v, self.q)]
         want = self.open().append_attend(0, *[a.astype(np.float32) for a in halves])
@@ -137,6 +169,20 @@ class SessionTest(ServiceTest):
             np.testing.assert_array_equal(child.attend(0, self.q[-4:]), want)
             np.testing.assert_array_equal(stranger.attend(0, self.q[-4:]), want)
         self.assertGreater(parent.stats().shared_bytes, 0)
+
+    def test_snapshot(self) -> None:
+        s = self.open("tq3")
+        for layer in range(2):
+            s.append(layer, self.k, self.v)
+        self.assertGreater(s.snapshot("python"), 0)
+        want = s.attend(0, self.q[-4:])
+        s.close()
+        back = self.client.restore("python")
+        np.testing.assert_array_equal(back.attend(0, self.q[-4:]), want)
+        self.client.delete_snapshot("python")
+        with self.assertRaises(RequestError) as caught:
+            self.client.restore("python")
+        self.assertEqual(caught.exception.code, ErrorCode.ARGUMENT)
 
     def test_stats(self) -> None:
         s = self.open("tq4")

@@ -12,6 +12,7 @@ A ctypes layer over libtrikv; client/trikv.h says what every call means.
 """
 
 from ._abi import library
+from .batch import Batch
 from .client import Client
 from .errors import (
     ConnectionLostError, ErrorCode, LimitError, RequestError, StateError, TrikvError,
@@ -22,7 +23,7 @@ from .session import Session
 from .types import Calibration, Geometry, Info, Layer, Prefix, PrefixResult, Rope, Stats, Tokens
 
 __all__ = [
-    "Calibration", "Client", "ConnectionLostError", "ErrorCode", "Geometry", "Handle", "Info",
+    "Batch", "Calibration", "Client", "ConnectionLostError", "ErrorCode", "Geometry", "Handle", "Info",
     "Layer", "LimitError", "Map", "Prefix", "PrefixResult", "RequestError", "Rope", "Session",
     "StateError", "Stats", "Tokens", "TrikvError", "library_version",
 ]

@@ -15,6 +15,7 @@ from typing import Any
 
 ABI_VERSION = 0
 F32, F16, BF16 = 0, 1, 2
+STEP_APPEND, STEP_ATTEND, STEP_APPEND_ATTEND = 1, 2, 3
 
 
 class Options(Structure):

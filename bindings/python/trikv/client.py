@@ -148,6 +148,10 @@ class Client:
         tensors: NDArray[np.uint8] = np.ctypeslib.as_array(memory)
         return tensors
 
+    def wait_ring(self) -> None:
+        """Wait for what was submitted; of Batch."""
+        self.call("ring_wait", self.pointer())
+
     def close_ring(self) -> None:
         """End the fast path; steps go by the socket again. No ring: nothing."""
         self.call("ring_close", self.pointer())

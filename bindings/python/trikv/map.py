@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from . import _abi
 from .errors import ErrorCode, StateError
 from .owned import Owned
-from .step import Floats, Step
+from .step import Floats, attend_step
 from .types import Geometry, read_struct
 
 if TYPE_CHECKING:
@@ -44,10 +44,8 @@ class Map(Owned):
                lse: Floats | None = None) -> Floats:
         """As Session.attend, computed here. An error STALE if the connection has ended."""
         g = self.geometry(layer)
-        with Step(layer, dtype) as step:
-            step.take("q", q, (None, g.n_q_heads, g.head_dim_k))
-            result = step.outputs(g, out, lse)
-            self._call("attend_local", step.ready(positions))
+        step, result = attend_step(g, layer, q, positions, dtype, out, lse)
+        self._call("attend_local", ctypes.byref(step.c))
         return result
 
     def __repr__(self) -> str:

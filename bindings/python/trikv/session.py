@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _abi
 from .arrays import dense, dtype_code, pointer, positions_of
-from .errors import ErrorCode, StateError
+from .batch import Batch
+from .errors import ErrorCode, StateError, TrikvError
 from .handle import Handle
 from .map import Map
 from .owned import Owned
-from .step import Floats, Step
+from .step import Floats, Step, append_attend_step, append_step, attend_step
 from .types import Calibration, Geometry, PrefixResult, Stats, Tokens, encoded, read_struct
 
 if TYPE_CHECKING:
@@ -57,11 +59,8 @@ class Session(Owned):
         """Add tokens to a layer; without positions they follow the newest one. v is None where
         the layer has latents. token_ids: of a session opened with a Prefix, in at least one layer."""
         g = self.geometry(layer)
-        with Step(layer, dtype) as step:
-            step.take("k", k, (None, g.n_kv_heads, g.head_dim_k))
-            if v is not None:
-                step.take("v", v, (None, g.n_kv_heads, g.head_dim_v))
-            self._call("append", step.ready(positions, token_ids))
+        step = append_step(g, layer, k, v, positions, dtype, token_ids)
+        self._call("append", ctypes.byref(step.c))
 
     def attend(self, layer: int, q: ArrayLike, *, positions: ArrayLike | None = None,
                dtype: str | None = None, out: Floats | None = None,
@@ -69,10 +68,8 @@ class Session(Owned):
         """Attention of queries over what the layer holds: out [n][n_q_heads][head_dim_v]. The
         logarithms of the sums go to lse [n][n_q_heads] if it is given."""
         g = self.geometry(layer)
-        with Step(layer, dtype) as step:
-            step.take("q", q, (None, g.n_q_heads, g.head_dim_k))
-            result = step.outputs(g, out, lse)
-            self._call("attend", step.ready(positions))
+        step, result = attend_step(g, layer, q, positions, dtype, out, lse)
+        self._call("attend", ctypes.byref(step.c))
         return result
 
     def append_attend(self, layer: int, k: ArrayLike, v: ArrayLike | None, q: ArrayLike, *,
@@ -81,14 +78,25 @@ class Session(Owned):
                       token_ids: ArrayLike | None = None) -> Floats:
         """Both in one round trip: every new token attends to all up to and including itself."""
         g = self.geometry(layer)
-        with Step(layer, dtype) as step:
-            step.take("k", k, (None, g.n_kv_heads, g.head_dim_k))
-            if v is not None:
-                step.take("v", v, (None, g.n_kv_heads, g.head_dim_v))
-            step.take("q", q, (None, g.n_q_heads, g.head_dim_k))
-            result = step.outputs(g, out, lse)
-            self._call("append_attend", step.ready(positions, token_ids))
+        step, result = append_attend_step(g, layer, k, v, q, positions, dtype, out, lse, token_ids)
+        self._call("append_attend", ctypes.byref(step.c))
         return result
+
+    def batch(self) -> Batch:
+        """Steps to be done together: with a ring (Client.open_ring) in one go."""
+        return Batch(self)
+
+    def run_steps(self, kind: int, steps: Sequence[Step]) -> None:
+        """Do these, each of this kind, in order, and wait for the last; of Batch."""
+        array = (_abi.Step * len(steps))(*[step.c for step in steps])
+        with self._client.lock:
+            try:
+                self._call("ring_submit", kind, array, len(steps))
+            except TrikvError:
+                with suppress(TrikvError):  # what went before it
+                    self._client.wait_ring()
+                raise
+            self._client.wait_ring()
 
     def read(self, layer: int, first: int = 0, n_tokens: int | None = None, *,
              kv_head: int | None = None, dtype: str = "float32") -> Tokens:
