@@ -2,7 +2,6 @@
  * A request through the daemon: append and attend of one small token, by the socket and by a ring, all
  * on one processor and on two, beside the least that two processes can do with each other.
  */
-#include <dirent.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +12,6 @@
 #include "bench/machine.h"
 #include "bench/pingpong.h"
 #include "bench/service.h"
-#include "client/client.h"
 
 enum {
     HEAD_DIM = 32,
@@ -27,8 +25,7 @@ enum {
 
 struct bench {
     struct tkv_machine machine;
-    cpu_set_t all;
-    int first, second; /* processors; second is -1 if there is but one */
+    struct tkv_places places;
     float tensors[4][HEAD_DIM];
 };
 
@@ -78,69 +75,63 @@ static int measure_steps(struct bench *b, const struct tkv_bench_service *s, str
 
 struct scene {
     enum { ANYWHERE, TOGETHER, APART } place; /* of this process and the daemon */
-    bool ring;
     size_t staging_bytes;
-    const char *p50_key, *p50_label, *p99_key, *p99_label;
-    const char *nothing_key; /* of a ring: entries that ask for nothing */
+    const char *p50_key, *p50_label, *p99_key;
+    const char *bare_key; /* what it stands beside, and how many times that it is */
+    const char *ratio_key;
+    /* Of a ring: of each step the daemon's work; and steps without any. */
+    const char *work_key, *nothing_key, *nothing_ratio_key;
 };
 
 static const struct scene scenes[] = {
-    {TOGETHER, false, 0, "socket_p50_us", "socket, one processor, us", "socket_p99_us",
-     "  99 in 100 below", NULL},
-    {TOGETHER, false, STAGING_BYTES, "staging_p50_us", "socket and staging area, one processor, us",
-     "staging_p99_us", "  99 in 100 below", NULL},
-    {ANYWHERE, false, 0, "socket_free_p50_us", "socket, any processor, us", "socket_free_p99_us",
-     "  99 in 100 below", NULL},
-    {TOGETHER, true, 0, "ring_sleep_p50_us", "ring asleep, one processor, us", "ring_sleep_p99_us",
-     "  99 in 100 below", "ring_sleep_nothing_p50_us"},
-    {APART, true, 0, "ring_spin_p50_us", "ring spinning, two processors, us", "ring_spin_p99_us",
-     "  99 in 100 below", "ring_spin_nothing_p50_us"},
+    {.place = TOGETHER,
+     .p50_key = "socket_p50_us",
+     .p50_label = "socket, one processor, us",
+     .p99_key = "socket_p99_us",
+     .bare_key = "bare_socket_p50_us",
+     .ratio_key = "socket_ratio"},
+    {.place = TOGETHER,
+     .staging_bytes = STAGING_BYTES,
+     .p50_key = "staging_p50_us",
+     .p50_label = "socket and staging area, one processor, us",
+     .p99_key = "staging_p99_us"},
+    {.place = ANYWHERE,
+     .p50_key = "socket_free_p50_us",
+     .p50_label = "socket, any processor, us",
+     .p99_key = "socket_free_p99_us"},
+    {.place = TOGETHER,
+     .p50_key = "ring_sleep_p50_us",
+     .p50_label = "ring asleep, one processor, us",
+     .p99_key = "ring_sleep_p99_us",
+     .bare_key = "bare_eventfd_p50_us",
+     .ratio_key = "ring_sleep_ratio",
+     .work_key = "ring_sleep_work_us",
+     .nothing_key = "ring_sleep_nothing_p50_us",
+     .nothing_ratio_key = "ring_sleep_nothing_ratio"},
+    {.place = APART,
+     .p50_key = "ring_spin_p50_us",
+     .p50_label = "ring spinning, two processors, us",
+     .p99_key = "ring_spin_p99_us",
+     .bare_key = "bare_spin_p50_us",
+     .ratio_key = "ring_spin_ratio",
+     .work_key = "ring_spin_work_us",
+     .nothing_key = "ring_spin_nothing_p50_us",
+     .nothing_ratio_key = "ring_spin_nothing_ratio"},
 };
 
 /* The exchange alone: entries that the daemon only completes. */
 static int measure_nothing(const struct tkv_bench_service *s, struct tkv_samples *us,
                            struct tkv_reason *why)
 {
-    struct tkv_client_ring *const r = s->client->ring;
-    struct trikv_ring_entry *const entries = (struct trikv_ring_entry *)(void *)(r->shared + 1);
-
     for (int i = 0; i < WARM_STEPS + N_STEPS; i++) {
         const uint64_t start = tkv_bench_now_ns();
-        struct trikv_ring_entry *e = &entries[r->n_written & (r->n_entries - 1)];
 
-        *e = (struct trikv_ring_entry){.tag = r->n_written, .op = TRIKV_RING_NOTHING};
-        r->n_written++;
-        if (tkv_ring_wait(s->client))
+        if (tkv_bench_ring_nothing(s->client))
             return tkv_bench_service_fail(s, "an entry for nothing", why);
         if (i >= WARM_STEPS)
             tkv_samples_add(us, (double)(tkv_bench_now_ns() - start) * 1e-3);
     }
     return 0;
-}
-
-/* All threads that a process has now. */
-static int pin_threads(pid_t pid, int cpu, struct tkv_reason *why)
-{
-    char path[64];
-    struct dirent *entry;
-    cpu_set_t set;
-    DIR *folder;
-    int e = 0;
-
-    CPU_ZERO(&set);
-    CPU_SET((unsigned)cpu, &set);
-    (void)snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
-    folder = opendir(path);
-    if (!folder)
-        return tkv_reason_set(why, "cannot list %s", path);
-    while ((entry = readdir(folder)) != NULL) {
-        const pid_t thread = (pid_t)strtol(entry->d_name, NULL, 10);
-
-        if (thread > 0 && sched_setaffinity(thread, sizeof(set), &set))
-            e = tkv_reason_set(why, "cannot put a thread on processor %d", cpu);
-    }
-    (void)closedir(folder);
-    return e;
 }
 
 static double p50(struct tkv_samples *us)
@@ -151,32 +142,65 @@ static double p50(struct tkv_samples *us)
     return median;
 }
 
+/* The daemon and this process, each where the scene wants it. */
+static int start_scene(const struct bench *b, const struct scene *scene,
+                       struct tkv_bench_service *s, struct tkv_reason *why)
+{
+    const struct tkv_places *const p = &b->places;
+    cpu_set_t second;
+    int e;
+
+    if (scene->place == TOGETHER ? tkv_pin(p->first, why) : tkv_pin_process(0, &p->all, why))
+        return -1;
+    e = tkv_bench_service_start(s, 1, scene->staging_bytes, false, why);
+    if (e)
+        return e;
+    if (scene->work_key && trikv_ring_open(s->client, NULL))
+        e = tkv_bench_service_fail(s, "ring", why);
+    if (!e && scene->place == APART) {
+        CPU_ZERO(&second);
+        CPU_SET((unsigned)p->second, &second);
+        e = tkv_pin(p->first, why) || tkv_pin_process(s->daemon.pid, &second, why) ? -1 : 0;
+    }
+    if (e)
+        tkv_bench_service_stop(s);
+    return e;
+}
+
+static void record_ratio(struct tkv_record *r, const char *key, double us, const char *bare_key)
+{
+    const struct tkv_field *const bare = tkv_record_find(r, bare_key);
+
+    tkv_record_number(r, key, "  times as long as the bare one", us / bare->number);
+}
+
 static int measure_scene(struct bench *b, const struct scene *scene, struct tkv_record *r,
                          struct tkv_reason *why)
 {
     struct tkv_samples us = {0};
     struct tkv_bench_service s;
     struct tkv_spread d;
-    int e;
+    double work_us = 0;
+    int e = start_scene(b, scene, &s, why);
 
-    if (scene->place == TOGETHER ? tkv_pin(b->first, why)
-                                 : sched_setaffinity(0, sizeof(b->all), &b->all))
-        return -1;
-    e = tkv_bench_service_start(&s, 1, scene->staging_bytes, false, why);
     if (e)
         return e;
-    if (scene->ring && trikv_ring_open(s.client, NULL))
-        e = tkv_bench_service_fail(&s, "ring", why);
-    if (!e && scene->place == APART)
-        e = tkv_pin(b->first, why) || pin_threads(s.daemon.pid, b->second, why) ? -1 : 0;
-    e = e ? e : measure_steps(b, &s, &us, why);
+    e = measure_steps(b, &s, &us, why);
+    if (!e && tkv_bench_attention_us(s.client, &work_us))
+        e = tkv_bench_service_fail(&s, "statistics", why);
     d = tkv_samples_spread(&us);
     tkv_record_number(r, scene->p50_key, scene->p50_label, d.median);
-    tkv_record_number(r, scene->p99_key, scene->p99_label, d.p99);
-    if (!e && scene->nothing_key) {
+    tkv_record_number(r, scene->p99_key, "  99 in 100 below", d.p99);
+    if (scene->bare_key)
+        record_ratio(r, scene->ratio_key, d.median, scene->bare_key);
+    if (!e && scene->work_key) {
+        tkv_record_number(r, scene->work_key, "  of it the step's work, us",
+                          work_us / (WARM_STEPS + N_STEPS));
         us.n = 0;
         e = measure_nothing(&s, &us, why);
-        tkv_record_number(r, scene->nothing_key, "  without any work, us", p50(&us));
+        d.median = p50(&us);
+        tkv_record_number(r, scene->nothing_key, "  without any work, us", d.median);
+        record_ratio(r, scene->nothing_ratio_key, d.median, scene->bare_key);
     }
     tkv_bench_service_stop(&s);
     return e;
@@ -185,8 +209,8 @@ static int measure_scene(struct bench *b, const struct scene *scene, struct tkv_
 /* Bare exchanges of as many bytes as the request and its reply. */
 static int measure_bare(const struct bench *b, struct tkv_record *r, struct tkv_reason *why)
 {
-    struct tkv_pingpong p = {.here = b->first,
-                             .there = b->first,
+    struct tkv_pingpong p = {.here = b->places.first,
+                             .there = b->places.first,
                              .ping_bytes = 3 * HEAD_DIM * sizeof(float) + OVERHEAD_BYTES,
                              .pong_bytes = HEAD_DIM * sizeof(float) + OVERHEAD_BYTES,
                              .n = N_PINGS};
@@ -198,9 +222,9 @@ static int measure_bare(const struct bench *b, struct tkv_record *r, struct tkv_
     if (tkv_pingpong_eventfd(&p, &us, why))
         return -1;
     tkv_record_number(r, "bare_eventfd_p50_us", "bare eventfd, one processor, us", p50(&us));
-    if (b->second < 0)
+    if (b->places.second < 0)
         return 0;
-    p.there = b->second;
+    p.there = b->places.second;
     if (tkv_pingpong_spin(&p, &us, why))
         return -1;
     tkv_record_number(r, "bare_spin_p50_us", "bare spinning, two processors, us", p50(&us));
@@ -213,25 +237,25 @@ static int measure_layers(const struct bench *b, uint32_t n_tokens, struct tkv_r
     struct tkv_bench_service s;
     int e;
 
-    if (tkv_pin(b->first, why) || tkv_bench_service_start(&s, 1, STAGING_BYTES, false, why))
+    if (tkv_bench_service_start(&s, 1, STAGING_BYTES, false, why))
         return -1;
-    e = tkv_bench_ipc_layers(&s, n_tokens, r, why);
+    e = tkv_bench_ipc_layers(&s, n_tokens, &b->places, r, why);
     tkv_bench_service_stop(&s);
     return e;
 }
 
 static int find_processors(struct bench *b, struct tkv_reason *why)
 {
-    if (sched_getaffinity(0, sizeof(b->all), &b->all))
+    if (sched_getaffinity(0, sizeof(b->places.all), &b->places.all))
         return tkv_reason_set(why, "cannot learn which processors there are");
-    b->first = b->second = -1;
-    for (int i = 0; i < CPU_SETSIZE && b->second < 0; i++) {
-        if (!CPU_ISSET((unsigned)i, &b->all))
+    b->places.first = b->places.second = -1;
+    for (int i = 0; i < CPU_SETSIZE && b->places.second < 0; i++) {
+        if (!CPU_ISSET((unsigned)i, &b->places.all))
             continue;
-        if (b->first < 0)
-            b->first = i;
+        if (b->places.first < 0)
+            b->places.first = i;
         else
-            b->second = i;
+            b->places.second = i;
     }
     return 0;
 }
@@ -250,11 +274,11 @@ int tkv_bench_ipc(const struct tkv_bench_options *o, struct tkv_record *r, struc
     tkv_record_number(r, "repetitions", "round trips", N_STEPS);
     e = measure_bare(&b, r, why);
     for (size_t i = 0; !e && i < sizeof(scenes) / sizeof(scenes[0]); i++) {
-        if (scenes[i].place != APART || b.second >= 0)
+        if (scenes[i].place != APART || b.places.second >= 0)
             e = measure_scene(&b, &scenes[i], r, why);
     }
     e = e ? e : measure_layers(&b, (uint32_t)o->tokens, r, why);
-    (void)sched_setaffinity(0, sizeof(b.all), &b.all);
+    (void)sched_setaffinity(0, sizeof(b.places.all), &b.places.all);
     tkv_machine_deinit(&b.machine);
     return e;
 }

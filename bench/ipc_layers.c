@@ -1,13 +1,15 @@
 /*
  * A decode step of many layers: their attention through the daemon, one by one by the socket and all
  * at one doorbell by a ring, beside the same attention on a map in this process, which is what it
- * takes at least. On one processor, so that nobody helps.
+ * takes at least. How long attention takes is not the same twice, by more than what is looked for; so the
+ * daemon's own time at it is taken from each step, and what is left is what going there adds.
  */
 #include "bench/ipc_layers.h"
 
 #include <stdlib.h>
 
 #include "bench/inputs.h"
+#include "bench/pingpong.h"
 
 enum {
     N_LAYERS = 32,
@@ -15,22 +17,36 @@ enum {
     GROUP = 4,
     HEAD_DIM = 128,
     CHUNK = 1024,
-    N_REPETITIONS = 15,
+    N_REPETITIONS = 41,
     K_FLOATS = CHUNK * N_KV_HEADS * HEAD_DIM,
     Q_FLOATS = N_KV_HEADS * GROUP * HEAD_DIM,
+};
+
+/* What was measured of one way to the daemon. */
+struct way {
+    struct tkv_samples work_us;  /* of the daemon at attention */
+    struct tkv_samples added_us; /* to it */
 };
 
 struct layers {
     const struct tkv_bench_service *service;
     struct trikv_session *session;
+    struct trikv_client *ring_client; /* with a ring, and a fork of the session */
+    struct trikv_session *ring_session;
     struct trikv_map *map;
     uint32_t n_tokens;
     float *k;   /* [CHUNK] */
     float *q;   /* [N_LAYERS] */
     float *out; /* likewise */
     struct trikv_step steps[N_LAYERS];
-    struct tkv_samples local_us, socket_us, ring_us;
+    struct tkv_samples local_us;
+    struct way socket, asleep, spinning;
 };
+
+static int fail_ring(const struct layers *l, const char *what, struct tkv_reason *why)
+{
+    return tkv_reason_set(why, "%s: %s", what, trikv_last_error(l->ring_client));
+}
 
 static int fill(struct layers *l, struct tkv_reason *why)
 {
@@ -55,19 +71,26 @@ static int fill(struct layers *l, struct tkv_reason *why)
                 return tkv_bench_service_fail(l->service, "append", why);
         }
     }
+    if (trikv_map(l->service->client, trikv_session_id(l->session), &l->map))
+        return tkv_bench_service_fail(l->service, "map", why);
     return 0;
 }
 
-static int attend_all(struct layers *l, int (*attend)(struct layers *l), struct tkv_samples *us,
-                      struct tkv_reason *why)
+/* Whether it spins or sleeps is said by where both sides are allowed to be just now. */
+static int open_ring(struct layers *l, struct tkv_reason *why)
 {
-    const uint64_t start = tkv_bench_now_ns();
+    const struct trikv_options o = {.size = sizeof(o),
+                                    .socket = l->service->daemon.socket,
+                                    .timeout_ms = 600000,
+                                    .name = "trikv-bench"};
 
-    if (attend(l))
-        return tkv_bench_service_fail(l->service, "attend", why);
-    tkv_samples_add(us, (double)(tkv_bench_now_ns() - start) * 1e-3);
+    if (trikv_connect(&l->ring_client, &o) || trikv_ring_open(l->ring_client, NULL) ||
+        trikv_fork_id(l->ring_client, trikv_session_id(l->session), NULL, &l->ring_session))
+        return fail_ring(l, "ring", why);
     return 0;
 }
+
+/* ---- one step ------------------------------------------------------------------------------- */
 
 static int attend_local(struct layers *l)
 {
@@ -89,32 +112,91 @@ static int attend_by_socket(struct layers *l)
 
 static int attend_by_ring(struct layers *l)
 {
-    const int e = trikv_ring_submit(l->session, TRIKV_STEP_ATTEND, l->steps, N_LAYERS);
+    const int e = trikv_ring_submit(l->ring_session, TRIKV_STEP_ATTEND, l->steps, N_LAYERS);
 
-    return e ? e : trikv_ring_wait(l->service->client);
+    return e ? e : trikv_ring_wait(l->ring_client);
 }
 
-/* In turns, so that whatever else the machine does meets all three. */
-static int measure(struct layers *l, struct tkv_reason *why)
+static int measure_local(struct layers *l, struct tkv_reason *why)
 {
-    struct trikv_client *const c = l->service->client;
+    const uint64_t start = tkv_bench_now_ns();
 
-    if (trikv_map(c, trikv_session_id(l->session), &l->map))
-        return tkv_bench_service_fail(l->service, "map", why);
-    for (int i = 0; i < N_REPETITIONS; i++) {
-        if (attend_all(l, attend_local, &l->local_us, why) ||
-            attend_all(l, attend_by_socket, &l->socket_us, why))
+    if (attend_local(l))
+        return tkv_bench_service_fail(l->service, "attend", why);
+    tkv_samples_add(&l->local_us, (double)(tkv_bench_now_ns() - start) * 1e-3);
+    return 0;
+}
+
+/* One step by this client; the daemon says before and after how long it has attended, ever. */
+static int measure_way(struct layers *l, struct way *way, struct trikv_client *client,
+                       int (*attend)(struct layers *l), struct tkv_reason *why)
+{
+    double work_us[2], us;
+    uint64_t start;
+    int e = tkv_bench_attention_us(client, &work_us[0]);
+
+    if (!e &&
+        client == l->ring_client) /* so that a step follows upon a step, as in a decode loop */
+        e = tkv_bench_ring_nothing(client);
+    start = tkv_bench_now_ns();
+    e = e ? e : attend(l);
+    us = (double)(tkv_bench_now_ns() - start) * 1e-3;
+    e = e ? e : tkv_bench_attention_us(client, &work_us[1]);
+    if (e)
+        return tkv_reason_set(why, "attend: %s", trikv_last_error(client));
+    tkv_samples_add(&way->work_us, work_us[1] - work_us[0]);
+    tkv_samples_add(&way->added_us, us - (work_us[1] - work_us[0]));
+    return 0;
+}
+
+/* ---- many ----------------------------------------------------------------------------------- */
+
+/* In turns, so that whatever else the machine does meets all; the first is not counted. */
+static int measure_together(struct layers *l, struct tkv_reason *why)
+{
+    for (int i = 0; i <= N_REPETITIONS; i++) {
+        if (measure_local(l, why) ||
+            measure_way(l, &l->socket, l->service->client, attend_by_socket, why) ||
+            measure_way(l, &l->asleep, l->ring_client, attend_by_ring, why))
             return -1;
-        if (trikv_ring_open(c, NULL))
-            return tkv_bench_service_fail(l->service, "ring", why);
-        if (attend_by_ring(l)) /* a ring's first step finds its memory */
-            return tkv_bench_service_fail(l->service, "ring", why);
-        if (attend_all(l, attend_by_ring, &l->ring_us, why))
-            return -1;
-        if (trikv_ring_close(c))
-            return tkv_bench_service_fail(l->service, "ring", why);
+        if (i == 0)
+            l->local_us.n = l->socket.work_us.n = l->socket.added_us.n = l->asleep.work_us.n =
+                l->asleep.added_us.n = 0;
     }
     return 0;
+}
+
+static int measure_apart(struct layers *l, struct tkv_reason *why)
+{
+    for (int i = 0; i <= N_REPETITIONS; i++) {
+        if (measure_way(l, &l->spinning, l->ring_client, attend_by_ring, why))
+            return -1;
+        if (i == 0)
+            l->spinning.work_us.n = l->spinning.added_us.n = 0;
+    }
+    return 0;
+}
+
+static int measure(struct layers *l, const struct tkv_places *p, struct tkv_reason *why)
+{
+    const pid_t daemon = l->service->daemon.pid;
+    cpu_set_t first, second;
+
+    CPU_ZERO(&first);
+    CPU_ZERO(&second);
+    CPU_SET((unsigned)p->first, &first);
+    if (tkv_pin_process(0, &first, why) || tkv_pin_process(daemon, &first, why) ||
+        open_ring(l, why) || measure_together(l, why))
+        return -1;
+    trikv_disconnect(&l->ring_client);
+    if (p->second < 0)
+        return 0;
+    CPU_SET((unsigned)p->second, &second);
+    return tkv_pin_process(0, &p->all, why) || tkv_pin_process(daemon, &p->all, why) ||
+                   open_ring(l, why) || tkv_pin_process(0, &first, why) ||
+                   tkv_pin_process(daemon, &second, why)
+               ? -1
+               : measure_apart(l, why);
 }
 
 static double median(struct tkv_samples *s)
@@ -122,15 +204,32 @@ static double median(struct tkv_samples *s)
     return tkv_samples_spread(s).median;
 }
 
+static void record_way(struct tkv_record *r, struct way *way, double local_us,
+                       const char *const *names)
+{
+    const double added_us = median(&way->added_us);
+
+    if (way->added_us.n == 0)
+        return;
+    tkv_record_number(r, names[0], names[1], 100 * added_us / local_us);
+    tkv_record_number(r, names[2], "    a layer, us", added_us / N_LAYERS);
+}
+
 static void record(struct layers *l, struct tkv_record *r)
 {
-    const double local = median(&l->local_us);
+    static const char *const socket[] = {"layers_socket_percent", "  the socket adds, %",
+                                         "layers_socket_us"};
+    static const char *const asleep[] = {"layers_ring_percent", "  the ring adds, one processor, %",
+                                         "layers_ring_us"};
+    static const char *const spinning[] = {
+        "layers_ring_spin_percent", "  the ring adds, two processors, %", "layers_ring_spin_us"};
+    const double local_us = median(&l->local_us);
 
-    tkv_record_number(r, "layers_local_us", "attention of 32 layers, us", local);
-    tkv_record_number(r, "layers_socket_percent", "  the socket adds, %",
-                      100 * (median(&l->socket_us) / local - 1));
-    tkv_record_number(r, "layers_ring_percent", "  the ring adds, all layers at once, %",
-                      100 * (median(&l->ring_us) / local - 1));
+    tkv_record_number(r, "layers_local_us", "attention of 32 layers, us", local_us);
+    tkv_record_number(r, "layers_daemon_us", "  in the daemon, us", median(&l->asleep.work_us));
+    record_way(r, &l->socket, local_us, socket);
+    record_way(r, &l->asleep, local_us, asleep);
+    record_way(r, &l->spinning, local_us, spinning);
 }
 
 static void prepare(struct layers *l)
@@ -148,7 +247,8 @@ static void prepare(struct layers *l)
                                           .out = l->out + (size_t)i * Q_FLOATS};
 }
 
-int tkv_bench_ipc_layers(const struct tkv_bench_service *s, uint32_t n_tokens, struct tkv_record *r,
+int tkv_bench_ipc_layers(const struct tkv_bench_service *s, uint32_t n_tokens,
+                         const struct tkv_places *places, struct tkv_record *r,
                          struct tkv_reason *why)
 {
     struct layers *l = calloc(1, sizeof(*l));
@@ -166,10 +266,11 @@ int tkv_bench_ipc_layers(const struct tkv_bench_service *s, uint32_t n_tokens, s
     } else {
         prepare(l);
         e = fill(l, why);
-        e = e ? e : measure(l, why);
+        e = e ? e : measure(l, places, why);
         if (!e)
             record(l, r);
     }
+    trikv_disconnect(&l->ring_client);
     trikv_unmap(&l->map);
     trikv_close(&l->session);
     free(l->k);

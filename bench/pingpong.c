@@ -1,10 +1,13 @@
 #include "bench/pingpong.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -24,6 +27,31 @@ int tkv_pin(int cpu, struct tkv_reason *why)
     if (sched_setaffinity(0, sizeof(set), &set))
         return tkv_reason_set(why, "cannot stay on processor %d: %s", cpu, strerror(errno));
     return 0;
+}
+
+int tkv_pin_process(pid_t pid, const cpu_set_t *set, struct tkv_reason *why)
+{
+    char path[64];
+    struct dirent *entry;
+    DIR *folder;
+    int e = 0;
+
+    if (pid == 0)
+        return sched_setaffinity(0, sizeof(*set), set)
+                   ? tkv_reason_set(why, "cannot choose processors: %s", strerror(errno))
+                   : 0;
+    (void)snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+    folder = opendir(path);
+    if (!folder)
+        return tkv_reason_set(why, "cannot list %s", path);
+    while ((entry = readdir(folder)) != NULL) {
+        const pid_t thread = (pid_t)strtol(entry->d_name, NULL, 10);
+
+        if (thread > 0 && sched_setaffinity(thread, sizeof(*set), set))
+            e = tkv_reason_set(why, "cannot choose processors for a thread of %d", (int)pid);
+    }
+    (void)closedir(folder);
+    return e;
 }
 
 /* The other process, which dies with this one. 0 in it, else its id, or -1 with a text. */

@@ -2,6 +2,9 @@
 #ifndef TKV_BENCH_PINGPONG_H
 #define TKV_BENCH_PINGPONG_H
 
+#include <sched.h>
+#include <sys/types.h>
+
 #include "bench/samples.h"
 #include "tools/reason.h"
 
@@ -23,5 +26,14 @@ int tkv_pingpong_spin(const struct tkv_pingpong *p, struct tkv_samples *us, stru
 
 /* Keep the calling thread, and what it starts from now on, on one processor. */
 int tkv_pin(int cpu, struct tkv_reason *why);
+
+/* All threads that a process has now; pid 0: the calling thread. */
+int tkv_pin_process(pid_t pid, const cpu_set_t *set, struct tkv_reason *why);
+
+/* Where things may run. */
+struct tkv_places {
+    cpu_set_t all;
+    int first, second; /* processors; second is -1 if there is but one */
+};
 
 #endif /* TKV_BENCH_PINGPONG_H */

@@ -8,6 +8,8 @@
 #include <unistd.h>
 
 #include "bench/inputs.h"
+#include "client/client.h"
+#include "proto/trikv.pb-c.h"
 #include "tools/profile_write.h"
 
 /* TRIKV_BIN, else trikvd in the folder of this program. */
@@ -86,6 +88,30 @@ static int make_profile(struct tkv_bench_service *s, struct tkv_reason *why)
     }
     (void)snprintf(path, sizeof(path), "%s/" TKV_BENCH_PROFILE ".yaml", s->folder);
     return write_profile(path, why);
+}
+
+int tkv_bench_attention_us(struct trikv_client *c, double *us)
+{
+    struct tkv_request r = TKV_REQUEST_INIT;
+    int e;
+
+    r.type = TRIKV_DAEMON_STATS;
+    r.reply_type = &trikv__daemon_stats__descriptor;
+    e = tkv_request_run(c, &r);
+    *us = e ? 0 : ((const Trikv__DaemonStats *)r.reply)->attend_s * 1e6;
+    tkv_request_deinit(&r);
+    return e;
+}
+
+int tkv_bench_ring_nothing(struct trikv_client *c)
+{
+    struct tkv_client_ring *const r = c->ring;
+    struct trikv_ring_entry *const entries = (struct trikv_ring_entry *)(void *)(r->shared + 1);
+
+    entries[r->n_written & (r->n_entries - 1)] =
+        (struct trikv_ring_entry){.tag = r->n_written, .op = TRIKV_RING_NOTHING};
+    r->n_written++;
+    return tkv_ring_wait(c);
 }
 
 int tkv_bench_service_fail(const struct tkv_bench_service *s, const char *what,

@@ -32,6 +32,12 @@ int tkv_bench_service_start(struct tkv_bench_service *s, uint32_t n_threads, siz
                             bool with_profile, struct tkv_reason *why);
 void tkv_bench_service_stop(struct tkv_bench_service *s);
 
+/* How long the daemon has attended (appending or not) for anybody, ever. 0, or an error of libtrikv. */
+int tkv_bench_attention_us(struct trikv_client *c, double *us);
+
+/* A step through the client's ring that asks for nothing: the exchange alone. Likewise. */
+int tkv_bench_ring_nothing(struct trikv_client *c);
+
 /* The reason of a client call that failed; returns -1. */
 int tkv_bench_service_fail(const struct tkv_bench_service *s, const char *what,
                            struct tkv_reason *why);

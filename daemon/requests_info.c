@@ -128,6 +128,9 @@ void tkv_handle_daemon_stats(struct tkv_call *call, const ProtobufCMessage *mess
     reply.n_tokens_appended = s->counters.n_tokens_appended;
     reply.n_rows_attended = s->counters.n_rows_attended;
     reply.n_rounds = s->counters.n_rounds;
+    reply.has_append_s = reply.has_attend_s = true;
+    reply.append_s = s->metrics.append_s.sum_s;
+    reply.attend_s = s->metrics.attend_s.sum_s;
     reply.n_threads = s->n_threads;
     reply.cpu = tkv_pb_text(s->cpu);
     tkv_call_reply(call, &reply.base);
