@@ -40,8 +40,8 @@ static struct tkv_work work_of(const struct attend *a, size_t kv_head, uint32_t 
     return tkv_work_layout(a->c, a->batch_tokens, range, at);
 }
 
-/* Rows are [token][head in group]; the request has [token][query head]. */
-static void load_queries(const struct attend *a, size_t kv_head, struct tkv_work *w)
+/* Rows are [token][head in group]; the request has [token][query head]. Coded: as blocks want them, too. */
+static void load_queries(const struct attend *a, size_t kv_head, bool coded, struct tkv_work *w)
 {
     const struct tkv_shape *shape = &a->c->shape;
     const struct tkv_block_layout *layout = tkv_cache_any_tier(a->c);
@@ -54,7 +54,7 @@ static void load_queries(const struct attend *a, size_t kv_head, struct tkv_work
         tkv_to_f32(a->c->kn, w->q + i * row, (const uint8_t *)a->q->q + at * element_bytes,
                    a->q->dtype, row);
     }
-    for (size_t r = 0; r < (size_t)a->n * tkv_group(shape); r++)
+    for (size_t r = 0; coded && r < (size_t)a->n * tkv_group(shape); r++)
         tkv_block_code_query(layout, a->c->kn, w->q + r * shape->head_dim_k,
                              w->coded + r * tkv_block_tile_dim(layout));
 }
@@ -222,28 +222,23 @@ static void attend_halves(const struct attend *a, const struct tkv_attn_rows *ro
 }
 
 /* The batch at hand over one range of a KV head, and with the first one over its half tiers. */
-static void attend_range(const struct attend *a, size_t kv_head, uint32_t range)
+static void attend_range(const struct attend *a, size_t kv_head, uint32_t range, uint32_t n_ranges,
+                         struct tkv_work *w)
 {
     const struct tkv_cache *c = a->c;
     const struct tkv_attn_rows rows = {a->n, tkv_group(&c->shape), a->q->positions + a->first};
-    const uint32_t n_ranges = ranges_of(a, kv_head);
-    struct span s;
-    struct tkv_work w;
+    const struct span s = span_of(&c->heads[kv_head], range, n_ranges);
 
-    if (range >= n_ranges)
-        return;
-    w = work_of(a, kv_head, range);
-    s = span_of(&c->heads[kv_head], range, n_ranges);
-    load_queries(a, kv_head, &w);
-    tkv_partial_init(w.cold, w.cold_memory, rows.n_tokens * rows.group, c->shape.head_dim_v);
+    load_queries(a, kv_head, s.first < s.end, w);
+    tkv_partial_init(w->cold, w->cold_memory, rows.n_tokens * rows.group, c->shape.head_dim_v);
     if (range == 0)
-        attend_halves(a, &rows, kv_head, &w);
+        attend_halves(a, &rows, kv_head, w);
     if (s.first == s.end)
         return;
-    if (tkv_cache_is_fused(c, w.cold->n_rows))
-        attend_codes(a, &rows, &s, &w, w.cold);
+    if (tkv_cache_is_fused(c, w->cold->n_rows))
+        attend_codes(a, &rows, &s, w, w->cold);
     else
-        attend_tiles(a, &rows, &s, &w, w.cold);
+        attend_tiles(a, &rows, &s, w, w->cold);
 }
 
 static void store_result(const struct attend *a, size_t kv_head, const struct tkv_work *w)
@@ -261,46 +256,56 @@ static void store_result(const struct attend *a, size_t kv_head, const struct tk
     }
 }
 
-/* Merges the ranges of a KV head in order. */
-static void finish_head(const struct attend *a, size_t kv_head)
+/* Merges the ranges of a KV head in order, all into the first, which w is. */
+static void finish_head(const struct attend *a, size_t kv_head, uint32_t n_ranges,
+                        const struct tkv_work *w)
 {
-    const uint32_t n_ranges = ranges_of(a, kv_head);
-    const struct tkv_work w = work_of(a, kv_head, 0);
-    struct tkv_partial *cold = w.cold;
+    struct tkv_partial *cold = w->cold;
 
     for (uint32_t i = 1; i < n_ranges; i++)
         tkv_partial_merge(cold, work_of(a, kv_head, i).cold);
     if (a->c->heads[kv_head].n_blocks > 0) {
         for (size_t r = 0; r < cold->n_rows; r++)
             tkv_uncode_value(tkv_cache_any_tier(a->c)->v, a->c->kn, cold->out + r * cold->dim);
-        tkv_partial_merge(w.half, cold);
+        tkv_partial_merge(w->half, cold);
     }
-    tkv_partial_finish(w.half, w.out, w.lse);
-    store_result(a, kv_head, &w);
+    tkv_partial_finish(w->half, w->out, w->lse);
+    store_result(a, kv_head, w);
 }
 
 /* All batches of a short head at once. */
 static void attend_head(void *arg, size_t kv_head)
 {
     struct attend a = *(const struct attend *)arg;
+    struct tkv_work w = work_of(&a, kv_head, 0);
 
     for (; a.first < a.q->n_tokens; a.first += a.batch_tokens) {
         a.n = a.q->n_tokens - a.first < a.batch_tokens ? a.q->n_tokens - a.first : a.batch_tokens;
-        attend_range(&a, kv_head, 0);
-        finish_head(&a, kv_head);
+        attend_range(&a, kv_head, 0, 1, &w);
+        finish_head(&a, kv_head, 1, &w);
     }
 }
 
 static void attend_part(void *arg, size_t i)
 {
     const struct attend *a = arg;
+    const size_t kv_head = i % a->c->shape.n_kv_heads;
+    const uint32_t range = (uint32_t)(i / a->c->shape.n_kv_heads);
+    const uint32_t n_ranges = ranges_of(a, kv_head);
+    struct tkv_work w;
 
-    attend_range(a, i % a->c->shape.n_kv_heads, (uint32_t)(i / a->c->shape.n_kv_heads));
+    if (range >= n_ranges)
+        return;
+    w = work_of(a, kv_head, range);
+    attend_range(a, kv_head, range, n_ranges, &w);
 }
 
 static void finish_part(void *arg, size_t kv_head)
 {
-    finish_head(arg, kv_head);
+    const struct attend *a = arg;
+    const struct tkv_work w = work_of(a, kv_head, 0);
+
+    finish_head(a, kv_head, ranges_of(a, kv_head), &w);
 }
 
 static void attend_ranges(struct attend *a, const struct tkv_exec *exec)
@@ -324,7 +329,8 @@ void tkv_cache_attend(const struct tkv_cache *c, const struct tkv_queries *q, vo
     a.batch_tokens = tkv_cache_batch(c, q->n_tokens);
     a.n_ranges = tkv_cache_ranges(c, tkv_cache_longest(c), a.batch_tokens);
     a.first_bytes = tkv_work_layout(c, a.batch_tokens, 0, NULL).bytes;
-    a.others_bytes = tkv_work_layout(c, a.batch_tokens, 1, NULL).bytes;
+    if (a.n_ranges > 1)
+        a.others_bytes = tkv_work_layout(c, a.batch_tokens, 1, NULL).bytes;
     if (a.n_ranges == 1)
         tkv_exec_run(exec, c->shape.n_kv_heads, attend_head, &a);
     else

@@ -111,9 +111,11 @@ uint32_t tkv_cache_longest(const struct tkv_cache *c)
 static size_t bytes_for(const struct tkv_cache *c, uint32_t batch_tokens, uint64_t n_cold)
 {
     const uint32_t n = tkv_cache_ranges(c, n_cold, batch_tokens);
+    size_t bytes = tkv_work_layout(c, batch_tokens, 0, NULL).bytes;
 
-    return c->shape.n_kv_heads * (tkv_work_layout(c, batch_tokens, 0, NULL).bytes +
-                                  (n - 1) * tkv_work_layout(c, batch_tokens, 1, NULL).bytes);
+    if (n > 1)
+        bytes += (n - 1) * tkv_work_layout(c, batch_tokens, 1, NULL).bytes;
+    return c->shape.n_kv_heads * bytes;
 }
 
 /* Also for a part of the tokens, while the others fold to blocks: fewer rows may have more ranges. */
@@ -123,7 +125,7 @@ size_t tkv_cache_attend_bytes(const struct tkv_cache *c, uint32_t n_tokens)
     const uint32_t batch = tkv_cache_batch(c, n_tokens);
     const uint32_t few = MAX_FUSED_ROWS / tkv_group(&c->shape);
     const size_t bytes = bytes_for(c, batch, n_cold);
-    const size_t with_few = bytes_for(c, few && few < batch ? few : batch, n_cold);
+    const size_t with_few = few && few < batch ? bytes_for(c, few, n_cold) : 0;
 
     return bytes > with_few ? bytes : with_few;
 }

@@ -127,14 +127,23 @@ void tkv_to_f32(const struct tkv_kernels *kn, float *dst, const void *src, enum 
         piece_to_f32(kn, dst + i, from + 2 * i, type, n - i < PIECE ? n - i : PIECE);
 }
 
-/* The index of the first half of h[n] that is infinite or NaN, or n. */
+/* The index of the first half of h[n] that is infinite or NaN, or n. The exponent of these, and of no other,
+ * carries into the sign. In groups of fixed length, which compilers turn into vector code. */
 static size_t find_not_finite(const uint16_t *h, size_t n)
 {
-    unsigned bad = 0;
+    enum { LANES = 16 };
+    uint16_t bad[LANES] = {0};
+    uint16_t any = 0;
+    size_t at = 0;
 
-    for (size_t i = 0; i < n; i++)
-        bad |= ((h[i] & 0x7c00u) + 0x400u) & 0x8000u;
-    if (!bad)
+    for (; at + LANES <= n; at += LANES)
+        for (size_t j = 0; j < LANES; j++)
+            bad[j] |= (uint16_t)((h[at + j] & 0x7c00) + 0x400);
+    for (; at < n; at++)
+        any |= (uint16_t)((h[at] & 0x7c00) + 0x400);
+    for (size_t j = 0; j < LANES; j++)
+        any |= bad[j];
+    if (!(any & 0x8000))
         return n;
     for (size_t i = 0; i < n; i++)
         if ((h[i] & 0x7c00u) == 0x7c00u)
