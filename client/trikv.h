@@ -321,6 +321,19 @@ struct trikv_stats {
     uint64_t shared_bytes; /* of resident_bytes, in forks, too: held once for all of them */
 };
 
+/* What the gate of a profile (docs/profiles.md) decided of a layer's rounds, and found in the last. */
+struct trikv_gate {
+    uint64_t n_passed;    /* within its limits */
+    uint64_t n_kept_more; /* within them with some of the surplus */
+    uint64_t n_exceeded;  /* over them with all of it */
+    uint64_t n_surplus_tokens;
+    uint64_t n_dropped; /* sum over KV heads */
+    uint32_t n_probes;  /* queries that it asked */
+    float output_error; /* the worst head's, before more was kept */
+    float lse_change;
+    float lost_mass;
+};
+
 /* The compressed cache itself: a read-only descriptor and the table of its blocks
  * (struct trikv_table_header and entries, docs/protocol.md). */
 struct trikv_handle {
@@ -451,6 +464,10 @@ TRIKV_API int trikv_read(struct trikv_session *session, const struct trikv_read 
 TRIKV_API int trikv_round(struct trikv_session *session);
 
 TRIKV_API int trikv_stats(struct trikv_session *session, struct trikv_stats *stats);
+
+/* What a round held now would drop, layer by layer into layers[n_layers of the session], and what the gate
+ * says to it; nothing changes. TRIKV_E_STATE: the session's profile has no gate. */
+TRIKV_API int trikv_gate(struct trikv_session *session, struct trikv_gate *layers);
 
 /*
  * Let the daemon see queries of the model, any number of times; then make a calibrated profile

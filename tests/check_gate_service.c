@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "client/trikv.h"
 #include "proto/errors.h"
 #include "proto/trikv.pb-c.h"
 #include "tests/daemon_aid.h"
@@ -197,6 +198,51 @@ static void test_dry_run(void **state)
     close(other);
 }
 
+/* The same through libtrikv. */
+static void test_library(void **state)
+{
+    const struct watched *w = *state;
+    const struct trikv_options o = {.size = sizeof(o), .socket = w->d.socket};
+    const struct trikv_layer layer = {
+        .n_q_heads = WIRE_N_Q, .n_kv_heads = 2, .head_dim_k = WIRE_DIM, .head_dim_v = WIRE_DIM};
+    struct trikv_session_options options = TRIKV_SESSION_OPTIONS_INIT;
+    struct trikv_session *session;
+    struct trikv_client *c;
+    struct trikv_gate gate[LAYERS];
+    struct trikv_stats before, after;
+    struct rng rng = {5};
+    size_t bytes;
+    float *p = wire_payload(&rng, TOKENS, &bytes);
+    struct trikv_step step = {.size = sizeof(step), .n_tokens = TOKENS, .k = p, .v = p};
+    float *out = malloc(TOKENS * WIRE_Q_FLOATS * sizeof(*out));
+
+    step.q = p;
+    step.out = out;
+    options.n_layers = LAYERS;
+    options.layers = &layer;
+    options.same_layers = 1;
+    options.profile = "gated";
+    assert_int_equal(trikv_connect(&c, &o), 0);
+    assert_int_equal(trikv_open(c, &options, &session), 0);
+    for (step.layer = 0; step.layer < LAYERS; step.layer++)
+        assert_int_equal(trikv_append_attend(session, &step), 0);
+    assert_int_equal(trikv_stats(session, &before), 0);
+    assert_int_equal(trikv_gate(session, gate), 0);
+    assert_int_equal(trikv_round(session), 0);
+    assert_int_equal(trikv_stats(session, &after), 0);
+    assert_int_equal(gate[0].n_probes, 12);
+    assert_true(gate[1].lost_mass > 0 && gate[1].lost_mass < 1);
+    assert_true(gate[0].n_dropped + gate[1].n_dropped > 0);
+    assert_int_equal(after.n_evicted - before.n_evicted, gate[0].n_dropped + gate[1].n_dropped);
+    options.method = "none";
+    assert_int_equal(trikv_close(&session), 0);
+    assert_int_equal(trikv_open(c, &options, &session), 0);
+    assert_int_equal(trikv_gate(session, gate), TRIKV_E_STATE);
+    trikv_disconnect(&c);
+    free(out);
+    free(p);
+}
+
 static void test_metrics(void **state)
 {
     static const char *const decisions[] = {"passed", "kept_more", "exceeded"};
@@ -254,6 +300,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_dry_run),
+        cmocka_unit_test(test_library),
         cmocka_unit_test(test_metrics),
         cmocka_unit_test(test_without),
     };

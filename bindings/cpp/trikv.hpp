@@ -18,6 +18,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace trikv
 {
@@ -214,6 +215,13 @@ class session
         };
         detail::check(client_, ::trikv_stats(get(), &s));
         return s;
+    }
+    /* What a round would drop, of each layer. */
+    std::vector<struct trikv_gate> gate()
+    {
+        std::vector<struct trikv_gate> layers(n_layers());
+        detail::check(client_, ::trikv_gate(get(), layers.data()));
+        return layers;
     }
     void observe(const trikv_queries &queries)
     {

@@ -180,6 +180,12 @@ void check_calibration(trikv::client &client)
 void check_errors(trikv::client &client)
 {
     try {
+        open(client, "tq4").gate();
+        check(false, "no gate throws");
+    } catch (const trikv::error &e) {
+        check(e.code() == TRIKV_E_STATE, "no gate");
+    }
+    try {
         open(client, "tq9");
         check(false, "a wrong codec throws");
     } catch (const trikv::error &e) {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
-from service import ServiceTest, attention, tensors
+from service import Service, ServiceTest, attention, tensors
 
 import trikv
 from trikv import ConnectionLostError, ErrorCode, Layer, RequestError, StateError
@@ -387,6 +389,10 @@ class SessionTest(ServiceTest):
             t.join()
         self.assertFalse(wrong)
 
+    def test_gate(self) -> None:
+        with self.assertRaisesRegex(StateError, "no gate"):
+            self.open().gate()
+
     def test_info(self) -> None:
         info = self.client.info
         self.assertEqual(info.protocol, 1)
@@ -398,3 +404,38 @@ class SessionTest(ServiceTest):
             trikv.Client(self.service.folder + "/nothing.sock")
         self.assertEqual(caught.exception.code, ErrorCode.CONNECT)
         self.assertIsInstance(caught.exception, ConnectionError)
+
+
+PROFILE = """format: trikv-profile/1
+name: gated
+model: {architecture: test, fingerprint: none, n_layers: 2, n_q_heads: 4, n_kv_heads: 2, head_dim: 64}
+policy:
+  tokens: {method: streaming, budget: 100, beta: 64, recent: 16, pinned: 4}
+  bits: {k: tq4, v: tq4}
+  gate: {lost_mass: 0.05, surplus: 16, probes: 12}
+"""
+
+
+class GateTest(ServiceTest):
+    @classmethod
+    def setUpClass(cls) -> None:
+        profiles = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(profiles.cleanup)
+        Path(profiles.name, "gated.yaml").write_text(PROFILE)
+        cls.service = Service()
+        cls.service.start("--profiles", profiles.name)
+
+    def test_gate_says_what_a_round_does(self) -> None:
+        with trikv.Client(self.service.socket) as c:
+            s = c.open(LAYER, 2, profile="gated")
+            for layer in range(2):
+                s.append_attend(layer, tensors(1, N, G, D), tensors(2, N, G, D),
+                                tensors(3, N, H, D))
+            before = s.stats().n_evicted
+            gate = s.gate()
+            s.round()
+            self.assertEqual([layer.n_probes for layer in gate], [12, 12])
+            self.assertTrue(0 < gate[0].lost_mass < 1)
+            dropped = sum(layer.n_dropped for layer in gate)
+            self.assertGreater(dropped, 0)
+            self.assertEqual(s.stats().n_evicted - before, dropped)

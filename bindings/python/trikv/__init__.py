@@ -20,11 +20,13 @@ from .errors import (
 from .handle import Handle
 from .map import Map
 from .session import Session
-from .types import Calibration, Geometry, Info, Layer, Prefix, PrefixResult, Rope, Stats, Tokens
+from .types import (
+    Calibration, Gate, Geometry, Info, Layer, Prefix, PrefixResult, Rope, Stats, Tokens,
+)
 
 __all__ = [
-    "Batch", "Calibration", "Client", "ConnectionLostError", "ErrorCode", "Geometry", "Handle", "Info",
-    "Layer", "LimitError", "Map", "Prefix", "PrefixResult", "RequestError", "Rope", "Session",
+    "Batch", "Calibration", "Client", "ConnectionLostError", "ErrorCode", "Gate", "Geometry",
+    "Handle", "Info", "Layer", "LimitError", "Map", "Prefix", "PrefixResult", "RequestError", "Rope", "Session",
     "StateError", "Stats", "Tokens", "TrikvError", "library_version",
 ]
 

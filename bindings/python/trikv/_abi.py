@@ -231,6 +231,20 @@ class Stats(Structure):
     ]
 
 
+class Gate(Structure):
+    _fields_ = [
+        ("n_passed", c_uint64),
+        ("n_kept_more", c_uint64),
+        ("n_exceeded", c_uint64),
+        ("n_surplus_tokens", c_uint64),
+        ("n_dropped", c_uint64),
+        ("n_probes", c_uint32),
+        ("output_error", c_float),
+        ("lse_change", c_float),
+        ("lost_mass", c_float),
+    ]
+
+
 class Handle(Structure):
     _fields_ = [
         ("fd", c_int),
@@ -261,6 +275,7 @@ STRUCTS: dict[str, type[Structure]] = {
     "calibration_options": CalibrationOptions,
     "calibration": Calibration,
     "stats": Stats,
+    "gate": Gate,
     "handle": Handle,
 }
 
@@ -303,6 +318,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "read": (c_int, [_Session, POINTER(Read), POINTER(ReadResult)]),
     "round": (c_int, [_Session]),
     "stats": (c_int, [_Session, POINTER(Stats)]),
+    "gate": (c_int, [_Session, POINTER(Gate)]),
     "observe": (c_int, [_Session, POINTER(Queries)]),
     "calibrate": (c_int, [_Session, POINTER(CalibrationOptions), POINTER(Calibration)]),
     "calibration_release": (None, [POINTER(Calibration)]),

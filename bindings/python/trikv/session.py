@@ -18,7 +18,7 @@ from .handle import Handle
 from .map import Map
 from .owned import Owned
 from .step import Floats, Step, append_attend_step, append_step, attend_step
-from .types import Calibration, Geometry, PrefixResult, Stats, Tokens, encoded, read_struct
+from .types import Calibration, Gate, Geometry, PrefixResult, Stats, Tokens, encoded, read_struct
 
 if TYPE_CHECKING:
     from .client import Client
@@ -166,6 +166,12 @@ class Session(Owned):
         self._call("stats", ctypes.byref(c))
         stats: Stats = read_struct(Stats, c)
         return stats
+
+    def gate(self) -> list[Gate]:
+        """What a round held now would drop, layer by layer; nothing changes."""
+        layers = (_abi.Gate * self.n_layers)()
+        self._call("gate", layers)
+        return [read_struct(Gate, layer) for layer in layers]
 
     def handle(self) -> Handle:
         """The compressed blocks themselves, mapped read-only; close it."""

@@ -152,6 +152,21 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """Of a layer: what the profile's gate says to a round; struct trikv_gate explains the numbers."""
+
+    n_passed: int
+    n_kept_more: int
+    n_exceeded: int
+    n_surplus_tokens: int
+    n_dropped: int
+    n_probes: int
+    output_error: float
+    lse_change: float
+    lost_mass: float
+
+
+@dataclass(frozen=True)
 class Tokens:
     """What Session.read got back: positions [n], k [n][heads][dim], v likewise; exact if they are
     to the bit what was appended, as halves; n_kept is all that the head keeps."""
