@@ -79,8 +79,8 @@ struct scene {
     const char *p50_key, *p50_label, *p99_key;
     const char *bare_key; /* what it stands beside, and how many times that it is */
     const char *ratio_key;
-    /* Of a ring: of each step the daemon's work; and steps without any. */
-    const char *work_key, *nothing_key, *nothing_ratio_key;
+    /* Of a ring: entries that ask for nothing; and what a step takes beside such a one. */
+    const char *nothing_key, *nothing_ratio_key, *work_key;
 };
 
 static const struct scene scenes[] = {
@@ -155,7 +155,7 @@ static int start_scene(const struct bench *b, const struct scene *scene,
     e = tkv_bench_service_start(s, 1, scene->staging_bytes, false, why);
     if (e)
         return e;
-    if (scene->work_key && trikv_ring_open(s->client, NULL))
+    if (scene->nothing_key && trikv_ring_open(s->client, NULL))
         e = tkv_bench_service_fail(s, "ring", why);
     if (!e && scene->place == APART) {
         CPU_ZERO(&second);
@@ -180,27 +180,25 @@ static int measure_scene(struct bench *b, const struct scene *scene, struct tkv_
     struct tkv_samples us = {0};
     struct tkv_bench_service s;
     struct tkv_spread d;
-    double work_us = 0;
     int e = start_scene(b, scene, &s, why);
 
     if (e)
         return e;
     e = measure_steps(b, &s, &us, why);
-    if (!e && tkv_bench_attention_us(s.client, &work_us))
-        e = tkv_bench_service_fail(&s, "statistics", why);
     d = tkv_samples_spread(&us);
     tkv_record_number(r, scene->p50_key, scene->p50_label, d.median);
     tkv_record_number(r, scene->p99_key, "  99 in 100 below", d.p99);
     if (scene->bare_key)
         record_ratio(r, scene->ratio_key, d.median, scene->bare_key);
-    if (!e && scene->work_key) {
-        tkv_record_number(r, scene->work_key, "  of it the step's work, us",
-                          work_us / (WARM_STEPS + N_STEPS));
+    if (!e && scene->nothing_key) {
+        double nothing_us;
+
         us.n = 0;
         e = measure_nothing(&s, &us, why);
-        d.median = p50(&us);
-        tkv_record_number(r, scene->nothing_key, "  without any work, us", d.median);
-        record_ratio(r, scene->nothing_ratio_key, d.median, scene->bare_key);
+        nothing_us = p50(&us);
+        tkv_record_number(r, scene->nothing_key, "  without any work, us", nothing_us);
+        record_ratio(r, scene->nothing_ratio_key, nothing_us, scene->bare_key);
+        tkv_record_number(r, scene->work_key, "  the work, us", d.median - nothing_us);
     }
     tkv_bench_service_stop(&s);
     return e;

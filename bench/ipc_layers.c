@@ -226,7 +226,8 @@ static void record(struct layers *l, struct tkv_record *r)
     const double local_us = median(&l->local_us);
 
     tkv_record_number(r, "layers_local_us", "attention of 32 layers, us", local_us);
-    tkv_record_number(r, "layers_daemon_us", "  in the daemon, us", median(&l->asleep.work_us));
+    tkv_record_number(r, "layers_daemon_us", "attention of 32 layers in the daemon, us",
+                      median(&l->asleep.work_us));
     record_way(r, &l->socket, local_us, socket);
     record_way(r, &l->asleep, local_us, asleep);
     record_way(r, &l->spinning, local_us, spinning);

@@ -85,7 +85,11 @@ json round --layers 2 --kv-heads 2 --group 2 --head-dim 64 --tokens 256 --codec 
 json memory --threads 1 --seconds 0 -- 'memory_gbytes_per_s > 0'
 json ipc --tokens 300 -- 'socket_p50_us > 0' 'ring_sleep_p50_us > 0' 'layers_local_us > 0' \
     'ring_sleep_nothing_p50_us > 0' 'bare_socket_p50_us > 0' 'bare_eventfd_p50_us > 0' \
-    'socket_p50_us > bare_socket_p50_us / 2'
+    'socket_p50_us > bare_socket_p50_us / 2' 'layers_daemon_us > 0' \
+    'near(socket_ratio, socket_p50_us / bare_socket_p50_us, rel_tol=1e-6)' \
+    'near(ring_sleep_work_us, ring_sleep_p50_us - ring_sleep_nothing_p50_us, rel_tol=1e-3)' \
+    'layers_ring_percent > 0' \
+    'near(layers_ring_us, layers_ring_percent / 100 * layers_local_us / 32, rel_tol=1e-3)'
 json session --layers 4 --tokens 300 --seconds 0 -- 'open_us > 0' 'fork_us > 0' \
     'truncate_us > 0' 'fork_bytes > 1000 and fork_bytes < 65536' \
     'map_us > 0' 'daemon_attend_us > 0' 'local_attend_us > 0'
