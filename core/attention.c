@@ -297,17 +297,11 @@ static inline void store(uint16_t *dst, half8 x)
     memcpy(dst, &x, sizeof x);
 }
 
-static void transpose_8x8(uint16_t *dst, const uint16_t *src, size_t stride)
+static void transpose_8x8(uint16_t *dst, const uint16_t *const *rows, size_t at)
 {
     half8 a[8] = {
-        load(src),
-        load(src + stride),
-        load(src + 2 * stride),
-        load(src + 3 * stride),
-        load(src + 4 * stride),
-        load(src + 5 * stride),
-        load(src + 6 * stride),
-        load(src + 7 * stride),
+        load(rows[0] + at), load(rows[1] + at), load(rows[2] + at), load(rows[3] + at),
+        load(rows[4] + at), load(rows[5] + at), load(rows[6] + at), load(rows[7] + at),
     };
     half8 b[8];
 
@@ -324,19 +318,24 @@ static void transpose_8x8(uint16_t *dst, const uint16_t *src, size_t stride)
     store(dst + 7 * LANES, b[7]);
 }
 
-/* dst[dim][64] = k[n] transposed, into the first n lanes. */
-static void transpose_keys(uint16_t *dst, const struct tkv_half_rows *h, uint32_t dim)
+/* dst[dim][64] = k[n] transposed, into the n lanes from `lane` on; what those behind them get, up to a
+ * multiple of 8, is of no meaning. */
+static void transpose_keys(uint16_t *dst, size_t lane, const struct tkv_half_rows *h, uint32_t dim)
 {
-    const size_t n_whole = h->n / 8 * 8;
     const uint32_t dim_whole = dim / 8 * 8;
+    size_t t = 0;
 
-    for (size_t t = 0; t < n_whole; t += 8) {
+    for (; t < h->n && lane + t + 8 <= LANES; t += 8) {
+        const uint16_t *rows[8];
+
+        for (size_t j = 0; j < 8; j++) /* the last ones again where there are fewer */
+            rows[j] = h->k + (t + j < h->n ? t + j : h->n - 1) * h->k_stride;
         for (uint32_t i = 0; i < dim_whole; i += 8)
-            transpose_8x8(dst + i * (size_t)LANES + t, h->k + t * h->k_stride + i, h->k_stride);
+            transpose_8x8(dst + i * (size_t)LANES + lane + t, rows, i);
     }
-    for (size_t t = 0; t < h->n; t++) {
-        for (uint32_t i = t < n_whole ? dim_whole : 0; i < dim; i++)
-            dst[i * (size_t)LANES + t] = h->k[t * h->k_stride + i];
+    for (size_t j = 0; j < h->n; j++) {
+        for (uint32_t i = j < t ? dim_whole : 0; i < dim; i++)
+            dst[i * (size_t)LANES + lane + j] = h->k[j * h->k_stride + i];
     }
 }
 
@@ -426,7 +425,7 @@ void tkv_attend_half(const struct tkv_kernels *kn, const struct tkv_attn_params 
         for (size_t i = 0; i < 2; i++) {
             const struct tkv_half_rows *h = &t.part[i];
 
-            transpose_keys(turned + lane, h, tile_dim);
+            transpose_keys(turned, lane, h, tile_dim);
             for (size_t j = 0; j < h->n; j++)
                 kn->f16_to_f32(values + (lane + j) * p->dim, h->v + j * h->v_stride, p->dim);
             lane += h->n;
