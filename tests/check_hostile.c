@@ -28,28 +28,7 @@
 enum { SEED = 20261122, N_CYCLES = 1000, N_RANDOM = 600, N_MUTATIONS = 1200 };
 
 static struct daemon_aid the_daemon;
-static uint64_t base_memory_bytes;
-static unsigned base_fds;
-
-/* What is held when nobody but the asking client is connected. */
-static void measure(const struct daemon_aid *d, uint64_t *memory_bytes, unsigned *n_fds)
-{
-    const int fd = wire_connect_hello(d->socket);
-    struct wire_daemon_stats s;
-
-    /* Connections that were closed a moment ago may still be on their way out. */
-    for (int i = 0; i < 500; i++) {
-        wire_daemon_stats(fd, &s);
-        if (s.n_connections == 1 && s.n_sessions == 0)
-            break;
-        sleep_ms(10);
-    }
-    assert_int_equal(s.n_connections, 1);
-    assert_int_equal(s.n_sessions, 0);
-    *memory_bytes = s.memory_used_bytes;
-    *n_fds = daemon_fds(d);
-    close(fd);
-}
+static struct daemon_rest base;
 
 static int start_daemon(void **state)
 {
@@ -58,26 +37,13 @@ static int start_daemon(void **state)
                               "workers:\n  threads: 2\nlog:\n  level: error\n");
     *state = &the_daemon;
     wire_serve_well(the_daemon.socket);
-    measure(&the_daemon, &base_memory_bytes, &base_fds);
+    base = daemon_rest_of(&the_daemon);
     return 0;
 }
 
 static int stop_daemon(void **state)
 {
     return daemon_stop(*state, SIGTERM);
-}
-
-/* Nothing has leaked and all is well. */
-static void check_well(const struct daemon_aid *d)
-{
-    uint64_t memory_bytes;
-    unsigned n_fds;
-
-    assert_true(daemon_alive(d));
-    wire_serve_well(d->socket);
-    measure(d, &memory_bytes, &n_fds);
-    assert_int_equal(memory_bytes, base_memory_bytes);
-    assert_int_equal(n_fds, base_fds);
 }
 
 /*
@@ -149,7 +115,7 @@ static void check_header_fields(void **state)
             fail_msg("%s: \"%s\" does not name the field", table[i].field, text);
         free(frame);
     }
-    check_well(*state);
+    daemon_check_well(*state, &base);
 }
 
 /* Every byte of header, message and padding flipped: the checksum or a field's own check finds it. */
@@ -170,7 +136,7 @@ static void check_every_byte_flipped(void **state)
             fail_msg("byte %zu flipped: code %d", i, code);
     }
     free(frame);
-    check_well(*state);
+    daemon_check_well(*state, &base);
 }
 
 static void check_random_bytes(void **state)
@@ -188,7 +154,7 @@ static void check_random_bytes(void **state)
         if (n < 64 ? code != -1 : code != TRIKV_E_PROTOCOL)
             fail_msg("seed %d, case %d, %zu bytes: code %d", SEED, i, n, code);
     }
-    check_well(*state);
+    daemon_check_well(*state, &base);
 }
 
 /* A valid request of a random type, its message mutated, its checksum made right again: what is
@@ -220,7 +186,7 @@ static void check_mutated_messages(void **state)
     }
     assert_true(n_errors > N_MUTATIONS / 2);
     assert_true(n_served > 0);
-    check_well(*state);
+    daemon_check_well(*state, &base);
 }
 
 static void check_padding(void **state)
@@ -280,7 +246,7 @@ static void check_unknown_fields(void **state)
         if (!strstr(text, table[i].text))
             fail_msg("%s: got \"%s\"", table[i].name, text);
     }
-    check_well(*state);
+    daemon_check_well(*state, &base);
 }
 
 /* HELLO, OPEN and APPEND_ATTEND as one stream of bytes. */
@@ -329,7 +295,7 @@ static void check_death_at_every_byte(void **state)
         close(fd);
     }
     free(bytes);
-    check_well(d);
+    daemon_check_well(d, &base);
 }
 
 /* The same stream in two pieces, cut at every byte: every request is answered. */
@@ -357,7 +323,7 @@ static void check_pieces(void **state)
         close(fd);
     }
     free(bytes);
-    check_well(d);
+    daemon_check_well(d, &base);
 }
 
 /* One byte at a time, but too slowly: the time for a frame is not pushed back by progress. */
@@ -376,7 +342,7 @@ static void check_slow_sender(void **state)
     assert_true(sent > 5 && sent < 40); /* 300 ms at 20 ms a byte */
     close(fd);
     free(frame);
-    check_well(d);
+    daemon_check_well(d, &base);
 }
 
 /* A peer that never says HELLO, and one that never takes its reply. */
@@ -413,7 +379,7 @@ static void check_stallers(void **state)
     close(deaf);
     free(frame);
     free(payload);
-    check_well(d);
+    daemon_check_well(d, &base);
 }
 
 static void send_fds(int fd, const uint8_t *frame, size_t n, unsigned n_fds)
@@ -472,9 +438,9 @@ static void check_descriptor_flood(void **state)
     }
     /* The emulator itself loses those that it receives and the program has no room for. */
     if (getenv("TRIKV_RUNNER"))
-        measure(d, &base_memory_bytes, &base_fds);
+        base = daemon_rest_of(d);
     free(frame);
-    check_well(d);
+    daemon_check_well(d, &base);
 }
 
 /* Clients that open sessions and vanish, some with a request under way. */
@@ -500,7 +466,7 @@ static void check_connect_kill(void **state)
         close(fd);
     }
     free(payload);
-    check_well(d);
+    daemon_check_well(d, &base);
 }
 
 int main(void)

@@ -29,69 +29,23 @@
 
 enum { SEED = 4711, TENSOR_BYTES = 64 << 10, N_KILLS = 60, N_STORMS = 30 };
 
-static uint64_t base_memory_bytes;
-static unsigned base_fds;
-
-/* What is held when nobody but the asking client is there. */
-static void measure(const struct daemon_aid *d, uint64_t *memory_bytes, unsigned *n_fds)
-{
-    const int fd = wire_connect_hello(d->socket);
-    struct wire_daemon_stats s;
-
-    for (int i = 0; i < 500; i++) {
-        wire_daemon_stats(fd, &s);
-        *memory_bytes = s.memory_used_bytes;
-        *n_fds = daemon_fds(d);
-        if (s.n_connections == 1 && s.n_sessions == 0 &&
-            (!base_fds || (*n_fds == base_fds && *memory_bytes == base_memory_bytes)))
-            break;
-        sleep_ms(10);
-    }
-    assert_int_equal(s.n_connections, 1);
-    assert_int_equal(s.n_sessions, 0);
-    close(fd);
-}
+static struct daemon_rest base;
 
 static int start(void **state)
 {
     static struct daemon_aid d;
-    unsigned fewest_fds = 0;
 
     daemon_start(&d, "memory:\n  cap: 64MiB\nlimits:\n  payload: 1MiB\nworkers:\n  threads: 2\n"
                      "log:\n  level: error\n");
     *state = &d;
     wire_serve_well(d.socket);
-    /* A file that the daemon reads just then must not count for good. */
-    for (int i = 0; i < 5; i++) {
-        uint64_t memory_bytes;
-        unsigned n_fds;
-
-        base_fds = 0;
-        measure(&d, &memory_bytes, &n_fds);
-        if (!fewest_fds || n_fds < fewest_fds)
-            fewest_fds = n_fds;
-        base_memory_bytes = memory_bytes;
-        sleep_ms(5);
-    }
-    base_fds = fewest_fds;
+    base = daemon_rest_of(&d);
     return 0;
 }
 
 static int stop(void **state)
 {
     return daemon_stop(*state, SIGTERM);
-}
-
-static void check_well(const struct daemon_aid *d)
-{
-    uint64_t memory_bytes;
-    unsigned n_fds;
-
-    assert_true(daemon_alive(d));
-    wire_serve_well(d->socket);
-    measure(d, &memory_bytes, &n_fds);
-    assert_int_equal(memory_bytes, base_memory_bytes);
-    assert_int_equal(n_fds, base_fds);
 }
 
 /* A connection with a session and a ring. */
@@ -145,7 +99,7 @@ static void check_steps(void **state)
     assert_int_equal(ring_aid_last(&r)->n_kept, 300);
     close(twin);
     tear_down(&r);
-    check_well(d);
+    daemon_check_well(d, &base);
 }
 
 /* Many entries at one doorbell are done in order; a failure undoes what is chained to it. */
@@ -294,7 +248,7 @@ static void check_files(void **state)
     close(file);
     ring_aid_drop(&r);
     close(fd);
-    check_well(d);
+    daemon_check_well(d, &base);
 }
 
 /* ---- entries and counters that end a ring ----------------------------------------------------- */
@@ -354,7 +308,7 @@ static void check_hostile_entries(void **state)
     EXPECT(e.n_tokens = 1 << 20, "K:");
 #undef EXPECT
     tear_down(&r);
-    check_well(*state);
+    daemon_check_well(*state, &base);
 }
 
 static void check_counters(void **state)
@@ -388,7 +342,7 @@ static void check_counters(void **state)
         assert_int_equal(atomic_load(&r.shared->completed), 2);
     }
     tear_down(&r);
-    check_well(*state);
+    daemon_check_well(*state, &base);
 }
 
 /* ---- while it works --------------------------------------------------------------------------- */
@@ -436,7 +390,7 @@ static void check_storm(void **state)
     }
     assert_true(n_ends > 0); /* else it was no storm */
     tear_down(&r);
-    check_well(*state);
+    daemon_check_well(*state, &base);
 }
 
 /* A client that makes the daemon's write block, and never reads. */
@@ -461,7 +415,7 @@ static void check_stuck_writer(void **state)
     wire_reply_deinit(&reply);
     close(fd);
     close(r.fd);
-    check_well(d);
+    daemon_check_well(d, &base);
     ring_aid_drop(&r);
 }
 
@@ -508,7 +462,7 @@ static void check_socket_beside(void **state)
     }
     close(fd);
     tear_down(&r);
-    check_well(d);
+    daemon_check_well(d, &base);
 }
 
 /* A child that lives on rings until it is killed. */
@@ -547,7 +501,7 @@ static void check_kills(void **state)
         kill(pid, SIGKILL);
         assert_int_equal(waitpid(pid, NULL, 0), pid);
     }
-    check_well(d);
+    daemon_check_well(d, &base);
 }
 
 /* Append until it is refused. */

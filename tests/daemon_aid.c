@@ -179,6 +179,67 @@ unsigned daemon_fds(const struct daemon_aid *d)
     return n - 2;
 }
 
+/* ---- what it holds ------------------------------------------------------------------------------ */
+
+enum { N_SAME = 5, N_LOOKS = 1000, LOOK_MS = 5 };
+
+struct daemon_rest daemon_holds(const struct daemon_aid *d, int fd)
+{
+    struct wire_daemon_stats s;
+
+    wire_daemon_stats(fd, &s);
+    return (struct daemon_rest){.memory_bytes = s.memory_used_bytes,
+                                .n_fds = daemon_fds(d),
+                                .n_connections = s.n_connections,
+                                .n_sessions = s.n_sessions};
+}
+
+bool daemon_rest_same(const struct daemon_rest *a, const struct daemon_rest *b)
+{
+    return a->memory_bytes == b->memory_bytes && a->n_fds == b->n_fds &&
+           a->n_connections == b->n_connections && a->n_sessions == b->n_sessions;
+}
+
+/* A connection that was closed may still be on its way out, and a file be open that is just read. */
+struct daemon_rest daemon_rest_of(const struct daemon_aid *d)
+{
+    const int fd = wire_connect_hello(d->socket);
+    struct daemon_rest r = daemon_holds(d, fd);
+    int n_same = 1;
+
+    for (int i = 0; i < N_LOOKS && n_same < N_SAME; i++) {
+        struct daemon_rest now;
+
+        sleep_ms(LOOK_MS);
+        now = daemon_holds(d, fd);
+        n_same = daemon_rest_same(&now, &r) ? n_same + 1 : 1;
+        r = now;
+    }
+    close(fd);
+    return r;
+}
+
+void daemon_check_well(const struct daemon_aid *d, const struct daemon_rest *before)
+{
+    struct daemon_rest now;
+    int fd;
+
+    assert_true(daemon_alive(d));
+    wire_serve_well(d->socket);
+    fd = wire_connect_hello(d->socket);
+    now = daemon_holds(d, fd);
+    for (int i = 0; i < N_LOOKS && !daemon_rest_same(&now, before); i++) {
+        sleep_ms(LOOK_MS);
+        now = daemon_holds(d, fd);
+    }
+    close(fd);
+    if (!daemon_rest_same(&now, before))
+        fail_msg("%lld bytes, %d descriptors, %d connections, %d sessions more than before",
+                 (long long)(now.memory_bytes - before->memory_bytes),
+                 (int)(now.n_fds - before->n_fds), (int)(now.n_connections - before->n_connections),
+                 (int)(now.n_sessions - before->n_sessions));
+}
+
 /* ---- a daemon for a group of tests ------------------------------------------------------------ */
 
 static const char *const CONFIG = "listen:\n  mode: \"0666\"\n  max_connections: 8\n"

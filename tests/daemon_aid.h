@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 struct daemon_aid {
@@ -36,6 +37,25 @@ bool daemon_logged(const struct daemon_aid *d, const char *text);
 
 /* How many descriptors the daemon has open. */
 unsigned daemon_fds(const struct daemon_aid *d);
+
+/* What a daemon holds, the connection that asks included. */
+struct daemon_rest {
+    uint64_t memory_bytes;
+    unsigned n_fds;
+    uint32_t n_connections;
+    uint32_t n_sessions;
+};
+
+/* Right now, asked by this connection. */
+struct daemon_rest daemon_holds(const struct daemon_aid *d, int fd);
+bool daemon_rest_same(const struct daemon_rest *a, const struct daemon_rest *b);
+
+/* Of a daemon that has come to rest: waits until this stays the same. */
+struct daemon_rest daemon_rest_of(const struct daemon_aid *d);
+
+/* The daemon lives, serves a good client, and holds again what it held before: what is on its way
+ * out has some seconds. */
+void daemon_check_well(const struct daemon_aid *d, const struct daemon_rest *before);
 
 /* The path of the trikvd program. */
 void daemon_program(char *path, size_t n);

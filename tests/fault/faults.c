@@ -287,26 +287,18 @@ static void play(struct script *s, const char *socket)
 /* ---- one daemon, all its calls ------------------------------------------------------------ */
 
 struct rest {
-    uint64_t memory_bytes;
+    struct daemon_rest held;
     int64_t n_live;
-    unsigned n_fds;
 };
 
 static struct rest rest_of(const struct daemon_aid *d, int control)
 {
-    struct wire_daemon_stats stats;
-    struct rest r;
-
-    wire_daemon_stats(control, &stats);
-    r.memory_bytes = stats.memory_used_bytes;
-    r.n_live = atomic_load(&board->n_live);
-    r.n_fds = daemon_fds(d);
-    return r;
+    return (struct rest){daemon_holds(d, control), atomic_load(&board->n_live)};
 }
 
 static bool same_rest(const struct rest *a, const struct rest *b)
 {
-    return a->memory_bytes == b->memory_bytes && a->n_live == b->n_live && a->n_fds == b->n_fds;
+    return a->n_live == b->n_live && daemon_rest_same(&a->held, &b->held);
 }
 
 /* Waits until everything has come back. */
@@ -321,8 +313,9 @@ static void assert_rest(const struct daemon_aid *d, int control, const struct re
     }
     if (!same_rest(&now, want))
         fail_msg("%s, call %llu: %lld bytes, %lld pieces, %d descriptors more than before", what,
-                 (unsigned long long)k, (long long)(now.memory_bytes - want->memory_bytes),
-                 (long long)(now.n_live - want->n_live), (int)(now.n_fds - want->n_fds));
+                 (unsigned long long)k,
+                 (long long)(now.held.memory_bytes - want->held.memory_bytes),
+                 (long long)(now.n_live - want->n_live), (int)(now.held.n_fds - want->held.n_fds));
 }
 
 static void arm(unsigned kinds_armed, uint64_t k, bool sticky)
