@@ -147,6 +147,7 @@ static void link_client(struct tkv_server *s, struct tkv_client *c)
 /* NULL: no memory, no event slot, or the peer has no user. */
 static struct tkv_client *create_client(struct tkv_server *s, int fd)
 {
+    const struct tkv_conn_shared shared = {&s->loop, &conn_ops, &s->limits, s->foreign};
     struct tkv_client *c = tkv_budget_alloc(&s->budget, sizeof(*c));
     struct ucred peer;
     socklen_t n = sizeof(peer);
@@ -155,8 +156,7 @@ static struct tkv_client *create_client(struct tkv_server *s, int fd)
         c = tkv_budget_alloc(&s->budget, sizeof(*c));
     if (c && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &n) == 0)
         c->quota = tkv_quota_of_user(s, peer.uid);
-    if (c && c->quota &&
-        tkv_conn_init(&c->conn, &s->loop, fd, &conn_ops, &s->limits, &c->quota->budget) == 0)
+    if (c && c->quota && tkv_conn_init(&c->conn, &shared, fd, &c->quota->budget) == 0)
         return c;
     if (c)
         tkv_quota_unref(&c->quota);
@@ -170,7 +170,7 @@ void tkv_client_accept(struct tkv_server *s, int fd)
 
     if (!c) {
         tkv_log(&s->log, TKV_LOG_ERROR, "msg=\"connection refused: no memory or no event slot\"");
-        close(fd);
+        tkv_foreign_hang_up(s->foreign, fd);
         return;
     }
     c->server = s;

@@ -79,14 +79,18 @@ void tkv_conn_arm(struct tkv_conn *c, int events)
         tkv_conn_close(c, "poll error");
 }
 
-int tkv_conn_init(struct tkv_conn *c, uv_loop_t *loop, int fd, const struct tkv_conn_ops *ops,
-                  const struct tkv_conn_limits *limits, struct tkv_budget *budget)
+int tkv_conn_init(struct tkv_conn *c, const struct tkv_conn_shared *shared, int fd,
+                  struct tkv_budget *budget)
 {
     struct ucred cred = {.pid = 0, .uid = (uid_t)-1};
     socklen_t n = sizeof(cred);
     int e;
 
-    *c = (struct tkv_conn){.ops = ops, .limits = limits, .budget = budget, .fd = fd};
+    *c = (struct tkv_conn){.ops = shared->ops,
+                           .limits = shared->limits,
+                           .foreign = shared->foreign,
+                           .budget = budget,
+                           .fd = fd};
     c->in_fd = -1;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0)
         return uv_translate_sys_error(errno);
@@ -95,12 +99,12 @@ int tkv_conn_init(struct tkv_conn *c, uv_loop_t *loop, int fd, const struct tkv_
     /* So that an error can be told even when the cap is reached. */
     if (!tkv_buffer_need(&c->out_message, budget, ERROR_REPLY_BYTES))
         return UV_ENOMEM;
-    e = uv_poll_init(loop, &c->poll, fd);
+    e = uv_poll_init(shared->loop, &c->poll, fd);
     if (e < 0) {
         tkv_conn_deinit(c);
         return e;
     }
-    uv_timer_init(loop, &c->timer);
+    uv_timer_init(shared->loop, &c->timer);
     c->poll.data = c;
     c->timer.data = c;
     c->n_handles = 2;
@@ -112,7 +116,7 @@ int tkv_conn_init(struct tkv_conn *c, uv_loop_t *loop, int fd, const struct tkv_
 void tkv_conn_next_frame(struct tkv_conn *c)
 {
     if (c->in_fd >= 0)
-        close(c->in_fd);
+        tkv_foreign_close(c->foreign, c->in_fd);
     c->in_fd = -1;
     c->n_got_bytes = 0;
     c->refusal.error = TRIKV_OK;
@@ -145,9 +149,9 @@ void tkv_conn_close(struct tkv_conn *c, const char *reason)
     c->close_reason = reason;
     uv_close((uv_handle_t *)&c->poll, on_handle_closed);
     uv_close((uv_handle_t *)&c->timer, on_handle_closed);
-    close(c->fd);
+    tkv_foreign_hang_up(c->foreign, c->fd);
     if (c->in_fd >= 0)
-        close(c->in_fd);
+        tkv_foreign_close(c->foreign, c->in_fd);
     tkv_conn_close_out_fds(c);
     c->fd = c->in_fd = -1;
 }

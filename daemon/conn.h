@@ -19,6 +19,7 @@
 #include <uv.h>
 
 #include "daemon/buffer.h"
+#include "daemon/foreign.h"
 #include "proto/frame.h"
 #include "proto/limits.h"
 #include "proto/report.h"
@@ -63,9 +64,18 @@ enum tkv_conn_state {
     TKV_CONN_CLOSING,
 };
 
+/* What all connections share. */
+struct tkv_conn_shared {
+    uv_loop_t *loop;
+    const struct tkv_conn_ops *ops;
+    const struct tkv_conn_limits *limits;
+    struct tkv_foreign *foreign;
+};
+
 struct tkv_conn {
     const struct tkv_conn_ops *ops;
     const struct tkv_conn_limits *limits;
+    struct tkv_foreign *foreign;
     struct tkv_budget *budget;
     enum tkv_conn_state state;
     uv_poll_t poll;
@@ -98,8 +108,8 @@ struct tkv_conn {
 };
 
 /* Take over fd and start reading. On failure (a libuv error) fd stays the caller's. */
-int tkv_conn_init(struct tkv_conn *c, uv_loop_t *loop, int fd, const struct tkv_conn_ops *ops,
-                  const struct tkv_conn_limits *limits, struct tkv_budget *budget);
+int tkv_conn_init(struct tkv_conn *c, const struct tkv_conn_shared *shared, int fd,
+                  struct tkv_budget *budget);
 
 /* Free the buffers; only after `closed`. */
 void tkv_conn_deinit(struct tkv_conn *c);

@@ -11,7 +11,6 @@
 enum {
     SINK_BYTES = 16 * 1024,
     TURN_BYTES = 4 << 20, /* of one connection before the loop looks at the others */
-    MAX_FDS_SEEN = 4,     /* room in the control buffer; more make the kernel say MSG_CTRUNC */
 };
 
 static void refuse_frame(struct tkv_conn *c, int error, const char *what)
@@ -83,7 +82,7 @@ static const char *take_fds(struct tkv_conn *c, struct msghdr *msg)
                 c->in_fd = fd;
                 continue;
             }
-            close(fd);
+            tkv_foreign_close(c->foreign, fd);
             if (!wrong)
                 wrong = n > 1 ? "descriptors: more than 1"
                               : "descriptors: not with the first byte of a frame";
@@ -169,10 +168,7 @@ static void frame_arrived(struct tkv_conn *c)
 /* Bytes read, 0 at the end of the stream, -1 with errno; *wrong: what came with them. */
 static ssize_t receive(struct tkv_conn *c, const char **wrong)
 {
-    union {
-        char bytes[CMSG_SPACE(MAX_FDS_SEEN * sizeof(int))];
-        struct cmsghdr align;
-    } control;
+    struct tkv_foreign_control control;
     char sink[SINK_BYTES];
     struct iovec iov[2];
     struct msghdr msg = {.msg_iov = iov, .msg_control = &control};

@@ -39,7 +39,10 @@ static void end(struct tkv_http_conn *c)
     c->state = TKV_HTTP_CLOSING;
     uv_close((uv_handle_t *)&c->poll, on_handle_closed);
     uv_close((uv_handle_t *)&c->timer, on_handle_closed);
-    close(c->fd);
+    if (c->is_tcp)
+        close(c->fd);
+    else
+        tkv_foreign_hang_up(c->server->foreign, c->fd);
     c->fd = -1;
 }
 
@@ -154,7 +157,8 @@ static void send_reply(struct tkv_http_conn *c)
 static void read_request(struct tkv_http_conn *c)
 {
     struct tkv_http_request r;
-    const ssize_t n = recv(c->fd, c->in + c->n_in, sizeof(c->in) - c->n_in, 0);
+    const ssize_t n =
+        tkv_foreign_recv(c->server->foreign, c->fd, c->in + c->n_in, sizeof(c->in) - c->n_in);
     int status;
 
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
@@ -173,7 +177,7 @@ static void read_request(struct tkv_http_conn *c)
 
 static void linger(struct tkv_http_conn *c)
 {
-    const ssize_t n = recv(c->fd, c->in, sizeof(c->in), 0);
+    const ssize_t n = tkv_foreign_recv(c->server->foreign, c->fd, c->in, sizeof(c->in));
 
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
         end(c);
@@ -213,7 +217,10 @@ void tkv_http_accept(struct tkv_http_listener *l, int fd)
 
     if (!c || uv_poll_init(&s->loop, &c->poll, fd) < 0) {
         s->metrics.n_scrapes_refused++;
-        close(fd);
+        if (l->is_tcp)
+            close(fd);
+        else
+            tkv_foreign_hang_up(s->foreign, fd);
         return;
     }
     c->server = s;

@@ -272,7 +272,8 @@ static int take_config(struct tkv_server *s, const struct tkv_config *config)
     tkv_cpu_names(flags, s->cpu, sizeof(s->cpu));
     tkv_budget_init(&s->budget, cap);
     s->arena_memory = malloc(TKV_MESSAGE_ARENA_BYTES);
-    if (!s->arena_memory || getrandom(&s->boot_id, sizeof(s->boot_id), 0) < 0)
+    if (!s->arena_memory || tkv_foreign_create(&s->foreign) ||
+        getrandom(&s->boot_id, sizeof(s->boot_id), 0) < 0)
         return EX_OSERR;
     tkv_message_arena_init(&s->arena, s->arena_memory, TKV_MESSAGE_ARENA_BYTES);
     return EX_OK;
@@ -325,4 +326,5 @@ void tkv_server_deinit(struct tkv_server *s)
     tkv_profiles_deinit(&s->profiles);
     free(s->arena_memory);
     tkv_notify_deinit(&s->notify);
+    tkv_foreign_destroy(&s->foreign);
 }

@@ -14,6 +14,7 @@
 
 #include "daemon/config.h"
 #include "daemon/conn.h"
+#include "daemon/foreign.h"
 #include "daemon/http.h"
 #include "daemon/log.h"
 #include "daemon/message.h"
@@ -128,6 +129,7 @@ struct tkv_server {
     void *arena_memory;
     struct tkv_counters counters;
     struct tkv_metrics metrics;
+    struct tkv_foreign *foreign;
     struct tkv_http http;
     struct tkv_pulse pulse;
     uint64_t boot_id;

@@ -21,12 +21,14 @@ int tkv_memfd_check(int fd, uint64_t bytes, const char *what, struct tkv_report 
     struct statfs f;
     int seals;
 
+    seals = fcntl(fd, F_GET_SEALS); /* first: to ask another file may be to ask a process */
+    if (seals < 0)
+        return tkv_fail(why, TRIKV_E_ARGUMENT, "%s: the descriptor is not a memfd of pages", what);
     if (fstat(fd, &s) < 0 || fstatfs(fd, &f) < 0)
         return tkv_fail(why, TRIKV_E_SYSTEM, "%s: fstat: %s", what, strerror(errno));
     if (!S_ISREG(s.st_mode) || f.f_type != TMPFS_MAGIC)
         return tkv_fail(why, TRIKV_E_ARGUMENT, "%s: the descriptor is not a memfd of pages", what);
-    seals = fcntl(fd, F_GET_SEALS);
-    if (seals < 0 || !(seals & F_SEAL_SHRINK))
+    if (!(seals & F_SEAL_SHRINK))
         return tkv_fail(why, TRIKV_E_ARGUMENT, "%s: the memfd is not sealed with F_SEAL_SHRINK",
                         what);
     if (s.st_size < 0 || (uint64_t)s.st_size != bytes)
