@@ -31,8 +31,13 @@ FLAGS_asan    := -O1 -DTRIKV_CHECKS -fno-omit-frame-pointer -fsanitize=address,u
 FLAGS_tsan    := -O1 -DTRIKV_CHECKS -fsanitize=thread -Wno-tsan
 FLAGS_fuzz    := -O1 -DTRIKV_CHECKS -fno-omit-frame-pointer \
 	-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
+# Without optimization the intrinsics are macros, of which gcc warns.
+FLAGS_coverage := -O0 -DTRIKV_CHECKS --coverage -fprofile-update=atomic -Wno-sign-conversion
+FLAGS_valgrind := -O1 -DTRIKV_CHECKS
+FLAGS_msan    := -O1 -DTRIKV_CHECKS -DTRIKV_C_KERNELS -fno-omit-frame-pointer -fsanitize=memory \
+	-fsanitize-ignorelist=tests/msan.txt
 ifeq ($(origin FLAGS_$(BUILD)),undefined)
-$(error BUILD=$(BUILD) is not one of: release debug asan tsan fuzz)
+$(error BUILD=$(BUILD) is not one of: release debug asan tsan fuzz coverage valgrind msan)
 endif
 FLAGS := $(CFLAGS) $(FLAGS_$(BUILD))
 
@@ -58,7 +63,9 @@ LIB_alloc = $(if $(filter release debug,$(BUILD)),$(call pkg,jemalloc))
 
 # clang 14 needs minutes and a gigabyte to instrument vector kernels for its fuzzer; the same
 # files are instrumented by gcc in BUILD=asan, where check_kernels puts guard pages around them.
-bare = $(if $(filter fuzz,$(BUILD)),$(if $(filter core/kernels_%,$1),-fno-sanitize=all))
+bare_fuzz := $(filter-out core/kernels.c,$(wildcard core/kernels_*.c))
+bare_msan := $(filter-out core/kernels_c.c,$(bare_fuzz))
+bare = $(if $(filter $(bare_$(BUILD)),$1),-fno-sanitize=all)
 
 # One line a layer; a layer may include only those above its own line (tests/check_layers).
 CORE   := $(wildcard core/*.c)
@@ -150,7 +157,7 @@ core_tests := $(filter $(addprefix $B/tests/check_,attention% codebook% codec% h
 run_tests := TRIKV_BUILD=$B tests/run
 
 .PHONY: FORCE setup test demo build-tests check check-programs check-isa check-asan check-tsan \
-	check-faults check-clang check-layers check-stress check-neon check-fuzz fuzzers check-all check-more lint format install uninstall clean help
+	check-faults check-clang check-layers check-stress check-neon check-valgrind check-msan check-initialised coverage check-reached check-fuzz fuzzers check-all check-more lint format install uninstall clean help
 
 setup: ## install the missing Debian packages for all of this, saying which and why
 	./setup.sh build test ci
@@ -215,7 +222,7 @@ check-neon: ## build for arm64, run the test programs under qemu (Cortex-A76; co
 	@QEMU_CPU=cortex-a72 TRIKV_RUNNER='$(ARM_RUN)' tests/run $(core_tests:$B/%=$(ARM_B)/%)
 
 # Faults: a library put before the daemon's own, and what drives it. A sanitizer wants to be first itself.
-faults := $(if $(filter release debug,$(BUILD)),$B/fault/faults $B/fault/preload.so)
+faults := $(if $(filter release debug coverage,$(BUILD)),$B/fault/faults $B/fault/preload.so)
 $B/fault/preload.so: $B/obj/tests/fault/preload.o
 	$(link) -shared -ldl
 $B/fault/faults: $B/obj/tests/fault/faults.o \
@@ -226,6 +233,40 @@ build-tests: $(faults)
 
 check-faults: build-tests ## every call of the daemon that can fail does, once and for good (minutes)
 	@FAULT_STRIDE=1 TRIKV_TEST_TIMEOUT=3600 $(run_tests) tests/check_faults.sh
+
+coverage: ## what all of this reaches: lines and branches of each file (BUILD=coverage)
+	@$(MAKE) BUILD=coverage build-tests
+	@find build/coverage-$(notdir $(CC)) -name '*.gcda' -delete
+	@$(MAKE) BUILD=coverage check-reached
+	@tests/coverage build/coverage-$(notdir $(CC))/obj daemon proto store core client
+
+check-reached: build-tests
+	@$(run_tests) $(tests) tests/check_faults.sh
+
+# Programs that look at time alone, or that do the same so often that they would take an hour.
+VALGRIND_SLOW := codec_quality kv_quality stress
+VALGRIND := valgrind --quiet --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite \
+	--show-leak-kinds=definite --suppressions=$(abspath tests/valgrind.supp)
+VALGRIND_B := build/valgrind-$(notdir $(CC))
+valgrind_tests := $(filter-out $(VALGRIND_SLOW:%=$B/tests/check_%),$(tests))
+check-valgrind: ## test programs and daemon under Valgrind's memcheck (docs/reliability.md)
+	@$(MAKE) BUILD=valgrind build-tests
+	@mkdir -p $(VALGRIND_B)/emulated
+	@for p in $(notdir $(programs)); do \
+		printf '#!/bin/sh\nexec %s %s "$$@"\n' '$(VALGRIND)' $(abspath $(VALGRIND_B))/bin/$$p \
+		>$(VALGRIND_B)/emulated/$$p && chmod +x $(VALGRIND_B)/emulated/$$p; done
+	@TRIKV_TEST_TIMEOUT=900 TRIKV_BIN=$(abspath $(VALGRIND_B))/emulated TRIKV_RUNNER='$(VALGRIND)' \
+		tests/run $(valgrind_tests:$B/%=$(VALGRIND_B)/%)
+
+# What needs nothing that MSan has not seen compiled: no daemon, no library that fills memory.
+msan_tests := $(core_tests) $(filter $(addprefix $B/tests/check_,allocate arena fork frame gate kept_set \
+	ladder latents map_read mixed observe plan planted policy ranges read session session_limits \
+	session_methods window),$(tests))
+check-msan: ## core and store under clang's MemorySanitizer, with the C kernels
+	@$(MAKE) CC=clang BUILD=msan check-initialised
+
+check-initialised: $(msan_tests)
+	@$(run_tests) $(msan_tests)
 
 FUZZERS := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_SECONDS ?= 10

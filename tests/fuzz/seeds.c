@@ -1,11 +1,13 @@
 /* Writes seed inputs for the fuzz targets that need a well-formed file to begin with:
- * seeds FOLDER makes FOLDER/gguf/<n>, FOLDER/import/<n>, FOLDER/ring/<n> and FOLDER/snapshot/<n>. */
+ * seeds FOLDER makes FOLDER/gguf/<n>, and so for import, ring, dispatch and snapshot. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
+#include "proto/frame.h"
 #include "proto/ring.h"
+#include "proto/trikv.pb-c.h"
 #include "store/snapshot.h"
 #include "tests/fuzz/snapshot_input.h"
 #include "tests/import_aid.h"
@@ -30,8 +32,10 @@ static int write_file(const char *folder, const char *target, size_t i, const ui
 }
 
 /* Model i with a vocabulary of one kind or the other. */
-static int make_seed(const char *folder, size_t i, struct tiny_vocabulary *v)
+static int make_seed(const char *folder, size_t i)
 {
+    static struct tiny_vocabulary vocabulary;
+    struct tiny_vocabulary *const v = &vocabulary;
     struct rng rng = {i + 1};
     struct gguf_aid g = {0};
     uint8_t *bytes;
@@ -96,6 +100,129 @@ static int make_ring_seed(const char *folder, size_t i)
     return write_file(folder, "ring", i, bytes, sizeof(bytes));
 }
 
+/* ---- requests ------------------------------------------------------------------------------- */
+
+struct script {
+    uint8_t bytes[4096];
+    size_t n;
+};
+
+/* A frame as fuzz_dispatch.c has it; the sessions are numbered from 1 on. */
+static void put(struct script *s, uint8_t type, uint8_t flags, const ProtobufCMessage *message)
+{
+    const size_t n = message ? protobuf_c_message_get_packed_size(message) : 0;
+    const uint8_t head[] = {type, flags, (uint8_t)n, (uint8_t)(n >> 8)};
+
+    memcpy(s->bytes + s->n, head, sizeof(head));
+    if (message)
+        (void)protobuf_c_message_pack(message, s->bytes + s->n + sizeof(head));
+    s->n += sizeof(head) + n;
+}
+
+static void put_open(struct script *s)
+{
+    Trikv__Layer layer = TRIKV__LAYER__INIT, *layers = &layer;
+    Trikv__Policy policy = TRIKV__POLICY__INIT;
+    Trikv__OpenRequest m = TRIKV__OPEN_REQUEST__INIT;
+    char codec[] = "tq3", method[] = "keydiff";
+
+    layer.n_q_heads = 2;
+    layer.n_kv_heads = 1;
+    layer.head_dim_k = layer.head_dim_v = 32;
+    policy.codec_k = policy.codec_v = codec;
+    policy.method = method;
+    policy.has_budget_tokens = policy.has_beta_tokens = policy.has_recent_tokens =
+        policy.has_pinned_tokens = true;
+    policy.budget_tokens = 8;
+    policy.beta_tokens = 4;
+    policy.recent_tokens = 2;
+    policy.pinned_tokens = 1;
+    m.n_layers = 1;
+    m.layers = &layers;
+    m.policy = &policy;
+    put(s, TRIKV_OPEN, 0, &m.base);
+}
+
+static void put_step(struct script *s, uint8_t type, uint32_t n_tokens, uint8_t n_units)
+{
+    Trikv__TokensRequest m = TRIKV__TOKENS_REQUEST__INIT;
+
+    m.session = 1;
+    m.n_tokens = n_tokens;
+    put(s, type, n_units, &m.base);
+}
+
+static void put_session(struct script *s, uint8_t type)
+{
+    Trikv__SessionRequest m = TRIKV__SESSION_REQUEST__INIT;
+
+    m.session = 1;
+    put(s, type, 0, &m.base);
+}
+
+static void put_fork_and_back(struct script *s)
+{
+    Trikv__ForkRequest fork_of = TRIKV__FORK_REQUEST__INIT;
+    Trikv__TruncateRequest back = TRIKV__TRUNCATE_REQUEST__INIT;
+    Trikv__ReadRequest read_of = TRIKV__READ_REQUEST__INIT;
+
+    fork_of.session = back.session = read_of.session = 1;
+    back.n_tokens = 13;
+    read_of.n_tokens = 2;
+    put(s, TRIKV_FORK, 0, &fork_of.base);
+    put(s, TRIKV_TRUNCATE, 0, &back.base);
+    put(s, TRIKV_READ, 0, &read_of.base);
+}
+
+/* Files of 64 KiB come with them. */
+static void put_memory(struct script *s)
+{
+    Trikv__StagingRequest staging = TRIKV__STAGING_REQUEST__INIT;
+    Trikv__RingRequest ring = TRIKV__RING_REQUEST__INIT;
+
+    staging.staging_bytes = ring.ring_bytes = 64 << 10;
+    put(s, TRIKV_STAGING, 16, &staging.base);
+    put(s, TRIKV_RING, 16, &ring.base);
+    put(s, TRIKV_RING_CLOSE, 0, NULL);
+}
+
+static int make_dispatch_seed(const char *folder, size_t i)
+{
+    static struct script s;
+
+    s.n = 0;
+    put_open(&s);
+    put_step(&s, TRIKV_APPEND_ATTEND, 15, 15);
+    switch (i) {
+    case 0:
+        put_step(&s, TRIKV_APPEND, 2, 1);
+        put_step(&s, TRIKV_ATTEND, 2, 1);
+        put_session(&s, TRIKV_STATS);
+        put_session(&s, TRIKV_CLOSE);
+        break;
+    case 1:
+        put_fork_and_back(&s);
+        put_session(&s, TRIKV_MAP);
+        put_session(&s, TRIKV_HANDLE);
+        put_session(&s, TRIKV_GATE);
+        break;
+    case 2:
+        put_memory(&s);
+        put_session(&s, TRIKV_ROUND);
+        put_session(&s, TRIKV_DROP);
+        break;
+    default:
+        put_step(&s, TRIKV_OBSERVE, 2, 1);
+        put(&s, TRIKV_DAEMON_STATS, 0, NULL);
+        put(&s, TRIKV_SESSION_LIST, 0, NULL);
+        put(&s, TRIKV_PREFIX_LIST, 0, NULL);
+        put(&s, TRIKV_PROFILE_LIST, 0, NULL);
+        put(&s, TRIKV_CONFIG, 0, NULL);
+        break;
+    }
+    return write_file(folder, "dispatch", i, s.bytes, s.n);
+}
+
 /* ---- snapshots ------------------------------------------------------------------------------ */
 
 struct growing {
@@ -150,38 +277,29 @@ static int make_snapshot_seed(const char *folder, size_t scene)
 
 int main(int argc, char **argv)
 {
-    static struct tiny_vocabulary vocabulary;
+    const struct {
+        const char *target;
+        size_t n;
+        int (*make)(const char *folder, size_t i);
+    } targets[] = {
+        {"gguf", n_tiny_models, make_seed},
+        {"import", AID_KINDS, make_import_seed},
+        {"ring", 2, make_ring_seed},
+        {"dispatch", 4, make_dispatch_seed},
+        {"snapshot", N_SCENES, make_snapshot_seed},
+    };
     char folder[512];
 
     if (argc != 2)
         return 64;
-    (void)snprintf(folder, sizeof(folder), "%s/gguf", argv[1]);
-    (void)mkdir(folder, 0777);
-    for (size_t i = 0; i < n_tiny_models; i++)
-        if (make_seed(argv[1], i, &vocabulary)) {
-            (void)fprintf(stderr, "cannot write seeds to %s\n", folder);
-            return 1;
-        }
-    (void)snprintf(folder, sizeof(folder), "%s/import", argv[1]);
-    (void)mkdir(folder, 0777);
-    for (size_t i = 0; i < AID_KINDS; i++)
-        if (make_import_seed(argv[1], i)) {
-            (void)fprintf(stderr, "cannot write seeds to %s\n", folder);
-            return 1;
-        }
-    (void)snprintf(folder, sizeof(folder), "%s/ring", argv[1]);
-    (void)mkdir(folder, 0777);
-    for (size_t i = 0; i < 2; i++)
-        if (make_ring_seed(argv[1], i)) {
-            (void)fprintf(stderr, "cannot write seeds to %s\n", folder);
-            return 1;
-        }
-    (void)snprintf(folder, sizeof(folder), "%s/snapshot", argv[1]);
-    (void)mkdir(folder, 0777);
-    for (size_t i = 0; i < N_SCENES; i++)
-        if (make_snapshot_seed(argv[1], i)) {
-            (void)fprintf(stderr, "cannot write seeds to %s\n", folder);
-            return 1;
-        }
+    for (size_t t = 0; t < sizeof(targets) / sizeof(targets[0]); t++) {
+        (void)snprintf(folder, sizeof(folder), "%s/%s", argv[1], targets[t].target);
+        (void)mkdir(folder, 0777);
+        for (size_t i = 0; i < targets[t].n; i++)
+            if (targets[t].make(argv[1], i)) {
+                (void)fprintf(stderr, "cannot write seeds to %s\n", folder);
+                return 1;
+            }
+    }
     return 0;
 }
