@@ -31,8 +31,7 @@ FLAGS_asan    := -O1 -DTRIKV_CHECKS -fno-omit-frame-pointer -fsanitize=address,u
 FLAGS_tsan    := -O1 -DTRIKV_CHECKS -fsanitize=thread -Wno-tsan
 FLAGS_fuzz    := -O1 -DTRIKV_CHECKS -fno-omit-frame-pointer \
 	-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
-# Without optimization the intrinsics are macros, of which gcc warns.
-FLAGS_coverage := -O0 -DTRIKV_CHECKS --coverage -fprofile-update=atomic -Wno-sign-conversion
+FLAGS_coverage := -O0 -DTRIKV_CHECKS --coverage -fprofile-update=atomic
 FLAGS_valgrind := -O1 -DTRIKV_CHECKS
 FLAGS_msan    := -O1 -DTRIKV_CHECKS -DTRIKV_C_KERNELS -fno-omit-frame-pointer -fsanitize=memory \
 	-fsanitize-ignorelist=tests/msan.txt
@@ -65,7 +64,9 @@ LIB_alloc = $(if $(filter release debug,$(BUILD)),$(call pkg,jemalloc))
 # files are instrumented by gcc in BUILD=asan, where check_kernels puts guard pages around them.
 bare_fuzz := $(filter-out core/kernels.c,$(wildcard core/kernels_*.c))
 bare_msan := $(filter-out core/kernels_c.c,$(bare_fuzz))
-bare = $(if $(filter $(bare_$(BUILD)),$1),-fno-sanitize=all)
+bare_coverage := $(bare_fuzz)
+bare = $(if $(filter $(bare_$(BUILD)),$1),$(if $(filter coverage,$(BUILD)),-O2 -fno-profile-arcs \
+	-fno-test-coverage,-fno-sanitize=all))
 
 # One line a layer; a layer may include only those above its own line (tests/check_layers).
 CORE   := $(wildcard core/*.c)
@@ -238,7 +239,7 @@ coverage: ## what all of this reaches: lines and branches of each file (BUILD=co
 	@$(MAKE) BUILD=coverage build-tests
 	@find build/coverage-$(notdir $(CC)) -name '*.gcda' -delete
 	@$(MAKE) BUILD=coverage check-reached
-	@tests/coverage build/coverage-$(notdir $(CC))/obj daemon proto store core client
+	@tests/coverage build/coverage-$(notdir $(CC))/obj daemon proto store client
 
 check-reached: build-tests
 	@$(run_tests) $(tests) tests/check_faults.sh
@@ -258,10 +259,10 @@ check-valgrind: ## test programs and daemon under Valgrind's memcheck (docs/reli
 	@TRIKV_TEST_TIMEOUT=900 TRIKV_BIN=$(abspath $(VALGRIND_B))/emulated TRIKV_RUNNER='$(VALGRIND)' \
 		tests/run $(valgrind_tests:$B/%=$(VALGRIND_B)/%)
 
-# What needs nothing that MSan has not seen compiled: no daemon, no library that fills memory.
-msan_tests := $(core_tests) $(filter $(addprefix $B/tests/check_,allocate arena fork frame gate kept_set \
-	ladder latents map_read mixed observe plan planted policy ranges read session session_limits \
-	session_methods window),$(tests))
+# What needs nothing that MSan has not seen compiled: no daemon, no library that fills memory (jansson, zstd).
+msan_tests := $(patsubst %,$B/tests/check_%,allocate arena attention codec codec_format fork frame gate half \
+	kept_set kernels ladder map_read mixed plan planted policy pool ranges rotation select session \
+	session_limits session_methods window)
 check-msan: ## core and store under clang's MemorySanitizer, with the C kernels
 	@$(MAKE) CC=clang BUILD=msan check-initialised
 

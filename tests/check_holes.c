@@ -20,6 +20,7 @@
 #include "proto/errors.h"
 #include "proto/trikv.pb-c.h"
 #include "tests/bystander.h"
+#include "tests/emulated.h"
 #include "tests/ring_aid.h"
 #include "tests/rng.h"
 #include "tests/wire.h"
@@ -125,7 +126,7 @@ static void holes_are_zeros(void **state)
     t.input_bytes = t.n_tokens * sizeof(float) * (2 * WIRE_K_FLOATS + WIRE_Q_FLOATS);
     t.output_offset = AREA_BYTES / 2;
     pid = punch(area);
-    for (int i = 0; i < 100; i++) {
+    for (uint32_t i = 0; i < 100; i += emulated_step(10)) {
         assert_int_equal(wire_plain_call(fd, TRIKV_APPEND_ATTEND, &t.base, NULL), 0);
         if (i % 10 == 0)
             bystander_check(&bystander);
@@ -147,7 +148,7 @@ static void holes_in_rings(void **state)
     uint64_t id;
 
     (void)state;
-    for (int i = 0; i < 20; i++) {
+    for (uint32_t i = 0; i < 20; i += emulated_step(5)) {
         pid_t pid;
 
         fd = wire_connect_hello(the_daemon.socket);

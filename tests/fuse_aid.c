@@ -82,7 +82,7 @@ static int mount_at(const char *directory, int fd)
 {
     char options[96];
 
-    if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL))
+    if (unshare(CLONE_NEWNS) || mount("none", "/", "", MS_REC | MS_PRIVATE, NULL))
         return -1;
     (void)snprintf(options, sizeof(options), "fd=%d,rootmode=40000,user_id=0,group_id=0", fd);
     return mount("trikv-test", directory, "fuse", MS_NOSUID | MS_NODEV, options);
