@@ -205,7 +205,7 @@ static void check_not_ours(void **state)
     free(payload);
     tear_down(&r);
     tear_down(&other);
-    check_well(d);
+    daemon_check_well(d, &base);
 }
 
 /* ---- files ---------------------------------------------------------------------------------- */
