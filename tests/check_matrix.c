@@ -161,7 +161,7 @@ static int be_stranger(uint64_t session, int arena_fd)
     code = every_request(fd, session);
     if (code != TRIKV_E_DENIED)
         return code < 0 ? -code : 2;
-    if (step_by_ring(fd, session) != TRIKV_E_NO_SESSION)
+    if (step_by_ring(fd, session) != TRIKV_E_DENIED)
         return 3;
     return misuse(arena_fd) ? 100 + misuse(arena_fd) : 0;
 }
