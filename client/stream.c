@@ -205,28 +205,45 @@ static void take_fds(struct tkv_stream *s, struct msghdr *m)
         s->n_truncated++;
 }
 
-/* One recvmsg. *done is 0 if there was nothing yet. */
-static int receive_some(struct tkv_stream *s, struct iovec *iov, size_t n, size_t *done,
+/* From what was received ahead, as much as iov wants of it. */
+static size_t take_ahead(struct tkv_stream *s, const struct iovec *iov)
+{
+    const size_t n = iov->iov_len < s->n_ahead ? iov->iov_len : s->n_ahead;
+
+    memcpy(iov->iov_base, s->ahead + s->ahead_at, n);
+    s->ahead_at += (uint32_t)n;
+    s->n_ahead -= (uint32_t)n;
+    return n;
+}
+
+/* One recvmsg, when there is something, into iov and what follows into the empty s->ahead. *done is 0 if there
+ * was nothing after all. */
+static int receive_some(struct tkv_stream *s, const struct iovec *iov, size_t *done,
                         struct tkv_report *why)
 {
     union control control;
-    struct msghdr m = {.msg_iov = iov,
-                       .msg_iovlen = n,
+    struct iovec places[] = {*iov, {s->ahead, sizeof(s->ahead)}};
+    struct msghdr m = {.msg_iov = places,
+                       .msg_iovlen = sizeof(places) / sizeof(places[0]),
                        .msg_control = control.bytes,
                        .msg_controllen = sizeof(control.bytes)};
-    const ssize_t got = recvmsg(s->fd, &m, MSG_CMSG_CLOEXEC);
+    const int e = wait_ready(s, POLLIN, why);
+    ssize_t got;
 
     *done = 0;
+    if (e)
+        return e;
+    got = recvmsg(s->fd, &m, MSG_CMSG_CLOEXEC);
     if (got > 0) {
         take_fds(s, &m);
-        *done = (size_t)got;
+        *done = (size_t)got < iov->iov_len ? (size_t)got : iov->iov_len;
+        s->ahead_at = 0;
+        s->n_ahead = (uint32_t)((size_t)got - *done);
         return 0;
     }
     if (got == 0)
         return tkv_fail(why, TRIKV_E_DISCONNECTED, "the daemon closed the connection");
-    if (errno == EAGAIN)
-        return wait_ready(s, POLLIN, why);
-    if (errno == EINTR)
+    if (errno == EAGAIN || errno == EINTR)
         return 0;
     return tkv_fail(why, TRIKV_E_DISCONNECTED, "receive: %s", strerror(errno));
 }
@@ -235,19 +252,18 @@ int tkv_stream_receive(struct tkv_stream *s, struct iovec *iov, size_t n, struct
 {
     advance(&iov, &n, 0);
     while (n > 0) {
-        int64_t left_ms;
         size_t done;
-        int e = receive_some(s, iov, n, &done, why);
 
-        if (e)
-            return e;
-        advance(&iov, &n, done);
-        /* A peer that always has a little more must not keep us beyond the deadline. */
-        if (n > 0) {
-            e = tkv_stream_left(s, &left_ms, why);
+        if (s->n_ahead > 0) {
+            done = take_ahead(s, iov);
+        } else {
+            /* Each waits until the deadline at most, though a peer always has a little more. */
+            const int e = receive_some(s, iov, &done, why);
+
             if (e)
                 return e;
         }
+        advance(&iov, &n, done);
     }
     return 0;
 }

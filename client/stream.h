@@ -12,6 +12,8 @@
 #include "proto/limits.h"
 #include "proto/report.h"
 
+enum { TKV_STREAM_AHEAD_BYTES = 1024 };
+
 struct tkv_stream {
     int fd;                               /* non-blocking; -1: closed */
     uint32_t timeout_ms;                  /* of one call */
@@ -20,6 +22,9 @@ struct tkv_stream {
     uint32_t n_passed;    /* descriptors received since tkv_stream_start; those too many
                            * were closed */
     uint32_t n_truncated; /* messages whose descriptors the kernel had to cut */
+    uint32_t n_ahead;     /* bytes received before they were asked for, ... */
+    uint32_t ahead_at;    /* ... from here on: small replies come in one system call */
+    uint8_t ahead[TKV_STREAM_AHEAD_BYTES];
 };
 
 /* Connect to a Unix socket within timeout_ms. */
