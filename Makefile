@@ -267,7 +267,7 @@ check-msan: ## core and store under clang's MemorySanitizer, with the C kernels
 	@$(MAKE) CC=clang BUILD=msan check-initialised
 
 check-initialised: $(msan_tests)
-	@$(run_tests) $(msan_tests)
+	@TRIKV_TEST_TIMEOUT=900 $(run_tests) $(msan_tests)
 
 FUZZERS := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_SECONDS ?= 10
