@@ -259,6 +259,10 @@ static void no_memory(void **state)
     close(fd);
     assert_true(daemon_logged(&d, "connection refused"));
     close(greedy);
+    do { /* until it has given it back */
+        sleep_ms(1);
+        wire_daemon_stats(b.fd, &stats);
+    } while (stats.n_connections > 1);
     bystander_check_alone(&b);
     bystander_deinit(&b);
     assert_int_equal(daemon_stop(&d, SIGTERM), 0);
