@@ -180,10 +180,19 @@ void tkv_coder_drop_means(struct tkv_coder *c)
     c->mean_bytes[TKV_KEYS] = c->mean_bytes[TKV_VALUES] = 0;
 }
 
+size_t tkv_coder_bytes(const struct tkv_codec *codec, uint32_t dim)
+{
+    const size_t n_rotations = codec->qjl ? 2 : codec->rotated;
+    const size_t bytes =
+        offsetof(struct tkv_coder, room) + n_rotations * tkv_rotation_room(dim) * sizeof(float);
+
+    return (bytes + 63) / 64 * 64;
+}
+
 const char *tkv_coder_init(struct tkv_coder *c, const struct tkv_codec *codec, uint32_t dim,
                            uint64_t seed)
 {
-    memset(c, 0, sizeof(*c));
+    memset(c, 0, offsetof(struct tkv_coder, room));
     if (dim < TKV_MIN_HEAD_DIM || dim > TKV_MAX_HEAD_DIM || dim % 2)
         return "head_dim must be even, 8 to 1024";
     c->codec = codec;
@@ -193,11 +202,11 @@ const char *tkv_coder_init(struct tkv_coder *c, const struct tkv_codec *codec, u
         c->k_block_bytes = c->v_block_bytes = (size_t)dim * TKV_HALVES_BYTES;
         return NULL;
     }
-    tkv_rotation_init(&c->rotation, dim, seed);
+    tkv_rotation_init(&c->rotation, dim, seed, c->room);
     fill_sections(c);
     fill_sizes(c);
     if (codec->qjl) {
-        tkv_rotation_init(&c->sketch, dim, seed ^ sketch_salt);
+        tkv_rotation_init(&c->sketch, dim, seed ^ sketch_salt, c->room + tkv_rotation_room(dim));
         c->sketch_scale = (float)(1 / ((double)dim * tkv_sphere_mean_abs(dim)));
     }
     return NULL;

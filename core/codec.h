@@ -144,9 +144,14 @@ struct tkv_coder {
     size_t v_block_bytes;  /* 0 for a qjl codec */
     size_t v_codes_offset; /* worth aligning; those of keys come first in their block */
     struct tkv_rotation rotation;
-    struct tkv_rotation sketch; /* qjl: applied to the rotated residual, own signs */
-    float sketch_scale;         /* qjl: 1 / (d * E|u_1|), makes the estimate unbiased */
+    struct tkv_rotation sketch;        /* qjl: applied to the rotated residual, own signs */
+    float sketch_scale;                /* qjl: 1 / (d * E|u_1|), makes the estimate unbiased */
+    float room[2 * TKV_ROTATION_ROOM]; /* what the rotations need of it: tkv_coder_bytes */
 };
+
+/* A coder of this codec looks at no more of its memory than these bytes, a multiple of 64, so that
+ * one may lie in so many. It must stay where it was made. */
+size_t tkv_coder_bytes(const struct tkv_codec *codec, uint32_t dim);
 
 /* The seed of every rotation, since format version 1. */
 #define TKV_ROTATION_SEED UINT64_C(0x5472694b56000001)

@@ -51,17 +51,16 @@ static double cas(uint32_t k, uint32_t n)
     return sum;
 }
 
-void tkv_rotation_init(struct tkv_rotation *r, uint32_t dim, uint64_t seed)
+void tkv_rotation_init(struct tkv_rotation *r, uint32_t dim, uint64_t seed, float *room)
 {
     assert(dim >= TKV_MIN_HEAD_DIM && dim <= TKV_MAX_HEAD_DIM && dim % 2 == 0);
-    memset(r, 0, sizeof(*r));
-    r->dim = dim;
-    r->pow2 = dim & -dim;
+    *r =
+        (struct tkv_rotation){.dim = dim, .pow2 = dim & -dim, .signs = room, .hartley = room + dim};
     r->odd = dim / r->pow2;
     r->scale = (float)(1 / sqrt((double)dim));
-    fill_signs(r->signs, dim, seed, r->scale);
+    fill_signs(room, dim, seed, r->scale);
     for (uint32_t k = 0; k < r->odd; k++)
-        r->hartley[k] = (float)cas(k, r->odd);
+        room[dim + k] = (float)cas(k, r->odd);
 }
 
 /* y[pow2] += weight * x[pow2] */

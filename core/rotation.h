@@ -19,13 +19,22 @@ struct tkv_rotation {
     uint32_t dim;
     uint32_t pow2;
     uint32_t odd;
-    float scale;                         /* 1 / sqrt(dim) */
-    float signs[TKV_MAX_HEAD_DIM];       /* +scale or -scale */
-    float hartley[TKV_MAX_HEAD_DIM / 2]; /* cas(2 pi k / odd), k < odd */
+    float scale;          /* 1 / sqrt(dim) */
+    const float *signs;   /* [dim] +scale or -scale */
+    const float *hartley; /* [odd] cas(2 pi k / odd) */
 };
 
-/* dim is even, TKV_MIN_HEAD_DIM..TKV_MAX_HEAD_DIM. Same seed, same rotation, on every machine. */
-void tkv_rotation_init(struct tkv_rotation *r, uint32_t dim, uint64_t seed);
+enum { TKV_ROTATION_ROOM = TKV_MAX_HEAD_DIM + TKV_MAX_HEAD_DIM / 2 };
+
+/* Floats that the tables of a rotation take, at most TKV_ROTATION_ROOM. */
+static inline size_t tkv_rotation_room(uint32_t dim)
+{
+    return dim + dim / (dim & -dim);
+}
+
+/* dim is even, TKV_MIN_HEAD_DIM..TKV_MAX_HEAD_DIM. Same seed, same rotation, on every machine. Its tables
+ * are laid into room[tkv_rotation_room(dim)], which must stay where it is. */
+void tkv_rotation_init(struct tkv_rotation *r, uint32_t dim, uint64_t seed, float *room);
 
 /* y[dim] = x[dim] rotated; y may be x. Same bits on every CPU. */
 void tkv_rotate(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *y,

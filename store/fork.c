@@ -55,6 +55,7 @@ static bool fork_session(struct tkv_session *s, const struct tkv_session *from)
     if (!s->arena || !s->layers)
         return false;
     s->coders = tkv_shared_ref(s, from->coders);
+    s->fold = tkv_shared_ref(s, from->fold);
     for (uint32_t i = 0; i < s->config.n_layers; i++)
         if (!fork_layer(s, &s->layers[i], &from->layers[i]))
             return false;
@@ -73,6 +74,7 @@ int tkv_session_fork(struct tkv_session **child, struct tkv_session *parent, str
         s->arena = NULL;
         s->layers = NULL;
         s->coders = NULL;
+        s->fold = NULL;
         s->pin_value = 0;
         if (fork_session(s, parent)) {
             *child = s;

@@ -71,14 +71,21 @@ static bool has_new_dims(const struct tkv_session_config *c, uint32_t layer, uin
     return k || c->layers[layer].shape.head_dim_k != dim;
 }
 
-static uint32_t count_dims(const struct tkv_session_config *c)
+/* Coders of one tier; those of all tiers are alike in size. */
+static size_t coders_bytes(const struct tkv_session_config *c)
 {
-    uint32_t n = 0;
+    const struct tkv_codec *codec = tkv_codec_by_name(tkv_plan_codecs[0]);
+    size_t bytes = 0;
 
-    for (uint32_t i = 0; i < c->n_layers; i++)
-        n += (uint32_t)has_new_dims(c, i, c->layers[i].shape.head_dim_k, true) +
-             (uint32_t)has_new_dims(c, i, c->layers[i].shape.head_dim_v, false);
-    return n;
+    for (uint32_t i = 0; i < c->n_layers; i++) {
+        const struct tkv_shape *shape = &c->layers[i].shape;
+
+        if (has_new_dims(c, i, shape->head_dim_k, true))
+            bytes += tkv_coder_bytes(codec, shape->head_dim_k);
+        if (has_new_dims(c, i, shape->head_dim_v, false))
+            bytes += tkv_coder_bytes(codec, shape->head_dim_v);
+    }
+    return bytes;
 }
 
 static uint32_t count_tiers(uint32_t tiers)
@@ -169,7 +176,7 @@ static uint64_t fixed_bytes(const struct planning *p)
     uint64_t bytes = s->own_bytes - planned_bytes(s) + tkv_arena_sizes(s->arena).table_bytes +
                      TABLE_BYTES + p->c->budget_bytes / TABLE_PART;
 
-    bytes += (uint64_t)count_tiers(p->plan.tiers) * count_dims(p->c) * sizeof(struct tkv_coder);
+    bytes += (uint64_t)count_tiers(p->plan.tiers) * coders_bytes(p->c);
     for (uint32_t i = 0; i < p->c->n_layers; i++) {
         const struct tkv_layer *l = &s->layers[i];
 
@@ -328,11 +335,14 @@ static const struct tkv_coder *find_coder(struct tkv_coder *coders, uint32_t *n_
 {
     const struct tkv_codec *codec = tkv_codec_by_name(tkv_plan_codecs[plan_tier]);
 
-    for (uint32_t i = 0; i < *n_coders; i++)
-        if (coders[i].codec == codec && coders[i].dim == dim)
-            return &coders[i];
-    (void)tkv_coder_init(&coders[*n_coders], codec, dim, TKV_ROTATION_SEED);
-    return &coders[(*n_coders)++];
+    struct tkv_coder *c = coders;
+
+    for (uint32_t i = 0; i < *n_coders; i++, c = tkv_coder_after(c))
+        if (c->codec == codec && c->dim == dim)
+            return c;
+    (void)tkv_coder_init(c, codec, dim, TKV_ROTATION_SEED);
+    ++*n_coders;
+    return c;
 }
 
 /* What planning makes, before a session has it. */
@@ -390,8 +400,7 @@ static int make_ladders(const struct planning *p, struct made *made, struct tkv_
     struct tkv_session *s = p->s;
     const struct tkv_plan_choice *choices = p->choices;
 
-    made->coders = tkv_shared_alloc(s, (size_t)count_tiers(p->plan.tiers) * count_dims(p->c) *
-                                           sizeof(*made->coders));
+    made->coders = tkv_shared_alloc(s, count_tiers(p->plan.tiers) * coders_bytes(p->c));
     if (!made->coders)
         return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for the tables of the codecs");
     for (uint32_t i = 0; i < s->config.n_layers; i++) {
@@ -460,7 +469,7 @@ static int restore_ladders(struct tkv_session *s, const struct tkv_session_confi
                            const struct tkv_tier_list *tiers, const struct tkv_rung *rungs,
                            struct made *made, struct tkv_report *why)
 {
-    made->coders = tkv_shared_alloc(s, (size_t)tiers->n * count_dims(c) * sizeof(*made->coders));
+    made->coders = tkv_shared_alloc(s, tiers->n * coders_bytes(c));
     if (!made->coders)
         return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for the tables of the codecs");
     for (uint32_t i = 0; i < s->config.n_layers; i++) {

@@ -31,7 +31,7 @@ static struct work work_layout(const struct tkv_session *s, const struct tkv_lay
                                size_t n_candidates, uint8_t *base)
 {
     const size_t group = tkv_group(&l->config.shape);
-    const size_t n_queries = group * s->fold.n_queries;
+    const size_t n_queries = group * s->fold->n_queries;
     const size_t tile_dim = l->layout.k->tile_dim;
     struct work w = {0};
     size_t at = 0;
@@ -56,12 +56,12 @@ size_t tkv_score_bytes(const struct tkv_session *s, const struct tkv_layer *l, s
 
 size_t tkv_score_common_bytes(const struct tkv_session *s)
 {
-    return tkv_align((size_t)s->fold.n_queries * 2 * s->rope.n_bands * sizeof(double), 64);
+    return tkv_align((size_t)s->fold->n_queries * 2 * s->rope.n_bands * sizeof(double), 64);
 }
 
 void tkv_score_common(const struct tkv_session *s, const struct tkv_layer *l, void *common)
 {
-    tkv_tri_turns(&s->fold, &s->rope, (int64_t)l->last_position + 1, common);
+    tkv_tri_turns(s->fold, &s->rope, (int64_t)l->last_position + 1, common);
 }
 
 /* The virtual queries of the group at this moment, plain and in the codec's domain. */
@@ -76,10 +76,10 @@ static void make_queries(const struct tkv_session *s, const struct tkv_layer *l,
         const float *base = l->config.stats + ((size_t)kv_head * group + g) * 3 * n_bands;
         const struct tkv_tri_stats stats = {base, base + n_bands, base + 2 * n_bands};
 
-        tkv_tri_turn_queries(&s->fold, &s->rope, &stats, turns,
-                             w->queries + (size_t)g * s->fold.n_queries * dim);
+        tkv_tri_turn_queries(s->fold, &s->rope, &stats, turns,
+                             w->queries + (size_t)g * s->fold->n_queries * dim);
     }
-    for (size_t i = 0; i < (size_t)group * s->fold.n_queries; i++)
+    for (size_t i = 0; i < (size_t)group * s->fold->n_queries; i++)
         tkv_code_query(l->layout.k, s->kn, w->queries + i * dim,
                        w->coded + i * l->layout.k->tile_dim);
 }
@@ -88,16 +88,16 @@ static void make_queries(const struct tkv_session *s, const struct tkv_layer *l,
 static void score_lanes(const struct tkv_session *s, const float *dots, const uint8_t *norm_terms,
                         const struct tkv_ruler *ruler, float *row)
 {
-    if (s->fold.n_queries == 1) { /* as tkv_tri_score has it, for the usual case */
+    if (s->fold->n_queries == 1) { /* as tkv_tri_score has it, for the usual case */
         s->kn->add_steps(row, dots, norm_terms, TKV_BLOCK_TOKENS, ruler->base, ruler->step);
         return;
     }
     for (size_t t = 0; t < TKV_BLOCK_TOKENS; t++) {
         float of_token[TKV_MAX_OFFSETS];
 
-        for (uint32_t i = 0; i < s->fold.n_queries; i++)
+        for (uint32_t i = 0; i < s->fold->n_queries; i++)
             of_token[i] = dots[(size_t)i * TKV_BLOCK_TOKENS + t];
-        row[t] = tkv_tri_score(&s->fold, of_token, tkv_ruler_term(ruler, norm_terms[t]));
+        row[t] = tkv_tri_score(s->fold, of_token, tkv_ruler_term(ruler, norm_terms[t]));
     }
 }
 
@@ -124,7 +124,7 @@ static void score_block(const struct tkv_session *s, const struct tkv_layer *l, 
     for (size_t g = 0; g < group; g++) {
         fetch(block, values + (end - values) * g / group,
               values + (end - values) * (g + 1) / group);
-        score_lanes(s, w->dots + g * s->fold.n_queries * TKV_BLOCK_TOKENS,
+        score_lanes(s, w->dots + g * s->fold->n_queries * TKV_BLOCK_TOKENS,
                     tkv_block_scores(layout, block, (uint32_t)g), &w->rulers[g],
                     w->rows + g * w->stride + at);
     }
@@ -134,7 +134,7 @@ static void score_block(const struct tkv_session *s, const struct tkv_layer *l, 
 static void score_cold(const struct tkv_session *s, const struct tkv_layer *l,
                        const struct tkv_head *head, struct work *w)
 {
-    const size_t n_queries = (size_t)tkv_group(&l->config.shape) * s->fold.n_queries;
+    const size_t n_queries = (size_t)tkv_group(&l->config.shape) * s->fold->n_queries;
     const bool fused = tkv_fused_keys(l->layout.k);
     struct tkv_fused f;
     size_t at = 0;

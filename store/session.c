@@ -37,13 +37,12 @@ void tkv_session_free(struct tkv_session *s, void *p, size_t bytes)
 const struct tkv_coder *tkv_session_coder(struct tkv_session *s, const struct tkv_codec *codec,
                                           uint32_t dim, bool means)
 {
-    struct tkv_coder *c;
+    struct tkv_coder *c = s->coders;
 
-    for (uint32_t i = 0; i < s->n_coders; i++)
-        if (s->coders[i].codec == codec && s->coders[i].dim == dim &&
-            (s->coders[i].mean_bytes[TKV_KEYS] > 0) == (means && codec->best))
-            return &s->coders[i];
-    c = &s->coders[s->n_coders];
+    for (uint32_t i = 0; i < s->n_coders; i++, c = tkv_coder_after(c))
+        if (c->codec == codec && c->dim == dim &&
+            (c->mean_bytes[TKV_KEYS] > 0) == (means && codec->best))
+            return c;
     if (tkv_coder_init(c, codec, dim, TKV_ROTATION_SEED))
         return NULL; /* cannot be: the config was checked */
     if (!means)
@@ -66,9 +65,9 @@ static bool config_has_means(const struct tkv_session_config *c, const struct tk
     return tkv_layer_has_means(&of);
 }
 
-static uint32_t count_coders(const struct tkv_session_config *c)
+static size_t coders_bytes(const struct tkv_session_config *c)
 {
-    uint32_t n = 0;
+    size_t bytes = 0;
 
     for (uint32_t i = 0; i < c->n_layers; i++) {
         const struct tkv_layer_config *l = &c->layers[i];
@@ -87,9 +86,10 @@ static uint32_t count_coders(const struct tkv_session_config *c)
             v_known |= (o->codec_k == v && tkv_coded_dim_k(&o->shape) == dim_v) ||
                        (value_codec(o) == v && o->shape.head_dim_v == dim_v);
         }
-        n += (k_known ? 0u : 1u) + (v_known ? 0u : 1u);
+        bytes += k_known ? 0 : tkv_coder_bytes(l->codec_k, dim_k);
+        bytes += v_known ? 0 : tkv_coder_bytes(v, dim_v);
     }
-    return n;
+    return bytes;
 }
 
 static bool layer_make_weights(struct tkv_session *s, struct tkv_layer *l)
@@ -105,7 +105,7 @@ static bool layer_make_weights(struct tkv_session *s, struct tkv_layer *l)
         const float *base = l->config.stats + (size_t)h * 3 * n_bands;
         const struct tkv_tri_stats stats = {base, base + n_bands, base + 2 * (size_t)n_bands};
 
-        tkv_tri_norm_weights(&s->fold, &s->rope, &stats, l->norm_weights + (size_t)h * n_bands);
+        tkv_tri_norm_weights(s->fold, &s->rope, &stats, l->norm_weights + (size_t)h * n_bands);
     }
     return true;
 }
@@ -166,10 +166,22 @@ static void layer_destroy(struct tkv_session *s, struct tkv_layer *l)
 
 /* ---- a session's life --------------------------------------------------------------------- */
 
+static bool make_fold(struct tkv_session *s, const struct tkv_session_config *c)
+{
+    if (!c->rope || !tkv_config_uses(c, TKV_METHOD_TRIATTENTION))
+        return true;
+    s->fold = tkv_shared_alloc(s, sizeof(*s->fold));
+    if (s->fold)
+        (void)tkv_tri_fold_init(s->fold, &s->rope, &c->tri); /* checked */
+    return s->fold;
+}
+
 static bool session_fill(struct tkv_session *s, const struct tkv_session_config *c)
 {
+    if (!make_fold(s, c))
+        return false;
     if (!tkv_session_plans(s)) /* else the plan says which */
-        s->coders = tkv_shared_alloc(s, count_coders(c) * sizeof(*s->coders));
+        s->coders = tkv_shared_alloc(s, coders_bytes(c));
     s->layers = tkv_session_alloc(s, c->n_layers * sizeof(*s->layers));
     if (!s->layers || (!s->coders && !tkv_session_plans(s)))
         return false;
@@ -208,11 +220,8 @@ int tkv_session_build(struct tkv_session **session, const struct tkv_session_con
     s->kn = base->kn;
     s->own_bytes = sizeof(*s);
     s->config = *config;
-    if (config->rope) {
+    if (config->rope)
         s->rope = *config->rope;
-        if (tkv_config_uses(config, TKV_METHOD_TRIATTENTION))
-            (void)tkv_tri_fold_init(&s->fold, &s->rope, &config->tri); /* checked */
-    }
     s->config.rope = &s->rope;
     e = session_begin(s, config, base, why);
     s->config.layers = NULL; /* each layer has its own copy */
@@ -304,6 +313,7 @@ void tkv_session_destroy(struct tkv_session **session)
         layer_destroy(s, &s->layers[i]);
     tkv_session_free(s, s->layers, s->config.n_layers * sizeof(*s->layers));
     tkv_shared_unref(s, s->coders);
+    tkv_shared_unref(s, s->fold);
     tkv_arena_destroy(&s->arena);
     tkv_budget_free(s->budget, s, sizeof(*s));
     *session = NULL;

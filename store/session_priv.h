@@ -112,9 +112,9 @@ struct tkv_session {
     const struct tkv_kernels *kn;
     struct tkv_session_config config; /* layers and rope point to own copies */
     struct tkv_rope rope;
-    struct tkv_tri_fold fold;
+    struct tkv_tri_fold *fold; /* NULL without method triattention */
     struct tkv_layer *layers;
-    struct tkv_coder *coders; /* one per distinct (codec, dim) */
+    struct tkv_coder *coders; /* one per distinct (codec, dim), each behind the one before */
     uint32_t n_coders;
     struct tkv_arena *arena;
     struct tkv_block_id pin; /* buffer of pin_value, if that is not 0 */
@@ -141,6 +141,12 @@ int tkv_session_build(struct tkv_session **session, const struct tkv_session_con
 static inline void tkv_layer_changed(struct tkv_session *s, struct tkv_layer *l)
 {
     l->generation = ++s->generation;
+}
+
+/* Where a table of coders goes on behind one that was made. */
+static inline struct tkv_coder *tkv_coder_after(struct tkv_coder *c)
+{
+    return (struct tkv_coder *)(void *)((uint8_t *)c + tkv_coder_bytes(c->codec, c->dim));
 }
 
 /* The coder of (codec, dim), with the means that its codec has or without, made at its first use; room

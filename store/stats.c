@@ -178,7 +178,7 @@ static uint64_t shared_memory_bytes(const void *p)
 /* Bytes of private memory, and with blocks also those in the arena, that others refer to. */
 static uint64_t shared_bytes(const struct tkv_session *s, bool blocks)
 {
-    uint64_t n = shared_memory_bytes(s->coders);
+    uint64_t n = shared_memory_bytes(s->coders) + shared_memory_bytes(s->fold);
 
     for (uint32_t i = 0; i < s->config.n_layers; i++) {
         const struct tkv_layer *l = &s->layers[i];

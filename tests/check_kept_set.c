@@ -85,13 +85,13 @@ static void keep_exactly(const struct aid *a, size_t kv_head, const float *k, ui
         const struct tkv_tri_stats stats = {s, s + N_BANDS, s + 2 * (size_t)N_BANDS};
         float w[DIM], u[N_BANDS], norms[N_BANDS];
 
-        tri_queries(&a->session->fold, &a->rope, &stats, N_TOKENS, w);
-        tkv_tri_norm_weights(&a->session->fold, &a->rope, &stats, u);
+        tri_queries(a->session->fold, &a->rope, &stats, N_TOKENS, w);
+        tkv_tri_norm_weights(a->session->fold, &a->rope, &stats, u);
         for (size_t i = 0; i < N_CANDIDATES; i++) {
             const float dot = a->kn.dot(w, k + i * DIM, DIM);
 
             tkv_band_norms(&a->rope, k + i * DIM, norms);
-            row[i] = tkv_tri_score(&a->session->fold, &dot, tkv_tri_norm_term(u, norms, N_BANDS));
+            row[i] = tkv_tri_score(a->session->fold, &dot, tkv_tri_norm_term(u, norms, N_BANDS));
         }
         tkv_tri_fold_row(&a->kn, best, row, N_CANDIDATES, true);
     }

@@ -35,9 +35,10 @@ static void test_orthogonal_in_every_dimension(void **state)
     for (uint32_t dim = TKV_MIN_HEAD_DIM; dim <= TKV_MAX_HEAD_DIM; dim += 2) {
         float x[TKV_MAX_HEAD_DIM], y[TKV_MAX_HEAD_DIM], z[TKV_MAX_HEAD_DIM];
         double before, after = 0, inner = 0;
+        float room[TKV_ROTATION_ROOM];
         struct tkv_rotation r;
 
-        tkv_rotation_init(&r, dim, TKV_ROTATION_SEED + dim);
+        tkv_rotation_init(&r, dim, TKV_ROTATION_SEED + dim, room);
         for (uint32_t j = 0; j < dim; j++) {
             x[j] = rng_gauss(&rng);
             z[j] = rng_gauss(&rng);
@@ -68,9 +69,10 @@ static void test_mixes_all_channels(void **state)
     tkv_kernels_init(&kn, tkv_cpu_flags(NULL));
     for (size_t k = 0; k < sizeof(dims) / sizeof(dims[0]); k++) {
         const uint32_t dim = dims[k];
+        float room[TKV_ROTATION_ROOM];
         struct tkv_rotation r;
 
-        tkv_rotation_init(&r, dim, TKV_ROTATION_SEED);
+        tkv_rotation_init(&r, dim, TKV_ROTATION_SEED, room);
         for (uint32_t c = 0; c<dim; c += dim> 256 ? 37 : 1) {
             float x[TKV_MAX_HEAD_DIM] = {0};
 
@@ -85,12 +87,12 @@ static void test_mixes_all_channels(void **state)
 
 static uint64_t hash_rotation(const struct tkv_kernels *kn, uint32_t dim)
 {
-    float x[TKV_MAX_HEAD_DIM];
+    float x[TKV_MAX_HEAD_DIM], room[TKV_ROTATION_ROOM];
     struct tkv_rotation r;
     struct rng rng = {dim};
     uint64_t hash;
 
-    tkv_rotation_init(&r, dim, TKV_ROTATION_SEED);
+    tkv_rotation_init(&r, dim, TKV_ROTATION_SEED, room);
     codec_aid_fill(&rng, x, dim);
     tkv_rotate(&r, kn, x, x);
     hash = codec_aid_hash(x, dim * sizeof(*x), CODEC_AID_HASH);
@@ -135,12 +137,13 @@ static void test_same_bits_everywhere(void **state)
 
 static void test_seeds_differ(void **state)
 {
+    float room_a[TKV_ROTATION_ROOM], room_b[TKV_ROTATION_ROOM];
     struct tkv_rotation a, b;
     unsigned n_equal = 0;
 
     (void)state;
-    tkv_rotation_init(&a, 1024, 1);
-    tkv_rotation_init(&b, 1024, 2);
+    tkv_rotation_init(&a, 1024, 1, room_a);
+    tkv_rotation_init(&b, 1024, 2, room_b);
     for (uint32_t j = 0; j < 1024; j++)
         n_equal += a.signs[j] == b.signs[j];
     assert_in_range(n_equal, 512 - 80, 512 + 80); /* five standard deviations */

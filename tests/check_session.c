@@ -342,8 +342,8 @@ static void rounds_follow_the_scores(void **state)
 
         for (size_t d = 0; d < 64; d++)
             key[d] = (float)as_half(t.k[(i + 4) * 64 + d]);
-        tri_queries(&a.session->fold, &a.rope, &stats, 100, w);
-        tkv_tri_norm_weights(&a.session->fold, &a.rope, &stats, u);
+        tri_queries(a.session->fold, &a.rope, &stats, 100, w);
+        tkv_tri_norm_weights(a.session->fold, &a.rope, &stats, u);
         tkv_band_norms(&a.rope, t.k + (i + 4) * 64, norms);
         scores[i] = a.kn.dot(w, key, 64);
         terms[i] = tkv_tri_norm_term(u, norms, 32);
@@ -353,7 +353,7 @@ static void rounds_follow_the_scores(void **state)
         const float term = tkv_ruler_term(&ruler, tkv_ruler_code(&ruler, terms[i]));
 
         assert_true(fabsf(term - terms[i]) <= ruler.step * 0.501f);
-        scores[i] = tkv_tri_score(&a.session->fold, &scores[i], term);
+        scores[i] = tkv_tri_score(a.session->fold, &scores[i], term);
     }
     assert_int_equal(tkv_select_top(cpu_kernels(), scores, 64, 20, want, scratch), 20);
     assert_int_equal(aid_kept(&a, 0, 0, kept, N), 4 + 20 + 33);

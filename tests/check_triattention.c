@@ -166,6 +166,7 @@ static void test_rotation_invariance(void **state)
 {
     static struct tri_scene s;
     static struct tkv_rotation rotation;
+    float room[TKV_ROTATION_ROOM];
     struct rng r = {seed + 3};
     struct tkv_tri_stats stats;
     float w[TRI_MAX_DIM];
@@ -173,7 +174,7 @@ static void test_rotation_invariance(void **state)
     (void)state;
     tri_scene_make(&s, &r, &ropes[2], &params[0]);
     stats = tri_scene_stats(&s);
-    tkv_rotation_init(&rotation, s.rope.head_dim, 99);
+    tkv_rotation_init(&rotation, s.rope.head_dim, 99, room);
     tri_queries(&s.fold, &s.rope, &stats, s.n_seen, w);
     for (size_t t = 0; t < TRI_N_KEYS; t++) {
         const float plain = s.kn.dot(w, s.keys[t], s.rope.head_dim);
