@@ -42,7 +42,7 @@ struct tkv_plan {
 
 struct tkv_plan_choice {
     uint32_t tier;
-    uint32_t reach_tokens; /* cold tokens that stay, 0 to TKV_PLAN_ALL */
+    uint32_t reach_tokens; /* cold tokens that stay: 0, whole blocks, or TKV_PLAN_ALL */
 };
 
 /* The tier of a head's last block while it fills. */

@@ -24,7 +24,7 @@ enum {
     TABLE_PART = 48, /* and this part of the budget, which is also what slabs may gain by chance */
     /* Entries that a head's table has room for beyond the blocks of its plan. */
     SPARE_ENTRIES = 8,
-    MAX_TURNS = 64,
+    N_TURNS = 8,
 };
 
 static uint64_t half_token_bytes(const struct tkv_shape *shape)
@@ -246,26 +246,42 @@ static uint64_t slab_bytes(const struct planning *p)
     return bytes;
 }
 
-/* Plan for what is left after the fixed bytes: less and less, until whole slabs hold it. */
+/* Plan with `give` bytes; is there room for it in whole slabs? */
+static bool try_plan(struct planning *p, uint64_t give, uint64_t room, uint64_t *taken)
+{
+    (void)tkv_plan_solve(&p->plan, give, p->choices);
+    *taken = slab_bytes(p);
+    return *taken <= room;
+}
+
+/* Plan for what is left after the fixed bytes: less and less, until whole slabs hold it; then for some
+ * more, since what was taken off at a time may be a whole slab. */
 static int solve(struct planning *p, struct tkv_report *why)
 {
     const uint64_t fixed = fixed_bytes(p);
     const uint64_t room = p->c->budget_bytes > fixed ? p->c->budget_bytes - fixed : 0;
-    uint64_t give = room;
+    uint64_t give = room, fits, taken;
 
     if (room == 0)
         return tkv_fail(why, TRIKV_E_ARGUMENT,
                         "budget_bytes is %llu, but %llu are needed before any token is kept",
                         (unsigned long long)p->c->budget_bytes, (unsigned long long)fixed);
-    for (int i = 0; i < MAX_TURNS; i++) {
-        const uint64_t planned = tkv_plan_solve(&p->plan, give, p->choices);
-        const uint64_t taken = slab_bytes(p);
-
-        if (taken <= room)
-            return 0;
-        give = planned > taken - room ? planned - (taken - room) : 0;
+    if (try_plan(p, give, room, &taken))
+        return 0;
+    for (fits = give; fits > 0 && taken > room;) { /* nothing takes nothing */
+        give = fits;
+        fits = give > taken - room ? give - (taken - room) : 0;
+        (void)try_plan(p, fits, room, &taken);
     }
-    (void)tkv_plan_solve(&p->plan, 0, p->choices);
+    for (int i = 0; i < N_TURNS && fits + 1 < give; i++) {
+        const uint64_t middle = fits + (give - fits) / 2;
+
+        if (try_plan(p, middle, room, &taken))
+            fits = middle;
+        else
+            give = middle;
+    }
+    (void)try_plan(p, fits, room, &taken);
     return 0;
 }
 

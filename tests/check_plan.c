@@ -9,7 +9,7 @@
 #include "core/plan.h"
 #include "tests/rng.h"
 
-enum { N_HEADS = 3, MAX_OPTIONS = 64 };
+enum { N_HEADS = 3, MAX_OPTIONS = 80 };
 
 static const uint64_t seed = 20261122;
 
@@ -49,9 +49,9 @@ static uint32_t list_options(const struct tkv_plan *p, struct tkv_plan_choice *o
     out[n++] = (struct tkv_plan_choice){0, 0};
     for (uint32_t tier = 0; tier < TKV_PLAN_TIERS; tier++) {
         out[n++] = (struct tkv_plan_choice){tier, TKV_PLAN_ALL};
-        for (uint32_t window = 16; window <= 2048; window *= 2)
-            if (window > p->n_hot_tokens && window < p->n_hot_tokens + p->n_cold_tokens)
-                out[n++] = (struct tkv_plan_choice){tier, window - p->n_hot_tokens};
+        for (uint32_t blocks = 1; blocks <= 32; blocks += blocks < 8 ? 1 : blocks < 16 ? 2 : 4)
+            if (blocks * 64 < p->n_cold_tokens)
+                out[n++] = (struct tkv_plan_choice){tier, blocks * 64};
     }
     return n;
 }
@@ -146,7 +146,7 @@ static void make_plain(struct scene *s)
     make_scene(s, &rng);
     for (uint32_t h = 0; h < N_HEADS; h++)
         for (uint32_t i = 0; i < TKV_PLAN_ERRORS; i++)
-            s->errors[h][i] = (i < TKV_PLAN_TIERS ? 1.0f : 16.0f) / (float)(1 << i);
+            s->errors[h][i] = (i < TKV_PLAN_TIERS ? 1.0f : 1024.0f) / (float)(1 << i);
     s->plan.n_hot_tokens = 16;
     s->plan.n_cold_tokens = 1024;
     s->plan.open_tier = 0;
