@@ -213,16 +213,22 @@ static int reserve(struct tkv_arena *a, size_t block_bytes, bool fixed, size_t n
 
 void tkv_arena_expect(struct tkv_arena *a, size_t bytes)
 {
-    const size_t pages = bytes / TKV_SLAB_PART / a->core->page_bytes;
+    const size_t n_pages = bytes / a->core->page_bytes;
+    size_t pages = n_pages / TKV_SLAB_PART;
 
-    a->core->least_slab_pages = pages < TKV_SMALL_SLAB_PAGES ? TKV_SMALL_SLAB_PAGES
+    /* Of few bytes a slab that is half empty is a larger part than what is left at the ends of small
+     * ones. */
+    if (pages < TKV_SMALL_SLAB_PAGES)
+        pages = n_pages / TKV_SMALL_SLAB_PART < TKV_SMALL_SLAB_PAGES ? n_pages / TKV_SMALL_SLAB_PART
+                                                                     : TKV_SMALL_SLAB_PAGES;
+    a->core->least_slab_pages = pages < 1                    ? 1
                                 : pages > TKV_MIN_SLAB_PAGES ? TKV_MIN_SLAB_PAGES
                                                              : pages;
 }
 
-size_t tkv_arena_slabs_bytes(const struct tkv_arena *a, size_t block_bytes, size_t n)
+size_t tkv_arena_slabs_bytes(const struct tkv_arena *a, size_t block_bytes, bool buffers, size_t n)
 {
-    const size_t slab_bytes = tkv_slab_size(a->core, block_bytes, false);
+    const size_t slab_bytes = tkv_slab_size(a->core, block_bytes, buffers);
     const size_t n_blocks = slab_bytes / block_bytes;
 
     return (n + n_blocks - 1) / n_blocks * slab_bytes;

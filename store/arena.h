@@ -32,8 +32,8 @@ int tkv_arena_create(struct tkv_arena **arena, struct tkv_budget *budget, struct
  * more of each, but large ones would be half empty. */
 void tkv_arena_expect(struct tkv_arena *a, size_t bytes);
 
-/* What n blocks of this size will take while the arena is small, in whole slabs. */
-size_t tkv_arena_slabs_bytes(const struct tkv_arena *a, size_t block_bytes, size_t n);
+/* What n blocks of this size, or buffers, will take while the arena is small, in whole slabs. */
+size_t tkv_arena_slabs_bytes(const struct tkv_arena *a, size_t block_bytes, bool buffers, size_t n);
 
 /* Another user of the memory of `of`; NULL over the cap. */
 struct tkv_arena *tkv_arena_share(const struct tkv_arena *of);

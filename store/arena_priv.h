@@ -25,7 +25,7 @@ struct tkv_slab {
 /* Slabs for blocks of one size. */
 struct tkv_slab_class {
     size_t block_bytes;
-    bool fixed; /* buffers: one in a slab, they never move */
+    bool fixed; /* buffers: they never move */
     size_t n_free;
     size_t n_reserved; /* by all users together, at most n_free */
 };
@@ -76,7 +76,8 @@ enum {
     TKV_SMALL_SLAB_PAGES = 5,
     TKV_MIN_SLAB_PAGES = 24,
     TKV_MAX_SLAB_PAGES = 512,
-    TKV_SLAB_PART = 64
+    TKV_SLAB_PART = 64,
+    TKV_SMALL_SLAB_PART = 16, /* of what is expected, up to TKV_SMALL_SLAB_PAGES */
 };
 
 /* How large a slab of blocks of this size is. */

@@ -61,7 +61,7 @@ uint32_t tkv_slab_class_of(struct tkv_arena_core *c, size_t block_bytes, bool fi
 /*
  * Of the sizes allowed, the one that wastes the smallest part. A slab is large enough to waste little
  * at its end and small enough to waste little while it fills: up to a part of what the arena already
- * holds, between bounds.
+ * holds, between bounds. Buffers have slabs of their own, unless little is expected.
  */
 size_t tkv_slab_size(const struct tkv_arena_core *c, size_t block_bytes, bool fixed)
 {
@@ -69,8 +69,10 @@ size_t tkv_slab_size(const struct tkv_arena_core *c, size_t block_bytes, bool fi
     size_t most = c->slab_bytes / TKV_SLAB_PART / c->page_bytes;
     size_t best = least * c->page_bytes;
 
-    if (fixed)
+    if (fixed && c->least_slab_pages > TKV_SMALL_SLAB_PAGES)
         return best;
+    if (fixed)
+        most = TKV_SMALL_SLAB_PAGES;
     most = most < c->least_slab_pages ? c->least_slab_pages : most;
     most = most > TKV_MAX_SLAB_PAGES ? TKV_MAX_SLAB_PAGES : most;
     for (size_t pages = least + 1; pages <= most; pages++) {
@@ -186,8 +188,7 @@ int tkv_slab_add(struct tkv_arena_core *c, uint32_t class, struct tkv_report *wh
     struct tkv_slab *s;
     int e;
 
-    new.n_blocks = new.n_free =
-        c->classes[class].fixed ? 1 : (uint32_t)(new.bytes / c->classes[class].block_bytes);
+    new.n_blocks = new.n_free = (uint32_t)(new.bytes / c->classes[class].block_bytes);
     /* Room for the gap that its return may make, now, so that a return never fails. */
     if (!tkv_arena_table_grow(c, (void **)&c->gaps, sizeof(*c->gaps), c->n_gaps + c->n_slabs + 1,
                               &c->cap_gaps))

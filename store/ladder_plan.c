@@ -93,15 +93,6 @@ static uint32_t count_tiers(uint32_t tiers)
     return (uint32_t)__builtin_popcount(tiers);
 }
 
-static uint32_t most_kv_heads(const struct tkv_session_config *c)
-{
-    uint32_t n = 0;
-
-    for (uint32_t i = 0; i < c->n_layers; i++)
-        n = c->layers[i].shape.n_kv_heads > n ? c->layers[i].shape.n_kv_heads : n;
-    return n;
-}
-
 /* Block sizes without coders: those depend on codec and dimensions alone. */
 static int fill_sizes(struct planning *p, struct tkv_report *why)
 {
@@ -148,9 +139,21 @@ static uint32_t choose_open_tier(const struct planning *p)
     return tier;
 }
 
-static uint64_t page_align(uint64_t bytes)
+/* The half tiers of all layers, in whole slabs: those of one size lie together. */
+static uint64_t halves_bytes(const struct tkv_session *s)
 {
-    return (bytes + 4095) / 4096 * 4096;
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < s->config.n_layers; i++) {
+        const size_t size = tkv_halves_bytes(&s->layers[i]);
+        size_t n = 0, n_before = 0;
+
+        for (uint32_t j = 0; j < s->config.n_layers; j++)
+            if (tkv_halves_bytes(&s->layers[j]) == size)
+                *(j < i ? &n_before : &n) += 1;
+        bytes += n_before > 0 ? 0 : tkv_arena_slabs_bytes(s->arena, size, true, n);
+    }
+    return bytes;
 }
 
 /* What an earlier plan has taken: in a new one it is counted anew. */
@@ -174,13 +177,13 @@ static uint64_t fixed_bytes(const struct planning *p)
 {
     const struct tkv_session *s = p->s;
     uint64_t bytes = s->own_bytes - planned_bytes(s) + tkv_arena_sizes(s->arena).table_bytes +
-                     TABLE_BYTES + p->c->budget_bytes / TABLE_PART;
+                     TABLE_BYTES + p->c->budget_bytes / TABLE_PART + halves_bytes(s);
 
     bytes += (uint64_t)count_tiers(p->plan.tiers) * coders_bytes(p->c);
     for (uint32_t i = 0; i < p->c->n_layers; i++) {
         const struct tkv_layer *l = &s->layers[i];
 
-        bytes += page_align(l->tail.bytes + l->pinned.bytes) + sizeof(struct tkv_half_buffer);
+        bytes += sizeof(struct tkv_half_buffer);
         bytes += sizeof(struct tkv_ladder) + l->config.shape.n_kv_heads * sizeof(struct tkv_rung);
         bytes += 64 * (2 + (uint64_t)l->config.shape.n_kv_heads); /* headers of shared memory */
     }
@@ -197,52 +200,71 @@ static uint64_t fixed_bytes(const struct planning *p)
 
 /* ---- planning ---------------------------------------------------------------------------- */
 
-/* Blocks of a size, of all heads from h on; those are marked done. */
+/* Blocks of a size: those that heads have, and those that a round makes before old ones go, which are as
+ * many as the layer with most of them needs. */
 struct size_class {
     uint32_t block_bytes;
-    uint64_t n;
+    uint64_t n, n_fresh, n_fresh_here; /* of the layer that is looked at */
 };
 
-static void add_size(struct size_class *sizes, uint32_t *n_sizes, uint32_t block_bytes, uint64_t n)
+struct size_classes {
+    struct size_class c[64 * TKV_PLAN_TIERS];
+    uint32_t n;
+};
+
+static void add_size(struct size_classes *sizes, uint32_t block_bytes, uint64_t n, uint64_t n_fresh)
 {
     uint32_t i = 0;
 
-    while (i < *n_sizes && sizes[i].block_bytes != block_bytes)
+    while (i < sizes->n && sizes->c[i].block_bytes != block_bytes)
         i++;
-    if (i == *n_sizes)
-        sizes[(*n_sizes)++] = (struct size_class){.block_bytes = block_bytes};
-    sizes[i].n += n;
+    if (i == sizes->n)
+        sizes->c[sizes->n++] = (struct size_class){.block_bytes = block_bytes};
+    sizes->c[i].n += n;
+    sizes->c[i].n_fresh_here += n_fresh;
+    if (sizes->c[i].n_fresh < sizes->c[i].n_fresh_here)
+        sizes->c[i].n_fresh = sizes->c[i].n_fresh_here;
+}
+
+/* Returns what could not be listed. */
+static uint64_t add_head(const struct planning *p, uint32_t h, struct size_classes *sizes)
+{
+    const struct tkv_plan_choice c = p->choices[h];
+    const uint32_t *block_bytes = p->heads[h].block_bytes;
+    const uint32_t open = block_bytes[tkv_plan_open_tier(&p->plan, c)];
+    const uint64_t all = tkv_plan_bytes(&p->plan, h, c);
+
+    if (c.reach_tokens == 0)
+        return 0;
+    if (sizes->n + 2 > sizeof(sizes->c) / sizeof(sizes->c[0]))
+        return all + all / TKV_PLAN_TIERS;
+    add_size(sizes, open, 1, 1);
+    /* With a reach one that is full comes before another is dropped. */
+    add_size(sizes, block_bytes[c.tier], (all - open) / block_bytes[c.tier],
+             c.reach_tokens < p->plan.n_cold_tokens);
+    return 0;
 }
 
 /* What the choices take in whole slabs, counted with the first layer's sizes for layers like it;
  * others have classes of their own, as long as there is room to list them. */
 static uint64_t slab_bytes(const struct planning *p)
 {
-    struct size_class sizes[64 * TKV_PLAN_TIERS];
-    uint32_t n_sizes = 0;
+    struct size_classes sizes = {.n = 0};
     uint64_t bytes = 0;
+    uint32_t at = 0;
 
-    for (uint32_t h = 0; h < p->plan.n_heads; h++) {
-        const struct tkv_plan_choice c = p->choices[h];
-        const uint32_t *block_bytes = p->heads[h].block_bytes;
-        const uint32_t open = block_bytes[tkv_plan_open_tier(&p->plan, c)];
-        const uint64_t all = tkv_plan_bytes(&p->plan, h, c);
-
-        if (c.reach_tokens == 0)
-            continue;
-        if (n_sizes + 2 > sizeof(sizes) / sizeof(sizes[0])) {
-            bytes += all + all / TKV_PLAN_TIERS;
-            continue;
-        }
-        add_size(sizes, &n_sizes, open, 1);
-        add_size(sizes, &n_sizes, block_bytes[c.tier], (all - open) / block_bytes[c.tier]);
+    for (uint32_t i = 0; i < p->c->n_layers; i++) {
+        for (uint32_t t = 0; t < sizes.n; t++)
+            sizes.c[t].n_fresh_here = 0;
+        for (uint32_t h = 0; h < p->c->layers[i].shape.n_kv_heads; h++)
+            bytes += add_head(p, at++, &sizes);
     }
-    /* A round makes a layer's new blocks before the old ones go. */
-    for (uint32_t i = 0; i < n_sizes; i++)
-        sizes[i].n += most_kv_heads(p->c);
-    for (uint32_t i = 0; i < n_sizes; i++)
-        bytes += sizes[i].n * ENTRY_BYTES +
-                 tkv_arena_slabs_bytes(p->s->arena, sizes[i].block_bytes - ENTRY_BYTES, sizes[i].n);
+    for (uint32_t i = 0; i < sizes.n; i++) {
+        const uint64_t n = sizes.c[i].n + sizes.c[i].n_fresh;
+
+        bytes += n * ENTRY_BYTES +
+                 tkv_arena_slabs_bytes(p->s->arena, sizes.c[i].block_bytes - ENTRY_BYTES, false, n);
+    }
     return bytes;
 }
 
