@@ -187,7 +187,7 @@ struct trikv_session_options {
     const char
         *method; /* "none", "triattention", "streaming", "h2o", "snapkv", "keydiff", "default" */
     uint32_t budget_tokens;
-    uint32_t beta_tokens;  /* between rounds, rounded up to a multiple of 64 */
+    uint32_t beta_tokens;  /* between rounds; from 64 on rounded up to a multiple of it */
     int32_t recent_tokens; /* < 0: default (0 is a value) */
     int32_t pinned_tokens; /* < 0: default */
     const char *eviction_mode;

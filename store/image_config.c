@@ -154,6 +154,12 @@ static int read_session(struct image_in *in, const struct image_config *c,
                         struct tkv_session_config *to)
 {
     const bool plans = c->method == TKV_METHOD_DEFAULT;
+    const struct tkv_session_config rounds = {
+        .method = (enum tkv_method)c->method,
+        .eviction_mode = (enum tkv_eviction_mode)c->eviction_mode,
+        .beta_tokens = c->beta_tokens,
+        .rollback_tokens = c->rollback_tokens,
+    };
 
     if (c->method > TKV_METHOD_DEFAULT || c->eviction_mode > TKV_UNION ||
         c->aggregation > TKV_AGGREGATE_MAX || c->flags & ~(uint32_t)IMAGE_CONFIG_FLAGS)
@@ -166,7 +172,7 @@ static int read_session(struct image_in *in, const struct image_config *c,
             return tkv_image_fail(in, "tier %u is %u", t, c->plan_tiers[t]);
         seen |= 1u << c->plan_tiers[t];
     }
-    if (plans ? c->beta_tokens <= c->rollback_tokens : c->beta_tokens % TKV_BLOCK_TOKENS != 0)
+    if (plans ? c->beta_tokens <= c->rollback_tokens : c->beta_tokens != tkv_config_beta(&rounds))
         return tkv_image_fail(in, "beta is %u tokens", c->beta_tokens);
     *to = (struct tkv_session_config){
         .n_layers = c->n_layers,

@@ -104,7 +104,7 @@ static size_t count_full(const struct tkv_session *s, const struct tkv_head *h,
 static size_t count_folded(const struct tkv_session *s, const struct tkv_layer *l, uint32_t n_new)
 {
     const size_t room = l->pinned.most - l->pinned.n + l->tail.most - l->tail.n;
-    const size_t n = tkv_session_fold_tokens(s);
+    const size_t n = tkv_layer_fold_tokens(s, l);
 
     if (n_new == 0)
         return tkv_layer_warm(s, l);

@@ -50,10 +50,10 @@ static bool same_policy(const struct tkv_session *s, const struct tkv_session_co
         return o->budget_bytes == c->budget_bytes && o->max_tokens == c->max_tokens;
     if (!evicts(s))
         return true;
-    return o->beta_tokens == tkv_align(c->beta_tokens, TKV_BLOCK_TOKENS) &&
-           same_gate(&o->gate, &c->gate) && o->eviction_mode == c->eviction_mode &&
-           o->allocator == c->allocator && o->normalize_scores == c->normalize_scores &&
-           o->tri.offset_max == c->tri.offset_max && o->tri.aggregation == c->tri.aggregation;
+    return o->beta_tokens == tkv_config_beta(c) && same_gate(&o->gate, &c->gate) &&
+           o->eviction_mode == c->eviction_mode && o->allocator == c->allocator &&
+           o->normalize_scores == c->normalize_scores && o->tri.offset_max == c->tri.offset_max &&
+           o->tri.aggregation == c->tri.aggregation;
 }
 
 /* method: of the configuration that b is from. */

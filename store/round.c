@@ -75,6 +75,8 @@ static uint64_t folds_left(const struct tkv_session *s, const struct tkv_layer *
     const uint64_t most = (uint64_t)tkv_budget_mean(l) + s->config.beta_tokens;
     const uint64_t used = fixed + mean_cold(l);
 
+    if (tkv_layer_folds_few(s, l))
+        return 0;
     return used < most ? (most - used) / TKV_BLOCK_TOKENS : 0;
 }
 
@@ -120,10 +122,11 @@ static size_t fold_blocks(const struct tkv_session *s, const struct tkv_layer *l
     const int32_t first = l->tail.n > 0 ? l->tail.positions[0] : l->last_position;
     /* A fold makes a block for every token if they lie far apart; two folds' may be there. */
     const size_t spans = last_position - (int64_t)first > TKV_BLOCK_SPAN ? 2 * TKV_BLOCK_TOKENS : 0;
+    const uint32_t fold = tkv_layer_fold_tokens(s, l);
     size_t n = tkv_layer_warm(s, l) > 0;
 
     if (n_new > 0)
-        n = n_new > room ? (n_new - room + TKV_BLOCK_TOKENS - 1) / TKV_BLOCK_TOKENS : 0;
+        n = n_new > room ? (n_new - room + fold - 1) / fold : 0;
     n += last_position > first ? (size_t)(last_position - first) / TKV_BLOCK_SPAN : 0;
     if (l->slides && n > tkv_window_blocks(l) + spans)
         n = tkv_window_blocks(l) + spans;

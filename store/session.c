@@ -242,7 +242,7 @@ int tkv_session_create(struct tkv_session **session, const struct tkv_session_co
     *session = NULL;
     if (e)
         return e;
-    own.beta_tokens = (uint32_t)tkv_align(config->beta_tokens, TKV_BLOCK_TOKENS);
+    own.beta_tokens = tkv_config_beta(config);
     if (config->method == TKV_METHOD_DEFAULT)
         tkv_ladder_size_tiers(&own, config->layers);
     e = tkv_session_build(session, &own, &base, why);

@@ -85,7 +85,7 @@ struct tkv_session_config {
     uint32_t n_layers;
     const struct tkv_layer_config *layers; /* copied */
     enum tkv_method method;
-    uint32_t beta_tokens;   /* >= 1; rounded up to a multiple of 64 */
+    uint32_t beta_tokens;   /* >= 1; from 64 on rounded up to a multiple of it */
     uint32_t recent_tokens; /* method default: at most; it also chooses beta itself */
     uint32_t pinned_tokens;
     uint32_t rollback_tokens; /* < 64: so far behind a fold or round truncate undoes it */

@@ -232,10 +232,38 @@ static inline bool tkv_layer_has_means(const struct tkv_layer *l)
     return !tkv_layer_evicts(l) || l->config.method == TKV_METHOD_DEFAULT;
 }
 
-/* Warm tokens that a tail gathers before they are folded. */
-static inline uint32_t tkv_session_fold_tokens(const struct tkv_session *s)
+/* True if all layers must hold their rounds together. */
+static inline bool tkv_config_couples_layers(const struct tkv_session_config *c)
 {
-    return tkv_session_plans(s) ? s->config.beta_tokens : TKV_BLOCK_TOKENS;
+    return c->method == TKV_METHOD_TRIATTENTION && c->eviction_mode != TKV_PER_LAYER_PERHEAD;
+}
+
+static inline bool tkv_session_couples_layers(const struct tkv_session *s)
+{
+    return tkv_config_couples_layers(&s->config);
+}
+
+/* Are fewer tokens than a block folded at a time? Then each fold has a round, so that blocks are filled
+ * whatever a fold brings. */
+static inline bool tkv_layer_folds_few(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    return tkv_layer_evicts(l) && s->config.beta_tokens < TKV_BLOCK_TOKENS;
+}
+
+/* Warm tokens that a tail gathers before they are folded. */
+static inline uint32_t tkv_layer_fold_tokens(const struct tkv_session *s, const struct tkv_layer *l)
+{
+    return tkv_session_plans(s) || tkv_layer_folds_few(s, l) ? s->config.beta_tokens
+                                                             : TKV_BLOCK_TOKENS;
+}
+
+/* Tokens between rounds: whole folds, of a block unless so few tokens are wanted. Truncate undoes one
+ * fold at most. */
+static inline uint32_t tkv_config_beta(const struct tkv_session_config *c)
+{
+    if (c->beta_tokens >= TKV_BLOCK_TOKENS || tkv_config_couples_layers(c))
+        return (uint32_t)tkv_align(c->beta_tokens, TKV_BLOCK_TOKENS);
+    return c->beta_tokens > c->rollback_tokens ? c->beta_tokens : c->rollback_tokens + 1;
 }
 
 /* How a block of a layer is laid out. */
@@ -243,13 +271,6 @@ static inline const struct tkv_block_layout *tkv_layer_layout(const struct tkv_l
                                                               const struct tkv_block *block)
 {
     return l->ladder ? &l->ladder->tiers[block->tier] : &l->layout;
-}
-
-/* True if all layers must hold their rounds together. */
-static inline bool tkv_session_couples_layers(const struct tkv_session *s)
-{
-    return s->config.method == TKV_METHOD_TRIATTENTION &&
-           s->config.eviction_mode != TKV_PER_LAYER_PERHEAD;
 }
 
 /* How many tokens more the others have seen, if layers are coupled. What they went past without a round

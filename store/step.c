@@ -310,7 +310,7 @@ static int prepare_checkpoints(struct run *r, struct tkv_report *why)
     const uint32_t n = round_layers(r, &first);
     int e = 0;
 
-    r->n_after = (r->step->n_tokens - room(r->l) - 1) % tkv_session_fold_tokens(r->s) + 1;
+    r->n_after = (r->step->n_tokens - room(r->l) - 1) % tkv_layer_fold_tokens(r->s, r->l) + 1;
     for (uint32_t i = first; !e && keeps_checkpoint(r->s, r->n_after) && i < first + n; i++)
         e = tkv_checkpoint_prepare(r->s, &r->s->layers[i], why);
     return e;

@@ -50,7 +50,7 @@ void tkv_halves_init(const struct tkv_session *s, struct tkv_layer *l)
     /* What leaves a window is seen by nobody, pinned or not. */
     l->pinned = make_tier(&l->config.shape, l->slides ? 0 : c->pinned_tokens, 0, false);
     l->tail =
-        make_tier(&l->config.shape, tkv_layer_recent(s, l) + tkv_session_fold_tokens(s),
+        make_tier(&l->config.shape, tkv_layer_recent(s, l) + tkv_layer_fold_tokens(s, l),
                   c->rollback_tokens, l->config.method == TKV_METHOD_TRIATTENTION && !l->slides);
 }
 

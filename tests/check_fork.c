@@ -44,6 +44,7 @@ static const struct {
     {"union", "tq4", 150, 64, TKV_UNION, 0},
     {"triattention, folds between rounds", "tq4", 150, 130, TKV_PER_LAYER_PERHEAD, 0},
     {"union, folds between rounds", "tq3", 150, 192, TKV_UNION, 0},
+    {"triattention, small folds", "tq4", 150, 32, TKV_PER_LAYER_PERHEAD, 0},
     {"window", "tq4", 0, 64, TKV_PER_LAYER_PERHEAD, 40},
     {"triattention, window over the budget", "tq4", 150, 64, TKV_PER_LAYER_PERHEAD, 190},
 };

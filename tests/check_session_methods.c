@@ -16,7 +16,7 @@
 #include "store/session_priv.h"
 #include "tests/session_aid.h"
 
-enum { N = 560, PINNED = 4, RECENT = 32, TAIL = RECENT + 64, BUDGET = 150, DIM = 64 };
+enum { N = 560, PINNED = 4, RECENT = 32, BUDGET = 150, DIM = 64 };
 
 /* One KV head: the tokens it has beside the pinned ones, cold first, and what they were given. */
 struct model {
@@ -110,10 +110,16 @@ static void score_all(const struct aid *a, const struct aid_tokens *t, struct mo
     }
 }
 
-/* Will the next fold bring a round? */
+static uint32_t fold_of(const struct aid *a)
+{
+    return a->config.beta_tokens < 64 ? a->config.beta_tokens : 64;
+}
+
+/* Will the next fold bring a round? Small ones always do. */
 static bool is_near(const struct aid *a, const struct model *m)
 {
-    return m->n - m->n_tail + 64 + PINNED + TAIL > BUDGET + a->config.beta_tokens;
+    return fold_of(a) < 64 ||
+           m->n - m->n_tail + 64 + PINNED + RECENT + 64 > BUDGET + a->config.beta_tokens;
 }
 
 /* The worst candidates go, one after the other. */
@@ -147,9 +153,11 @@ static void hold_round(const struct aid *a, const struct aid_tokens *t, struct m
 static void run_model(const struct aid *a, const struct aid_tokens *t, struct model *m,
                       uint32_t head)
 {
+    const uint32_t most = RECENT + fold_of(a);
+
     memset(m, 0, sizeof(*m));
     for (int32_t now = PINNED; now < N; now++) {
-        if (m->n_tail == TAIL) {
+        if (m->n_tail == most) {
             if (is_near(a, m))
                 hold_round(a, t, m, head);
             m->n_tail = RECENT;
@@ -158,7 +166,7 @@ static void run_model(const struct aid *a, const struct aid_tokens *t, struct mo
         m->mass[m->n++] = 0;
         m->n_tail++;
         if (a->config.method == TKV_METHOD_H2O ||
-            (a->config.method == TKV_METHOD_SNAPKV && m->n_tail > TAIL - 32 && is_near(a, m)))
+            (a->config.method == TKV_METHOD_SNAPKV && m->n_tail > most - 32 && is_near(a, m)))
             look(a, t, m, head, now);
     }
 }
@@ -194,11 +202,13 @@ static void check_rounds(enum tkv_method method, uint32_t beta, uint32_t chunk)
     aid_close(&a);
 }
 
-/* A round with every fold, and with every third. */
+/* A round with every fold, with every third, and with folds of fewer tokens. */
 static void check_method(enum tkv_method method, uint32_t chunk)
 {
     check_rounds(method, 64, chunk);
     check_rounds(method, 192, chunk);
+    check_rounds(method, 40, chunk);
+    check_rounds(method, 8, chunk);
 }
 
 static void streaming_keeps_a_window(void **state)
