@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 #include <cmocka.h>
 
@@ -10,6 +11,8 @@
 #include "core/cpu.h"
 #include "core/kernels.h"
 #include "tests/codec_aid.h"
+#include "tests/cpu.h"
+#include "tests/rng.h"
 
 /* Sizes that other layers and stored files rely on. */
 static void test_sizes(void **state)
@@ -57,6 +60,35 @@ static void test_table(void **state)
 
         assert_true(!tkv_coder_init(&c, tkv_codec_by_name("f16"), dim, 1) == fine);
     }
+}
+
+/* In so many bytes and no more (a sanitizer looks at the end) a coder does the same. */
+static void test_coders_are_as_small_as_they_say(void **state)
+{
+    static const uint32_t dims[] = {18, 64, 80, 96, 1024};
+    static struct tkv_coder whole;
+    static uint8_t want[64 * 1024 * 4], got[64 * 1024 * 4];
+    static float x[3 * 1024];
+    struct rng rng = {77};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(x) / sizeof(x[0]); i++)
+        x[i] = rng_gauss(&rng);
+    for (const struct tkv_codec *k = tkv_codecs; k->name; k++)
+        for (size_t i = 0; i < sizeof(dims) / sizeof(dims[0]); i++) {
+            const uint8_t mean[TKV_MAX_MEAN_BYTES] = {0};
+            struct tkv_coder *c = aligned_alloc(64, tkv_coder_bytes(k, dims[i]));
+
+            assert_non_null(c);
+            assert_true(tkv_coder_bytes(k, dims[i]) <= (sizeof(whole) + 63) / 64 * 64);
+            assert_null(tkv_coder_init(c, k, dims[i], 1));
+            assert_null(tkv_coder_init(&whole, k, dims[i], 1));
+            assert_true(whole.k_block_bytes <= sizeof(want));
+            tkv_encode_keys(&whole, cpu_kernels(), mean, x, 3, want);
+            tkv_encode_keys(c, cpu_kernels(), mean, x, 3, got);
+            assert_memory_equal(want, got, whole.k_block_bytes);
+            free(c);
+        }
 }
 
 /* Fingerprints at dims 18, 64, 96, 128, recorded on x86-64; equal for every kernel set and CPU. */
@@ -211,6 +243,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_table),
         cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_coders_are_as_small_as_they_say),
         cmocka_unit_test(test_same_bytes_everywhere),
     };
 

@@ -439,6 +439,43 @@ static void test_arrays(void **state)
 #undef HEAD
 }
 
+/* Numbers that no statistics have are refused, and their place named. */
+static void test_bad_numbers(void **state)
+{
+    static const char head[] = "\x93NUMPY\1\0\x50\0"
+                               "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1, 2), }";
+    static const char *const names[] = {"q_mean_re.npy", "q_mean_im.npy", "q_abs_mean.npy"};
+    static const struct {
+        unsigned member;
+        float value;
+    } cases[] = {{0, NAN}, {1, NAN}, {2, NAN}, {0, INFINITY}, {2, INFINITY}, {2, -1}, {0, 2}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        uint8_t arrays[3][10 + 0x50 + 8];
+        const void *const members[] = {arrays[0], arrays[1], arrays[2]};
+        const size_t sizes[] = {sizeof(arrays[0]), sizeof(arrays[0]), sizeof(arrays[0])};
+        struct tkv_reason why = {""};
+        struct tkv_import im;
+        uint8_t *data;
+        size_t n;
+
+        for (unsigned m = 0; m < 3; m++) {
+            const float x[2] = {m == 2 ? 1 : .5f,
+                                m == cases[i].member ? cases[i].value : (m == 2 ? 1 : .5f)};
+
+            memset(arrays[m], ' ', sizeof(arrays[m]));
+            memcpy(arrays[m], head, sizeof(head) - 1);
+            memcpy(arrays[m] + sizeof(arrays[m]) - sizeof(x), x, sizeof(x));
+        }
+        data = import_aid_npz(names, members, sizes, 3, &n);
+        assert_int_equal(tkv_import_parse(&im, data, n, &why), -1);
+        if (!strstr(why.text, "layer 0, query head 0, band 1") || !strstr(why.text, "mean_abs"))
+            fail_msg("case %zu: \"%s\"", i, why.text);
+        free(data);
+    }
+}
+
 /* What is unpacked is what the directory says, no more, no less. */
 static void test_deflated(void **state)
 {
@@ -541,11 +578,12 @@ static void test_real_npz(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formats),    cmocka_unit_test(test_truncated),
-        cmocka_unit_test(test_flipped),    cmocka_unit_test(test_checksum),
-        cmocka_unit_test(test_pickles),    cmocka_unit_test(test_command),
-        cmocka_unit_test(test_real_files), cmocka_unit_test(test_arrays),
-        cmocka_unit_test(test_deflated),   cmocka_unit_test(test_real_npz),
+        cmocka_unit_test(test_formats),     cmocka_unit_test(test_truncated),
+        cmocka_unit_test(test_flipped),     cmocka_unit_test(test_checksum),
+        cmocka_unit_test(test_pickles),     cmocka_unit_test(test_command),
+        cmocka_unit_test(test_real_files),  cmocka_unit_test(test_arrays),
+        cmocka_unit_test(test_bad_numbers), cmocka_unit_test(test_deflated),
+        cmocka_unit_test(test_real_npz),
     };
 
     return cmocka_run_group_tests(tests, write_inputs, remove_inputs);

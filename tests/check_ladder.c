@@ -116,7 +116,7 @@ static void check_codes(const struct aid *a, const struct aid_tokens *t, uint32_
 /* At several sizes and in requests of every length: what is kept, how well, in how many bytes. */
 static void heads_keep_what_is_planned(void **state)
 {
-    static const uint32_t ratios[] = {3, 6, 9, 12};
+    static const uint32_t ratios[] = {3, 6, 12, 24};
     static const uint32_t steps[] = {1, 7, 64, 200, N_TOKENS};
 
     (void)state;

@@ -243,11 +243,17 @@ static void check_windows(void **state)
 static void check_budgets(void **state)
 {
     const int fd = wire_connect_hello(((const struct daemon_aid *)*state)->socket);
-    char text[256], method[] = "default", none[] = "none", allocator[] = "adaptive";
+    char text[256], method[] = "default", tri[] = "triattention", none[] = "none",
+                    allocator[] = "adaptive";
     struct request q;
 
     if (!*model.name)
         skip();
+    fit(&q);
+    q.policy.method = tri;
+    q.policy.budget_tokens = q.policy.recent_tokens; /* the pinned ones have no room */
+    assert_int_equal(wire_plain_call(fd, TRIKV_OPEN, &q.open.base, text), TRIKV_E_ARGUMENT);
+    assert_non_null(strstr(text, "budget is 16 tokens, want at least"));
     fit(&q);
     q.policy.method = method;
     q.policy.has_target_ratio = q.policy.has_max_tokens = 1;

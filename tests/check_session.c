@@ -264,6 +264,39 @@ static void a_budget_is_kept(void **state)
     check_budget(1);
 }
 
+/* The known trap, where new tokens vanish: refused when the session is opened and later. */
+static void a_budget_has_room_for_new_tokens(void **state)
+{
+    static const uint32_t too_few[] = {1, 4, 35, 36};
+    int32_t kept[300];
+    struct aid_tokens t;
+    struct aid a;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(too_few) / sizeof(too_few[0]); i++) {
+        aid_init(&a, "tq4");
+        aid_triattention(&a, too_few[i], 5);
+        assert_int_equal(aid_open(&a), TRIKV_E_ARGUMENT);
+        assert_non_null(strstr(a.why.text, "want at least 37: pinned 4 + recent 32 + 1"));
+        aid_close(&a);
+    }
+    aid_init(&a, "tq4");
+    aid_triattention(&a, 37, 5);
+    assert_int_equal(aid_open(&a), 0);
+    t = aid_tokens(&a, 300, 13);
+    assert_int_equal(aid_step(&a, 0, &t, 0, 300), 0);
+    for (size_t i = 0; i < sizeof(too_few) / sizeof(too_few[0]); i++) {
+        assert_int_equal(tkv_session_set_budget(a.session, too_few[i], &a.why), TRIKV_E_ARGUMENT);
+        assert_non_null(strstr(a.why.text, "budget is"));
+    }
+    assert_int_equal(tkv_session_round(a.session, NULL, &a.why), 0);
+    assert_int_equal(aid_kept(&a, 0, 1, kept, 300), 37); /* the newest are there */
+    for (int32_t i = 0; i < 32; i++)
+        assert_int_equal(kept[5 + i], 268 + i);
+    free(t.k);
+    aid_close(&a);
+}
+
 /* Modes that couple layers: the same set in all layers, and for union in all KV heads. */
 static void coupled_layers_keep_the_same(void **state)
 {
@@ -401,6 +434,7 @@ int main(void)
         cmocka_unit_test(codes_are_close),
         cmocka_unit_test(cutting_requests_changes_nothing),
         cmocka_unit_test(a_budget_is_kept),
+        cmocka_unit_test(a_budget_has_room_for_new_tokens),
         cmocka_unit_test(coupled_layers_keep_the_same),
         cmocka_unit_test(layers_out_of_step_are_refused),
         cmocka_unit_test(rounds_follow_the_scores),
