@@ -156,7 +156,7 @@ isa_tests := $(ISA:%=$B/tests/check_%)
 ARM_FREE := codec_quality config foreign gguf holes kv_quality matrix plan planted policy profile rope_request \
 	start tokenizer
 arm_tests := $(filter-out $(ARM_FREE:%=$B/tests/check_%),$(tests))
-core_tests := $(filter $(addprefix $B/tests/check_,attention% codebook% codec% half% kernels% rope% \
+core_tests := $(filter $(addprefix $B/tests/check_,attention% codebook% codec% half% kernels% rope \
 	rotation% select% triattention% vectors%),$(tests))
 run_tests := TRIKV_BUILD=$B tests/run
 

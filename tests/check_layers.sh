@@ -67,7 +67,7 @@ awk -F'\t' '
     if (path ~ "^yaml\\.h" && from !~ "^(daemon|tools)$") print $1 " includes " path
     if (path ~ "^jemalloc/" && from != "daemon") print $1 " includes " path
     if (path ~ "^(cmocka|jansson)\\.h" && from != "tests") print $1 " includes " path
-    if (path ~ "protobuf-c/|pb-c\\.h$" && from !~ "^(daemon|client|tests)$" &&
+    if (path ~ "protobuf-c/|pb-c\\.h$" && from !~ "^(daemon|client|tests|bench)$" &&
         $1 !~ "^tools/(trikvctl|ctl_[a-z_]*)\\.[ch]$")
         print $1 " includes " path
     if (from == "core" && path != "sys/auxv.h" && path ~ "^(stdio|unistd|fcntl|time|pthread|errno|signal|sys/.*)\\.h$")
