@@ -161,7 +161,7 @@ core_tests := $(filter $(addprefix $B/tests/check_,attention% codebook% codec% h
 run_tests := TRIKV_BUILD=$B tests/run
 
 .PHONY: FORCE setup test demo build-tests check check-programs check-isa check-asan check-tsan \
-	check-faults check-clang check-layers check-stress check-neon check-valgrind check-msan check-initialised coverage check-reached check-fuzz fuzzers check-all check-more lint format install uninstall clean help
+	check-faults check-soak check-overload check-clang check-layers check-stress check-neon check-valgrind check-msan check-initialised coverage check-reached check-fuzz fuzzers check-all check-more lint format install uninstall clean help
 
 setup: ## install the missing Debian packages for all of this, saying which and why
 	./setup.sh build test ci
@@ -198,6 +198,16 @@ check-tsan: ## every test program under ThreadSanitizer
 check-stress: build-tests ## sharing for a minute, 10,000 clients killed (docs/reliability.md)
 	@TRIKV_STRESS_SECONDS=60 TRIKV_KILL_CYCLES=10000 $(run_tests) $B/tests/check_stress \
 		$B/tests/check_kills
+
+SOAK_MINUTES ?= 30
+check-soak: build-tests ## a day's work of clients in SOAK_MINUTES (30): nothing drifts
+	@TRIKV_SOAK_SECONDS=$$(($(SOAK_MINUTES) * 60)) \
+		TRIKV_TEST_TIMEOUT=$$(($(SOAK_MINUTES) * 90 + 300)) $(run_tests) $B/tests/check_soak
+
+OVERLOAD_MINUTES ?= 10
+check-overload: build-tests ## clients that want four times the cap, for OVERLOAD_MINUTES (10)
+	@TRIKV_OVERLOAD_SECONDS=$$(($(OVERLOAD_MINUTES) * 60)) \
+		TRIKV_TEST_TIMEOUT=$$(($(OVERLOAD_MINUTES) * 90 + 300)) $(run_tests) $B/tests/check_overload
 
 check-clang: ## build everything with clang, warnings are errors
 	@$(MAKE) CC=clang WERROR=1 build-tests

@@ -9,6 +9,15 @@
 #include "daemon/options.h"
 #include "daemon/server.h"
 
+/*
+ * What is freed goes back to the kernel at once, and threads keep only small pieces: else jemalloc has
+ * some MiB more than is reserved, and the memory cap is not one (tests/check_overload.c). It reads
+ * this by name; another allocator does not.
+ */
+extern const char *malloc_conf;
+__attribute__((visibility("default"))) const char *malloc_conf =
+    "narenas:1,dirty_decay_ms:0,muzzy_decay_ms:0,tcache_max:4096";
+
 static void print_diag(const struct tkv_diag *diag)
 {
     for (size_t i = 0; i < diag->n; i++)
