@@ -43,7 +43,7 @@ struct life {
     struct trikv_session *session, *child;
     struct rng rng;
     uint32_t n_tokens; /* of the session */
-    bool has_ids;
+    bool has_ids, is_glutton;
     float out[CHUNK * Q_ROW];
 };
 
@@ -130,7 +130,13 @@ static bool say_hello(struct life *l)
                                     .name = "check_soak"};
     const struct trikv_ring_options ring = {.size = sizeof(ring), .copy_bytes = 1 << 17};
 
-    if (!goes_on(l, trikv_connect(&l->client, &o), "connect"))
+    const int e = trikv_connect(&l->client, &o);
+
+    if (l->is_glutton && e == TRIKV_E_DISCONNECTED) { /* no memory even for the connection */
+        l->who->counts->n_refused++;
+        return false;
+    }
+    if (!goes_on(l, e, "connect"))
         return false;
     return number % 3 || goes_on(l, trikv_ring_open(l->client, &ring), "ring");
 }
@@ -252,7 +258,9 @@ static bool look_at_map(struct life *l)
     if (!goes_on(l, trikv_map(l->client, trikv_session_id(l->session), &map), "map"))
         return false;
     t.token_ids = NULL;
-    if (!goes_on(l, trikv_attend_local(map, &t), "attend_local"))
+    /* A layer may have nothing yet: what came before it was refused for memory. */
+    if (trikv_map_n_seen(map, t.layer) > 0 &&
+        !goes_on(l, trikv_attend_local(map, &t), "attend_local"))
         return false;
     return chance(l, 4) || goes_on(l, trikv_unmap(&map), "unmap");
 }
@@ -361,6 +369,7 @@ _Noreturn void soak_glutton_run(const struct soak_client *c, uint64_t want_bytes
     fill_pool();
     l->who = c;
     l->rng.state = c->seed + 1000 * c->number;
+    l->is_glutton = true;
     while (soak_now_s() < c->end_s) {
         c->counts->n_lives++;
         if (say_hello(l) && open_session(l))
