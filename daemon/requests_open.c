@@ -347,7 +347,7 @@ static void open_work(struct tkv_job *job)
     struct tkv_call *const call = tkv_call_of(job);
     struct tkv_server *const s = call->client->server;
 
-    tkv_session_create(&call->entry->session, &call->open->config, &call->entry->quota->budget,
+    tkv_session_create(&call->entry->made, &call->open->config, &call->entry->quota->budget,
                        &s->kernels, &call->why);
 }
 

@@ -225,10 +225,10 @@ static void restore_work(struct tkv_job *job)
     struct tkv_call *const call = tkv_call_of(job);
     struct tkv_snapshot_job *const j = call->snapshot;
     struct tkv_server *const s = call->client->server;
-    int e = tkv_snapshot_read(j->snapshot, &s->kernels, &call->entry->session, &call->why);
+    int e = tkv_snapshot_read(j->snapshot, &s->kernels, &call->entry->made, &call->why);
 
     if (!e && tkv_pack_end(j->reader, &call->why))
-        tkv_session_destroy(&call->entry->session);
+        tkv_session_destroy(&call->entry->made);
     tkv_snapshot_close(&j->snapshot);
 }
 

@@ -157,7 +157,7 @@ static void destroy_work(struct tkv_job *job)
     struct tkv_session_entry *e =
         (struct tkv_session_entry *)((char *)job - offsetof(struct tkv_session_entry, destruction));
 
-    tkv_session_destroy(&e->session);
+    tkv_session_destroy(&e->made);
     tkv_observation_destroy(&e->observation, &e->quota->budget);
 }
 
@@ -199,6 +199,8 @@ static void start_destruction(struct tkv_session_entry *e)
 {
     if (e->session)
         tkv_sessions_stats(e); /* the last there is to count */
+    e->made = e->session;
+    e->session = NULL;
     e->busy = true;
     e->destruction.work = destroy_work;
     e->destruction.done = destroy_done;
@@ -225,6 +227,10 @@ void tkv_sessions_settle(struct tkv_session_entry *e)
 
     assert(e->busy);
     e->busy = false;
+    if (e->made) {
+        e->session = e->made;
+        e->made = NULL;
+    }
     if (e->session && now_ms - e->stats_ms > STATS_AGE_MS)
         tkv_sessions_stats(e);
     if ((e->doomed || !e->session) && !outlives_owner(e)) {

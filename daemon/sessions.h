@@ -36,8 +36,9 @@ struct tkv_session_entry {
     struct tkv_server *server;
     struct tkv_session_entry *next; /* in its bucket */
     uint64_t id;                    /* never 0, never used again in the life of the daemon */
-    struct tkv_session *session;    /* NULL until OPEN has succeeded */
-    struct tkv_client *owner;       /* NULL: it is gone, and so will the session be */
+    struct tkv_session *session; /* NULL until OPEN has succeeded, and once it is to be destroyed */
+    struct tkv_session *made;    /* the job's that opens or destroys it */
+    struct tkv_client *owner;    /* NULL: it is gone, and so will the session be */
     uid_t uid;
     struct tkv_quota *quota; /* where its memory counts; forks have it in common */
     char label[TRIKV_MAX_NAME_BYTES + 1];
