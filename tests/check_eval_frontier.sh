@@ -31,7 +31,7 @@ refused() {
         "$tmp/refused" "$eval" frontier "$@"
 }
 
-check "a tiny run" "$eval" frontier --text "$text" --context 1024 --windows 1 --needles --ratios 4,6 \
+check "a tiny run" "$eval" frontier --text "$text" --context 1024 --windows 1 --needles --ratios 3,4 \
     --policies triattention+adaptive,tq4 --json "$tmp/rows.json" --html "$tmp/page.html"
 cat >"$tmp/rows.py" <<'END'
 import json
@@ -42,7 +42,7 @@ with open(sys.argv[1], encoding="utf-8") as f:
 rows = found["rows"]
 assert found["n_windows"] == 1 and found["n_failed"] == 0
 assert [(r["policy"], r["target_ratio"]) for r in rows] == [
-    ("fp16", 1), ("triattention+adaptive", 4), ("triattention+adaptive", 6), ("tq4", None)]
+    ("fp16", 1), ("triattention+adaptive", 3), ("triattention+adaptive", 4), ("tq4", None)]
 exact, *others = rows
 token_bytes = 2 * 6 * 2 * (64 + 64)
 for r in rows:
@@ -68,7 +68,7 @@ assert tq4["tokens_kept"] == 1024 and tq4["kl"] < 0.01 and tq4["recall"] > 90, t
 END
 check "its rows" python3 "$tmp/rows.py" "$tmp/rows.json"
 check "the same again" "$eval" frontier --text "$text" --context 1024 --windows 1 --needles \
-    --ratios 6 --policies triattention+adaptive --json "$tmp/again.json"
+    --ratios 4 --policies triattention+adaptive --json "$tmp/again.json"
 cat >"$tmp/same.py" <<'END'
 import json
 import sys
