@@ -95,7 +95,7 @@ static void rms_norm(const struct tkv_model *m, float *dst, const float *src, co
 /* What a task over blocks of rows works on. */
 struct rows {
     const struct tkv_model *m;
-    const struct tkv_layer *layer;
+    const struct tkv_model_layer *layer;
     const float *weight;
     size_t n;
     void (*row)(const struct rows *r, size_t i);
@@ -210,7 +210,7 @@ static void angles_row(const struct rows *r, size_t i)
 static int attend(struct tkv_model *m, uint32_t i, size_t n, const struct tkv_attention *attention,
                   struct tkv_reason *why)
 {
-    const struct tkv_layer *layer = &m->layers[i];
+    const struct tkv_model_layer *layer = &m->layers[i];
     const struct tkv_activations *a = &m->act;
     const struct tkv_attention_step step = {.layer = i,
                                             .n_tokens = n,
@@ -237,7 +237,7 @@ static int attend(struct tkv_model *m, uint32_t i, size_t n, const struct tkv_at
 
 static void feed_forward(struct tkv_model *m, uint32_t i, size_t n)
 {
-    const struct tkv_layer *layer = &m->layers[i];
+    const struct tkv_model_layer *layer = &m->layers[i];
     const struct tkv_activations *a = &m->act;
 
     run_rows((struct rows){m, layer, layer->ffn_norm, n, norm_row});

@@ -55,7 +55,7 @@ struct tkv_model_config {
 };
 
 /* Vectors are NULL where the model has none. */
-struct tkv_layer {
+struct tkv_model_layer {
     const float *attn_norm, *ffn_norm, *q_norm, *k_norm;
     const float *q_bias, *k_bias, *v_bias;
     struct tkv_matrix q, k, v, o, gate, up, down;
@@ -77,7 +77,7 @@ struct tkv_model {
     const struct tkv_exec *exec;
     struct tkv_matrix embedding, output;
     const float *output_norm;
-    struct tkv_layer *layers;
+    struct tkv_model_layer *layers;
     float *vectors; /* behind all norms and biases */
     size_t n_vector_floats, n_vector_room;
     size_t max_chunk_tokens;

@@ -194,7 +194,7 @@ static int load_matrices(struct loader *l, uint32_t i)
 {
     const struct tkv_model_config *c = &l->m->config;
     const struct tkv_shape *s = &c->shape;
-    struct tkv_layer *layer = &l->m->layers[i];
+    struct tkv_model_layer *layer = &l->m->layers[i];
     const struct {
         const char *part;
         uint32_t n_out;
@@ -222,7 +222,7 @@ static int load_vectors(struct loader *l, uint32_t i)
 {
     const struct tkv_model_config *c = &l->m->config;
     const struct tkv_shape *s = &c->shape;
-    struct tkv_layer *layer = &l->m->layers[i];
+    struct tkv_model_layer *layer = &l->m->layers[i];
     const bool head_norms = !strcmp(c->architecture, "qwen3");
     const bool biases = !strcmp(c->architecture, "qwen2");
     const struct {
