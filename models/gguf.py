@@ -65,7 +65,8 @@ class Reader:
     """Metadata as a dict, tensors as float32 arrays."""
 
     def __init__(self, path):
-        self.data, self.at = open(path, "rb").read(), 0
+        with open(path, "rb") as f:
+            self.data, self.at = f.read(), 0
         if self.data[:4] != MAGIC or self.number("<u4", 4) != VERSION:
             raise ValueError(f"{path} is not a GGUF v{VERSION} file")
         n_tensors, n_metadata = self.number("<u8"), self.number("<u8")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import struct
+import sys
+from pathlib import Path
 
 import numpy as np
-from service import ServiceTest, attention, tensors
+from service import ROOT, ServiceTest, attention, tensors
 
 import trikv
 from trikv.llama import StateFormatError, parse_state
@@ -85,6 +87,25 @@ class LlamaTest(ServiceTest):
                 want, _ = attention(model.k[1], model.v[1], q)
                 self.assertLess(np.abs(out - want).max(), 0.03)
                 np.testing.assert_array_equal(session.read(2).positions, model.positions)
+
+    def test_files_of_a_real_build(self) -> None:
+        """What llama.cpp wrote of the reference model (llama/README.md) is what that model computes."""
+        sys.path.insert(0, str(ROOT / "models"))
+        import reference  # noqa: PLC0415 (beside the model, no package)
+
+        ids = [4029, 989, 765, 4045, 262, 989, 765]
+        model = reference.Model(str(ROOT / "models" / "trikv-ref-6m.gguf"))
+        record: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # q, k, v by layer
+        model.forward(np.array(ids), record)
+        for name in ("rows", "columns"):
+            path = Path(__file__).parent / "llama" / f"{name}.bin"
+            state = parse_state(path.read_bytes(), 2)
+            self.assertEqual(state.tokens.tolist(), ids)
+            self.assertEqual(len(state.layers), len(record))
+            for layer, (_, k, v) in zip(state.layers, record):
+                for got, want in ((layer.k, k), (layer.v, v)):
+                    error = got.astype(float) - want.swapaxes(0, 1)  # it computes in 8 bits
+                    self.assertLess(np.linalg.norm(error), 0.02 * np.linalg.norm(want))
 
     def test_what_is_refused(self) -> None:
         model = Model()
