@@ -82,7 +82,7 @@ check "configuration" "$prefix/bin/trikvd" --config "$prefix/etc/trikv/trikvd.ya
 "$prefix/bin/trikvd" --socket "$tmp/s" 2>"$tmp/trikvd.log" &
 daemon=$!
 for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-    [ -S "$tmp/s" ] && break
+    "$prefix/bin/trikvctl" --socket "$tmp/s" ping >/dev/null 2>&1 && break
     sleep 0.1
 done
 check "shared runs" env LD_LIBRARY_PATH="$prefix/lib" "$tmp/shared" "$tmp/s"

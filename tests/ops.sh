@@ -51,7 +51,7 @@ start() {
     port=
     for _ in $(seq 100); do
         port=$(sed -n 's/.*metrics on loopback" port=\([0-9]*\).*/\1/p' "$tmp/log")
-        [ -n "$port" ] && [ -S "$tmp/s" ] && break
+        [ -n "$port" ] && "$bin/trikvctl" --socket "$tmp/s" ping >/dev/null 2>&1 && break
         sleep 0.1
     done
     # Somebody who keeps a cache, for as long as this takes.

@@ -39,7 +39,7 @@ check "configuration" "$bin/trikvd" --config "$tmp/root/etc/trikv/trikvd.yaml" \
     --profiles "$tmp/root/etc/trikv/profiles" 2>"$tmp/log" &
 daemon=$!
 for _ in $(seq 100); do
-    [ -S "$tmp/s" ] && break
+    "$bin/trikvctl" --socket "$tmp/s" ping >/dev/null 2>&1 && break
     sleep 0.1
 done
 check "trikvctl" "$bin/trikvctl" --socket "$tmp/s" info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,11 +39,16 @@ class Service:
              "--memory-cap", "256MiB", "--profiles", "/nonexistent", "--log-level", "error",
              *options])
         end = time.monotonic() + 10
-        while not os.path.exists(self.socket):
+        while not self.answers():
             if self.process.poll() is not None or time.monotonic() > end:
                 self.stop()
                 raise RuntimeError("trikvd did not start")
             time.sleep(0.01)
+
+    def answers(self) -> bool:
+        """The path alone says little: it is there before anybody listens."""
+        with socket.socket(socket.AF_UNIX) as s:
+            return s.connect_ex(self.socket) == 0
 
     def stop(self) -> int:
         self.process.terminate()
