@@ -74,11 +74,11 @@ static void encode(struct bench *b)
         uint8_t *k = block_at(b, i), *v = tkv_block_values(&b->layout, k);
 
         tkv_source_gauss(&b->source, b->x, BLOCK * b->o->head_dim);
-        tkv_code_mean(&b->coder, kn, TKV_KEYS, b->x, BLOCK, mean);
-        tkv_encode_keys(&b->coder, kn, mean, b->x, BLOCK, k);
+        tkv_code_mean(&b->coder, kn, TKV_KEYS, tkv_floats(b->x, b->o->head_dim), BLOCK, mean);
+        tkv_encode_keys(&b->coder, kn, mean, tkv_floats(b->x, b->o->head_dim), BLOCK, k);
         tkv_source_gauss(&b->source, b->x, BLOCK * b->o->head_dim);
-        tkv_code_mean(&b->coder, kn, TKV_VALUES, b->x, BLOCK, mean);
-        tkv_encode_values(&b->coder, kn, mean, b->x, BLOCK, v);
+        tkv_code_mean(&b->coder, kn, TKV_VALUES, tkv_floats(b->x, b->o->head_dim), BLOCK, mean);
+        tkv_encode_values(&b->coder, kn, mean, tkv_floats(b->x, b->o->head_dim), BLOCK, v);
     }
 }
 

@@ -16,6 +16,7 @@ const char tkv_bench_option_help[] =
     "(MLA)\n"
     "  --layers L       layers of a session\n"
     "  --codec C        fp16, int8, tq4, tq3.5, tq3, tq2.5, tq2, or any other trikvd knows\n"
+    "  --input T        encode: what vectors come as: f32, f16 or bf16 (f32)\n"
     "  --budget B       appliance: tokens kept (4096)\n"
     "  --work W         work: attend, encode or round\n"
     "  --times N        work: how often (1)\n"
@@ -47,7 +48,8 @@ enum {
     OPT_IN,
     OPT_OUT,
     OPT_DISABLE,
-    OPT_ROPE
+    OPT_ROPE,
+    OPT_INPUT
 };
 
 static const struct option long_options[] = {
@@ -59,6 +61,7 @@ static const struct option long_options[] = {
     {"rope-dim", required_argument, NULL, OPT_ROPE},
     {"layers", required_argument, NULL, OPT_LAYERS},
     {"codec", required_argument, NULL, OPT_CODEC},
+    {"input", required_argument, NULL, OPT_INPUT},
     {"budget", required_argument, NULL, OPT_BUDGET},
     {"work", required_argument, NULL, OPT_WORK},
     {"times", required_argument, NULL, OPT_TIMES},
@@ -79,6 +82,20 @@ static bool take_codec(struct tkv_bench_options *o)
     if (tkv_codec_by_name(o->codec))
         return true;
     (void)fprintf(stderr, "%s: --codec: \"%s\" is not a codec\n", TKV_BENCH_PROGRAM, optarg);
+    return false;
+}
+
+static bool take_input(struct tkv_bench_options *o)
+{
+    static const char *const names[] = {[TKV_F32] = "f32", [TKV_F16] = "f16", [TKV_BF16] = "bf16"};
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        if (!strcmp(optarg, names[i])) {
+            o->input = (enum tkv_dtype)i;
+            return true;
+        }
+    (void)fprintf(stderr, "%s: --input: \"%s\", expected f32, f16 or bf16\n", TKV_BENCH_PROGRAM,
+                  optarg);
     return false;
 }
 
@@ -113,6 +130,7 @@ static bool take(struct tkv_bench_options *o, int option)
     case OPT_LAYERS: return take_count("layers", 512, &o->layers);
     case OPT_THREADS: return take_count("threads", 1024, &o->threads);
     case OPT_CODEC: return take_codec(o);
+    case OPT_INPUT: return take_input(o);
     case OPT_WORK: o->work = optarg; return true;
     case OPT_TIMES: return take_count("times", 1000, &o->times);
     case OPT_TOKENS:

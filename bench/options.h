@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "core/types.h"
+
 #define TKV_BENCH_PROGRAM "trikv-bench"
 
 struct tkv_bench_options {
@@ -19,12 +21,13 @@ struct tkv_bench_options {
     uint32_t times;
     const char *work;
     const char *codec;
-    const char *disable; /* instruction sets not to use; NULL: as $TRIKV_CPU_DISABLE says */
-    const char *in;      /* report: the template */
-    const char *out;     /* report: what is written */
-    double seconds;      /* of measuring, for each thing measured */
-    bool resident;       /* stay in one layer, so that it may stay in the caches */
-    bool alone;          /* measure no comparison */
+    enum tkv_dtype input; /* encode: what vectors come as */
+    const char *disable;  /* instruction sets not to use; NULL: as $TRIKV_CPU_DISABLE says */
+    const char *in;       /* report: the template */
+    const char *out;      /* report: what is written */
+    double seconds;       /* of measuring, for each thing measured */
+    bool resident;        /* stay in one layer, so that it may stay in the caches */
+    bool alone;           /* measure no comparison */
     bool json;
 };
 

@@ -164,16 +164,18 @@ const char *tkv_coder_init(struct tkv_coder *c, const struct tkv_codec *codec, u
 /* The same without means, for blocks whose tokens come from many others: called right after init. */
 void tkv_coder_drop_means(struct tkv_coder *c);
 
-/* mean[mean_bytes[side]] = the mean of x[n][dim], coded; nothing if the codec has none. n = 0: zero. */
+/* mean[mean_bytes[side]] = the mean of n vectors x of dim elements, coded; nothing if the codec has none.
+ * n = 0: zero. */
 void tkv_code_mean(const struct tkv_coder *c, const struct tkv_kernels *kn, enum tkv_side side,
-                   const float *x, size_t n, void *mean);
+                   struct tkv_vectors x, size_t n, void *mean);
 
-/* Encode n <= 64 vectors x[n][dim], all finite, into block (k_block_bytes / v_block_bytes), which
- * gets this mean (mean_bytes, as tkv_code_mean makes it, or any other). Same bytes on every CPU. */
+/* Encode n <= 64 vectors x of dim elements, all finite, into block (k_block_bytes / v_block_bytes), which
+ * gets this mean (mean_bytes, as tkv_code_mean makes it, or any other). Same bytes on every CPU, and
+ * the same from halves as from floats that equal them. */
 void tkv_encode_keys(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *mean,
-                     const float *x, size_t n, void *block);
+                     struct tkv_vectors x, size_t n, void *block);
 void tkv_encode_values(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *mean,
-                       const float *x, size_t n, void *block);
+                       struct tkv_vectors x, size_t n, void *block);
 
 /* The key tile of a block: tile[tile_dim][64], in the codec's rotated domain, scales applied and
  * the mean added.

@@ -44,20 +44,20 @@ void tkv_put_key_mean(const struct tkv_coder *c, void *block, const void *mean)
         memcpy((uint8_t *)block + tkv_k_mean_at(c), mean, c->mean_bytes[TKV_KEYS]);
 }
 
-static void encode_halves(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
-                          size_t n, uint8_t *block)
+static void encode_halves(const struct tkv_coder *c, const struct tkv_kernels *kn,
+                          struct tkv_vectors x, size_t n, uint8_t *block)
 {
     uint16_t row[TKV_MAX_HEAD_DIM];
 
     for (size_t t = 0; t < n; t++) {
-        tkv_saturate(kn, row, x + t * c->dim, c->dim);
+        tkv_saturate_vector(kn, row, tkv_vectors_from(x, t), c->dim);
         for (uint32_t j = 0; j < c->dim; j++)
             tkv_store_half(block, (size_t)j * TKV_BLOCK_TOKENS + t, row[j]);
     }
 }
 
 void tkv_encode_keys(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *mean,
-                     const float *x, size_t n, void *block)
+                     struct tkv_vectors x, size_t n, void *block)
 {
     struct tkv_coded v[TKV_CODED_TOKENS];
     float scale[TKV_BLOCK_TOKENS] = {0}, residual[TKV_BLOCK_TOKENS] = {0};
@@ -70,7 +70,7 @@ void tkv_encode_keys(const struct tkv_coder *c, const struct tkv_kernels *kn, co
     }
     tkv_coding_init(&g, c, kn, TKV_KEYS, mean);
     for (size_t t = 0; t < n; t += TKV_CODED_TOKENS) {
-        tkv_code_vectors(&g, x + t * c->dim, n - t, v);
+        tkv_code_vectors(&g, tkv_vectors_from(x, t), n - t, v);
         put_codes(c, block, t, v);
         for (size_t i = 0; i < TKV_CODED_TOKENS; i++) {
             scale[t + i] = v[i].scale;

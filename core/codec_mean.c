@@ -38,61 +38,22 @@ static void get_plane(uint8_t *codes, const uint8_t *plane, size_t n, unsigned b
     }
 }
 
-typedef float floats4 __attribute__((vector_size(16)));
-
-static floats4 load4(const float *x)
-{
-    floats4 v;
-
-    memcpy(&v, x, sizeof(v));
-    return v;
-}
-
-/* sum[dim] += factor * each of x[4][dim], in order. */
-static void add_four_rows(float *sum, const float *x, uint32_t dim, float factor)
-{
-    uint32_t j = 0;
-
-    for (; j + 4 <= dim; j += 4) {
-        const float *at = x + j;
-        floats4 s = load4(sum + j) + load4(at) * factor;
-
-        s = s + load4(at + dim) * factor;
-        s = s + load4(at + 2 * (size_t)dim) * factor;
-        s = s + load4(at + 3 * (size_t)dim) * factor;
-        memcpy(sum + j, &s, sizeof(s));
-    }
-    for (; j < dim; j++)
-        for (size_t t = 0; t < 4; t++)
-            sum[j] += x[t * dim + j] * factor;
-}
-
-static void add_rows(float *sum, const float *x, size_t n, uint32_t dim, float factor)
-{
-    size_t t = 0;
-
-    for (; t + 4 <= n; t += 4)
-        add_four_rows(sum, x + t * dim, dim, factor);
-    for (; t < n; t++)
-        for (uint32_t j = 0; j < dim; j++)
-            sum[j] += x[t * dim + j] * factor;
-}
-
 void tkv_code_mean(const struct tkv_coder *c, const struct tkv_kernels *kn, enum tkv_side side,
-                   const float *x, size_t n, void *mean)
+                   struct tkv_vectors x, size_t n, void *mean)
 {
     const struct tkv_section *s = &c->mean[side];
     const size_t padded = tkv_align(c->dim, 16);
     uint8_t *to = mean, codes[TKV_MAX_HEAD_DIM] = {0};
-    float sum[TKV_MAX_HEAD_DIM] = {0}, y[TKV_MAX_HEAD_DIM];
+    float sum[TKV_MAX_HEAD_DIM], y[TKV_MAX_HEAD_DIM];
+    const struct tkv_vectors all = tkv_floats(sum, c->dim);
     struct tkv_search search;
     float norm, scale = 0;
     int exponent = 0;
 
     if (c->mean_bytes[side] == 0)
         return;
-    add_rows(sum, x, n, c->dim, 1 / (float)n);
-    norm = tkv_residual(c, kn, sum, NULL, y, &exponent);
+    kn->sum_vectors(sum, &x, n, c->dim, 1 / (float)n);
+    norm = tkv_residual(c, kn, &all, NULL, y, &exponent);
     tkv_search_init(&search, s, 1, TKV_SCALE_LEAST_SQUARES);
     if (norm > 0)
         scale = tkv_search_codes(&search, kn, y, norm, norm * c->rotation.scale, codes);

@@ -39,10 +39,10 @@ void tkv_search_init(struct tkv_search *search, const struct tkv_section *sectio
 float tkv_search_codes(const struct tkv_search *search, const struct tkv_kernels *kn,
                        const float *y, float norm, float unit, uint8_t *codes);
 
-/* y[dim] = R x - mean, brought near 1 by 2^-exponent if need be; returns its length. mean may be
- * NULL: 0. */
-float tkv_residual(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
-                   const float *mean, float *y, int *exponent);
+/* y[dim] = R x - mean, x being the first of some vectors, brought near 1 by 2^-exponent if need be;
+ * returns its length. mean may be NULL: 0. */
+float tkv_residual(const struct tkv_coder *c, const struct tkv_kernels *kn,
+                   const struct tkv_vectors *x, const float *mean, float *y, int *exponent);
 
 /* What the vectors of a block are coded with, for a rotated codec. */
 struct tkv_coding {
@@ -57,7 +57,8 @@ void tkv_coding_init(struct tkv_coding *g, const struct tkv_coder *c, const stru
                      enum tkv_side side, const void *mean);
 
 /* out[TKV_CODED_TOKENS] = the codes of the first of x[n][dim]; those beyond n become 0. */
-void tkv_code_vectors(const struct tkv_coding *g, const float *x, size_t n, struct tkv_coded *out);
+void tkv_code_vectors(const struct tkv_coding *g, struct tkv_vectors x, size_t n,
+                      struct tkv_coded *out);
 
 /* x[dim] = what a token's codes stand for, in the rotated domain, without sketch and mean. */
 void tkv_decode_codes(const struct tkv_coder *c, const struct tkv_kernels *kn,
@@ -78,6 +79,9 @@ uint16_t tkv_saturated(float x);
 
 /* dst[n] = src as halves, finite ones saturated at 65504, at any address; n <= TKV_MAX_HEAD_DIM. */
 void tkv_saturate(const struct tkv_kernels *kn, void *dst, const float *src, size_t n);
+
+/* dst[dim] = the first of some vectors as halves, saturated, at any address. */
+void tkv_saturate_vector(const struct tkv_kernels *kn, void *dst, struct tkv_vectors x, size_t dim);
 
 /* Halves in a block, which may lie at any address. */
 static inline uint16_t tkv_load_half(const uint8_t *halves, size_t i)

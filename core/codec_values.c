@@ -36,7 +36,7 @@ void tkv_put_value_mean(const struct tkv_coder *c, void *block, const void *mean
 }
 
 void tkv_encode_values(const struct tkv_coder *c, const struct tkv_kernels *kn, const void *mean,
-                       const float *x, size_t n, void *block)
+                       struct tkv_vectors x, size_t n, void *block)
 {
     struct tkv_coded v[TKV_CODED_TOKENS];
     float scale[TKV_BLOCK_TOKENS] = {0};
@@ -44,12 +44,12 @@ void tkv_encode_values(const struct tkv_coder *c, const struct tkv_kernels *kn, 
 
     memset(block, 0, c->v_block_bytes);
     for (size_t t = 0; !c->codec->rotated && t < n; t++)
-        tkv_saturate(kn, (uint8_t *)block + t * c->dim * 2, x + t * c->dim, c->dim);
+        tkv_saturate_vector(kn, (uint8_t *)block + t * c->dim * 2, tkv_vectors_from(x, t), c->dim);
     if (!c->codec->rotated)
         return;
     tkv_coding_init(&g, c, kn, TKV_VALUES, mean);
     for (size_t t = 0; t < n; t += TKV_CODED_TOKENS) {
-        tkv_code_vectors(&g, x + t * c->dim, n - t, v);
+        tkv_code_vectors(&g, tkv_vectors_from(x, t), n - t, v);
         put_codes(c, block, t, v);
         for (size_t i = 0; i < TKV_CODED_TOKENS; i++)
             scale[t + i] = v[i].scale;

@@ -30,6 +30,14 @@ void tkv_saturate(const struct tkv_kernels *kn, void *dst, const float *src, siz
     memcpy(dst, halves, n * sizeof(*halves));
 }
 
+void tkv_saturate_vector(const struct tkv_kernels *kn, void *dst, struct tkv_vectors x, size_t dim)
+{
+    float row[TKV_MAX_HEAD_DIM];
+
+    tkv_to_f32(kn, row, x.x, x.type, dim);
+    tkv_saturate(kn, dst, row, dim);
+}
+
 static bool measurable(float norm2)
 {
     return norm2 > 1e-30f && norm2 < 1e30f;
@@ -195,12 +203,13 @@ static void subtract(float *y, const float *m, uint32_t dim)
 
 /* For a vector whose square, or that of what the mean leaves of it, leaves the range of a float. */
 static float residual_extreme(const struct tkv_coder *c, const struct tkv_kernels *kn,
-                              const float *x, const float *mean, float *y, int *exponent)
+                              const struct tkv_vectors *x, const float *mean, float *y,
+                              int *exponent)
 {
     int further = 0;
     float norm, norm2;
 
-    memcpy(y, x, c->dim * sizeof(*y));
+    tkv_to_f32(kn, y, x->x, x->type, c->dim);
     norm = measure_extreme(kn, y, c->dim, exponent);
     tkv_rotate(&c->rotation, kn, y, y);
     if (!mean)
@@ -215,17 +224,17 @@ static float residual_extreme(const struct tkv_coder *c, const struct tkv_kernel
     return norm;
 }
 
-static void turn(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
-                 const float *mean, float *y)
+static void turn(const struct tkv_coder *c, const struct tkv_kernels *kn,
+                 const struct tkv_vectors *x, const float *mean, float *y)
 {
-    tkv_rotate(&c->rotation, kn, y, x);
+    tkv_rotate_vector(&c->rotation, kn, y, x);
     if (mean)
         subtract(y, mean, c->dim);
 }
 
 /* The length of y, what `turn` made of x; or both made again. */
-static float measure(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
-                     const float *mean, float *y, int *exponent)
+static float measure(const struct tkv_coder *c, const struct tkv_kernels *kn,
+                     const struct tkv_vectors *x, const float *mean, float *y, int *exponent)
 {
     const float norm2 = kn->norm2(y, c->dim);
 
@@ -235,8 +244,8 @@ static float measure(const struct tkv_coder *c, const struct tkv_kernels *kn, co
     return residual_extreme(c, kn, x, mean, y, exponent);
 }
 
-float tkv_residual(const struct tkv_coder *c, const struct tkv_kernels *kn, const float *x,
-                   const float *mean, float *y, int *exponent)
+float tkv_residual(const struct tkv_coder *c, const struct tkv_kernels *kn,
+                   const struct tkv_vectors *x, const float *mean, float *y, int *exponent)
 {
     turn(c, kn, x, mean, y);
     return measure(c, kn, x, mean, y, exponent);
@@ -288,27 +297,37 @@ void tkv_coding_init(struct tkv_coding *g, const struct tkv_coder *c, const stru
 }
 
 /* Vectors to come, since reading them takes as long as coding those at hand. */
-static void prefetch(const float *x, size_t n)
+static void prefetch(struct tkv_vectors x, size_t first, size_t n, size_t dim)
 {
-    for (size_t i = 0; i < n; i += 16)
-        __builtin_prefetch(x + i);
+    const size_t bytes = dim * tkv_dtype_bytes(x.type);
+
+    for (size_t t = first; t < first + n; t++) {
+        const uint8_t *from = tkv_vectors_from(x, t).x;
+
+        for (size_t at = 0; at < bytes; at += 64)
+            __builtin_prefetch(from + at);
+    }
 }
 
 /* All are rotated before any is measured, and measured before any is coded: a processor then works on
  * one while another waits. */
-void tkv_code_vectors(const struct tkv_coding *g, const float *x, size_t n, struct tkv_coded *out)
+void tkv_code_vectors(const struct tkv_coding *g, struct tkv_vectors x, size_t n,
+                      struct tkv_coded *out)
 {
     const size_t now = n < TKV_CODED_TOKENS ? n : TKV_CODED_TOKENS, dim = g->c->dim;
     _Alignas(64) float y[TKV_CODED_TOKENS * TKV_MAX_HEAD_DIM];
+    struct tkv_vectors at[TKV_CODED_TOKENS];
     float norm[TKV_CODED_TOKENS];
     int exponent[TKV_CODED_TOKENS];
 
     if (n >= 3 * TKV_CODED_TOKENS)
-        prefetch(x + 2 * now * dim, now * dim);
+        prefetch(x, 2 * now, now, dim);
+    for (size_t t = 0; t < now; t++) {
+        at[t] = tkv_vectors_from(x, t);
+        turn(g->c, g->kn, &at[t], g->mean, y + t * dim);
+    }
     for (size_t t = 0; t < now; t++)
-        turn(g->c, g->kn, x + t * dim, g->mean, y + t * dim);
-    for (size_t t = 0; t < now; t++)
-        norm[t] = measure(g->c, g->kn, x + t * dim, g->mean, y + t * dim, &exponent[t]);
+        norm[t] = measure(g->c, g->kn, &at[t], g->mean, y + t * dim, &exponent[t]);
     for (size_t t = 0; t < now; t++)
         code_vector(g, y + t * dim, norm[t], exponent[t], &out[t]);
     memset(out + now, 0, (TKV_CODED_TOKENS - now) * sizeof(*out));

@@ -94,6 +94,20 @@ uint16_t tkv_f32_to_bf16(float x)
     return (uint16_t)shift_to_even(u, 16);
 }
 
+float tkv_element(const void *x, enum tkv_dtype type, size_t i)
+{
+    const uint8_t *from = (const uint8_t *)x + i * tkv_dtype_bytes(type);
+    uint16_t h;
+    float f;
+
+    if (type == TKV_F32) {
+        memcpy(&f, from, sizeof(f));
+        return f;
+    }
+    memcpy(&h, from, sizeof(h));
+    return type == TKV_F16 ? tkv_f16_to_f32(h) : tkv_bf16_to_f32(h);
+}
+
 /* n <= PIECE elements. */
 static void piece_to_f32(const struct tkv_kernels *kn, float *dst, const uint8_t *src,
                          enum tkv_dtype type, size_t n)

@@ -13,6 +13,9 @@ uint16_t tkv_f32_to_f16(float x);
 float tkv_bf16_to_f32(uint16_t b);
 uint16_t tkv_f32_to_bf16(float x);
 
+/* Element i of x, which need not be aligned. */
+float tkv_element(const void *x, enum tkv_dtype type, size_t i);
+
 struct tkv_kernels;
 
 /* dst[n] = src[n], which holds elements of the given type and need not be aligned. */

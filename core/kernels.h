@@ -63,8 +63,12 @@ enum { TKV_N_TRIALS = 8 };
 
 struct tkv_kernels {
     /* y[n] = the Walsh-Hadamard transform, unnormalised, of x[i] * factor[i], or of x if factor is
-     * NULL; n is a power of two, 1 <= n <= 1024; y may be x. Exact. */
-    void (*fwht)(float *y, const float *x, const float *factor, size_t n);
+     * NULL; n is a power of two, 1 <= n <= 1024; y may be x, if that has floats. Exact. */
+    void (*fwht)(float *y, const void *x, enum tkv_dtype type, const float *factor, size_t n);
+
+    /* sum[i] = sum of x[t][i] * factor over n vectors of dim elements, t ascending, from 0 on. Exact. */
+    void (*sum_vectors)(float *sum, const struct tkv_vectors *x, size_t n, size_t dim,
+                        float factor);
 
     /* Sum of x[i]^2 in one fixed order: 16 running sums, then halves folded onto
      * halves. Exact. */

@@ -24,6 +24,18 @@ static inline vec fma_vec(vec a, vec b, vec c)
     return _mm256_fmadd_ps(a, b, c);
 }
 
+static inline vec load_f16(const void *halves)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128(halves));
+}
+
+static inline vec load_bf16(const void *halves)
+{
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(halves));
+
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
 struct table {
     __m256 low, high;
 };

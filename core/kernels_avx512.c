@@ -41,6 +41,18 @@ static inline vec fma_vec(vec a, vec b, vec c)
     return _mm512_fmadd_ps(a, b, c);
 }
 
+static inline vec load_f16(const void *halves)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256(halves));
+}
+
+static inline vec load_bf16(const void *halves)
+{
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(halves));
+
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
 struct table {
     __m512 entry;
 };

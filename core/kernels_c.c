@@ -13,10 +13,13 @@
  * Stage h = 1, 2, 4, ... replaces each pair (a, b) = (y[j], y[j + h]) by
  * (a + b, a - b). Only the order of the stages decides the bits.
  */
-void tkv_fwht_c(float *y, const float *x, const float *factor, size_t n)
+void tkv_fwht_c(float *y, const void *x, enum tkv_dtype type, const float *factor, size_t n)
 {
-    for (size_t i = 0; i < n; i++)
-        y[i] = factor ? x[i] * factor[i] : x[i];
+    for (size_t i = 0; i < n; i++) {
+        const float e = tkv_element(x, type, i);
+
+        y[i] = factor ? e * factor[i] : e;
+    }
     for (size_t h = 1; h < n; h *= 2) {
         for (size_t i = 0; i < n; i += 2 * h) {
             for (size_t j = i; j < i + h; j++) {
@@ -27,6 +30,15 @@ void tkv_fwht_c(float *y, const float *x, const float *factor, size_t n)
             }
         }
     }
+}
+
+void tkv_sum_vectors_c(float *sum, const struct tkv_vectors *x, size_t n, size_t dim, float factor)
+{
+    for (size_t i = 0; i < dim; i++)
+        sum[i] = 0;
+    for (size_t t = 0; t < n; t++)
+        for (size_t i = 0; i < dim; i++)
+            sum[i] += tkv_element(tkv_vectors_from(*x, t).x, x->type, i) * factor;
 }
 
 float tkv_norm2_c(const float *x, size_t n)

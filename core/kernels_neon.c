@@ -19,6 +19,16 @@ static inline vec fma_vec(vec a, vec b, vec c)
     return vfmaq_f32(c, a, b);
 }
 
+static inline vec load_f16(const void *halves)
+{
+    return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(halves)));
+}
+
+static inline vec load_bf16(const void *halves)
+{
+    return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(halves)), 16));
+}
+
 /* The 64 bytes of 16 floats, which is what one table instruction can address. */
 struct table {
     uint8x16x4_t bytes;
@@ -118,8 +128,6 @@ static inline uint32x4_t pick_bytes(uint32x4_t row, uint32x4_t places)
 }
 
 #include "core/kernels_simd.h"
-
-#include "core/half.h"
 
 void tkv_f16_to_f32_neon(float *dst, const uint16_t *src, size_t n)
 {

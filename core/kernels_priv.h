@@ -21,7 +21,10 @@
                              const float *unit, size_t n_rows)
 
 #define TKV_DECLARE_KERNELS(isa)                                                                 \
-    void tkv_fwht_##isa(float *y, const float *x, const float *factor, size_t n);                \
+    void tkv_fwht_##isa(float *y, const void *x, enum tkv_dtype type, const float *factor,       \
+                        size_t n);                                                               \
+    void tkv_sum_vectors_##isa(float *sum, const struct tkv_vectors *x, size_t n, size_t dim,    \
+                               float factor);                                                    \
     float tkv_norm2_##isa(const float *x, size_t n);                                             \
     float tkv_dot_##isa(const float *a, const float *b, size_t n);                               \
     void tkv_f16_to_f32_##isa(float *dst, const uint16_t *src, size_t n);                        \
@@ -84,6 +87,7 @@ TKV_DECLARE_CODE_KERNELS(dotprod);
         .fold_scores = tkv_fold_scores_##isa, .count_from = tkv_count_from_##isa,         \
         .pick_halves = tkv_pick_halves_##isa, .pick_bytes = tkv_pick_bytes_##isa,         \
         .add_steps = tkv_add_steps_##isa, .split_bytes = tkv_split_bytes_##isa,           \
+        .sum_vectors = tkv_sum_vectors_##isa,                                             \
     }
 
 /* The largest weight of a block in its units: two parts of seven bits. */

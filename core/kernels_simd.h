@@ -4,6 +4,7 @@
  *
  *   GEMM_VECS    vectors of columns in the largest register block, beside 4 rows
  *   vec, fma_vec(a, b, c), load_part(p, n), store_part(p, v, n)
+ *   load_f16(p), load_bf16(p)   LANES halves at any address as floats
  *   vec_int, widen(bytes)
  *   struct table, load_table(lut, factor), lookup_vec(table, indices below 16)
  *   count_below(n, a, b)   n + 1 where a <= b, else n
@@ -20,15 +21,29 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/half.h"
 #include "core/kernels_codes.h"
 
 typedef uint8_t vec_u8 __attribute__((vector_size(LANES)));
 typedef float vec_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float vec_anywhere __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
 typedef int32_t ints_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 INLINE vec load(const float *p)
 {
     return *(const vec_unaligned *)p;
+}
+
+/* LANES elements of x from i on. */
+INLINE vec load_as(const void *x, const enum tkv_dtype type, size_t i)
+{
+    const uint8_t *from = (const uint8_t *)x + i * tkv_dtype_bytes(type);
+
+    if (type == TKV_F16)
+        return load_f16(from);
+    if (type == TKV_BF16)
+        return load_bf16(from);
+    return *(const vec_anywhere *)(const void *)from;
 }
 
 INLINE void store(float *p, vec v)
@@ -127,16 +142,17 @@ INLINE vec stages_in(vec v)
     return v;
 }
 
-/* The stages inside n_vecs vectors, then those between them. */
-INLINE void first_stages(float *y, const float *x, const float *factor, const size_t n_vecs)
+/* The stages inside n_vecs vectors from element `at` on, then those between them. */
+INLINE void first_stages(float *y, const void *x, const enum tkv_dtype type, const float *factor,
+                         size_t at, const size_t n_vecs)
 {
     vec v[8];
 
     UNROLL
     for (size_t i = 0; i < n_vecs; i++) {
-        v[i] = load(x + i * LANES);
+        v[i] = load_as(x, type, at + i * LANES);
         if (factor)
-            v[i] *= load(factor + i * LANES);
+            v[i] *= load(factor + at + i * LANES);
         v[i] = stages_in(v[i]);
     }
     UNROLL
@@ -153,7 +169,7 @@ INLINE void first_stages(float *y, const float *x, const float *factor, const si
     }
     UNROLL
     for (size_t i = 0; i < n_vecs; i++)
-        store(y + i * LANES, v[i]);
+        store(y + at + i * LANES, v[i]);
 }
 
 /* Stages h and 2h of the four vectors that are h apart. */
@@ -183,29 +199,81 @@ INLINE void other_stages(float *y, size_t n, size_t h)
     }
 }
 
-INLINE void fwht_all(float *y, const float *x, const float *factor, size_t n)
+INLINE void fwht_all(float *y, const void *x, const enum tkv_dtype type, const float *factor,
+                     size_t n)
 {
     if (n < 4 * LANES) {
         for (size_t i = 0; i < n; i += LANES)
-            first_stages(y + i, x + i, factor ? factor + i : NULL, 1);
+            first_stages(y, x, type, factor, i, 1);
         other_stages(y, n, LANES);
     } else if (n == 4 * LANES) {
-        first_stages(y, x, factor, 4);
+        first_stages(y, x, type, factor, 0, 4);
     } else {
         for (size_t i = 0; i < n; i += 8 * LANES)
-            first_stages(y + i, x + i, factor ? factor + i : NULL, 8);
+            first_stages(y, x, type, factor, i, 8);
         other_stages(y, n, 8 * LANES);
     }
 }
 
-void KERNEL(fwht)(float *y, const float *x, const float *factor, size_t n)
+void KERNEL(fwht)(float *y, const void *x, enum tkv_dtype type, const float *factor, size_t n)
 {
-    if (n < LANES)
-        tkv_fwht_c(y, x, factor, n);
-    else if (factor)
-        fwht_all(y, x, factor, n);
+    if (n < LANES || (!factor && type != TKV_F32)) /* halves come to be rotated, with signs */
+        tkv_fwht_c(y, x, type, factor, n);
+    else if (!factor)
+        fwht_all(y, x, TKV_F32, NULL, n);
+    else if (type == TKV_F32)
+        fwht_all(y, x, TKV_F32, factor, n);
+    else if (type == TKV_F16)
+        fwht_all(y, x, TKV_F16, factor, n);
     else
-        fwht_all(y, x, NULL, n);
+        fwht_all(y, x, TKV_BF16, factor, n);
+}
+
+/* n_vecs vectors of sums, from element i on. */
+INLINE void sum_columns(float *sum, const struct tkv_vectors *x, const enum tkv_dtype type,
+                        size_t n, size_t i, float factor, const size_t n_vecs)
+{
+    const size_t row_bytes = x->stride * tkv_dtype_bytes(type);
+    const uint8_t *row = x->x;
+    vec s[8];
+
+    UNROLL
+    for (size_t v = 0; v < n_vecs; v++)
+        s[v] = (vec){0};
+    for (size_t t = 0; t < n; t++, row += row_bytes) {
+        UNROLL
+        for (size_t v = 0; v < n_vecs; v++)
+            s[v] += load_as(row, type, i + v * LANES) * factor;
+    }
+    UNROLL
+    for (size_t v = 0; v < n_vecs; v++)
+        store(sum + i + v * LANES, s[v]);
+}
+
+INLINE void sum_all(float *sum, const struct tkv_vectors *x, const enum tkv_dtype type, size_t n,
+                    size_t dim, float factor)
+{
+    size_t i = 0;
+
+    for (; i + 8 * LANES <= dim; i += 8 * LANES)
+        sum_columns(sum, x, type, n, i, factor, 8);
+    for (; i + LANES <= dim; i += LANES)
+        sum_columns(sum, x, type, n, i, factor, 1);
+    for (; i < dim; i++) {
+        sum[i] = 0;
+        for (size_t t = 0; t < n; t++)
+            sum[i] += tkv_element(tkv_vectors_from(*x, t).x, type, i) * factor;
+    }
+}
+
+void KERNEL(sum_vectors)(float *sum, const struct tkv_vectors *x, size_t n, size_t dim,
+                         float factor)
+{
+    switch (x->type) {
+    case TKV_F16: sum_all(sum, x, TKV_F16, n, dim, factor); break;
+    case TKV_BF16: sum_all(sum, x, TKV_BF16, n, dim, factor); break;
+    default: sum_all(sum, x, TKV_F32, n, dim, factor); break;
+    }
 }
 
 /* The end of 16 running sums, as tkv_fold16 has it. */

@@ -89,10 +89,11 @@ static void mix_columns(const struct tkv_rotation *r, float *x)
 }
 
 static void transform(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *y,
-                      const float *x, const float *factor)
+                      const void *x, enum tkv_dtype type, const float *factor)
 {
     for (uint32_t at = 0; at < r->dim; at += r->pow2)
-        kn->fwht(y + at, x + at, factor ? factor + at : NULL, r->pow2);
+        kn->fwht(y + at, (const uint8_t *)x + at * tkv_dtype_bytes(type), type,
+                 factor ? factor + at : NULL, r->pow2);
     if (r->odd > 1)
         mix_columns(r, y);
 }
@@ -118,11 +119,17 @@ static void apply_signs(const struct tkv_rotation *r, float *x)
 void tkv_rotate(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *y,
                 const float *x)
 {
-    transform(r, kn, y, x, r->signs);
+    transform(r, kn, y, x, TKV_F32, r->signs);
+}
+
+void tkv_rotate_vector(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *y,
+                       const struct tkv_vectors *x)
+{
+    transform(r, kn, y, x->x, x->type, r->signs);
 }
 
 void tkv_unrotate(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *x)
 {
-    transform(r, kn, x, x, NULL);
+    transform(r, kn, x, x, TKV_F32, NULL);
     apply_signs(r, x);
 }

@@ -40,6 +40,10 @@ void tkv_rotation_init(struct tkv_rotation *r, uint32_t dim, uint64_t seed, floa
 void tkv_rotate(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *y,
                 const float *x);
 
+/* The same of the first of some vectors, dim elements. */
+void tkv_rotate_vector(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *y,
+                       const struct tkv_vectors *x);
+
 /* The inverse (transpose), in place. */
 void tkv_unrotate(const struct tkv_rotation *r, const struct tkv_kernels *kn, float *x);
 

@@ -25,6 +25,13 @@ enum {
 /* Element type of a tensor in a request. The values are wire values. */
 enum tkv_dtype { TKV_F32 = 0, TKV_F16 = 1, TKV_BF16 = 2 };
 
+/* Vectors of a tensor, at any address: `stride` elements from the first of one to that of the next. */
+struct tkv_vectors {
+    const void *x;
+    enum tkv_dtype type;
+    size_t stride;
+};
+
 /*
  * One attention layer. group = n_q_heads / n_kv_heads, without remainder.
  *
@@ -60,6 +67,23 @@ static inline uint32_t tkv_group(const struct tkv_shape *s)
 static inline size_t tkv_dtype_bytes(enum tkv_dtype t)
 {
     return t == TKV_F32 ? 4 : 2;
+}
+
+static inline struct tkv_vectors tkv_floats(const float *x, size_t stride)
+{
+    return (struct tkv_vectors){.x = x, .type = TKV_F32, .stride = stride};
+}
+
+static inline struct tkv_vectors tkv_halves(const uint16_t *x, size_t stride)
+{
+    return (struct tkv_vectors){.x = x, .type = TKV_F16, .stride = stride};
+}
+
+/* Those from vector t on. */
+static inline struct tkv_vectors tkv_vectors_from(struct tkv_vectors v, size_t t)
+{
+    v.x = (const uint8_t *)v.x + t * v.stride * tkv_dtype_bytes(v.type);
+    return v;
 }
 
 static inline size_t tkv_align(size_t n, size_t to)

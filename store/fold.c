@@ -10,45 +10,24 @@
  */
 #include <assert.h>
 
-#include "core/half.h"
-#include "core/kernels.h"
 #include "store/session_priv.h"
 
 struct fold {
     const struct tkv_session *s;
     struct tkv_layer *l;
-    uint8_t *memory; /* of each head, [64][dim] floats */
-    size_t head_bytes;
 };
 
-static size_t head_bytes(const struct tkv_layer *l)
-{
-    const struct tkv_shape *shape = &l->config.shape;
-    const size_t dim =
-        shape->head_dim_k > shape->head_dim_v ? shape->head_dim_k : shape->head_dim_v;
-
-    return tkv_align(dim * TKV_BLOCK_TOKENS * sizeof(float), 64);
-}
-
-size_t tkv_fold_bytes(const struct tkv_layer *l)
-{
-    return l->config.shape.n_kv_heads * head_bytes(l);
-}
-
 /* n latents: their codes are keys and values in one. */
-static void encode_latents(const struct fold *f, const uint16_t *keys, float *x, uint32_t n,
-                           uint8_t *block)
+static void encode_latents(const struct fold *f, const uint16_t *keys, uint32_t n, uint8_t *block)
 {
     const struct tkv_layer *l = f->l;
     const struct tkv_kernels *kn = f->s->kn;
-    const size_t stride = l->config.shape.head_dim_k, dim = l->layout.k->dim;
+    const struct tkv_vectors x = tkv_halves(keys, l->config.shape.head_dim_k);
     uint8_t mean[TKV_MAX_MEAN_BYTES];
 
-    for (uint32_t t = 0; t < n; t++)
-        kn->f16_to_f32(x + t * dim, keys + t * stride, dim);
     tkv_code_mean(l->layout.k, kn, TKV_KEYS, x, n, mean);
     tkv_encode_keys(l->layout.k, kn, mean, x, n, block);
-    tkv_block_put_raw(&l->layout, block, keys, stride, n);
+    tkv_block_put_raw(&l->layout, block, keys, x.stride, n);
 }
 
 /* Encode n tokens from `first` of the tail on into a fresh block. */
@@ -58,19 +37,18 @@ static void encode(const struct fold *f, size_t kv_head, uint32_t first, uint32_
     const struct tkv_kernels *kn = f->s->kn;
     const size_t dk = l->config.shape.head_dim_k, dv = l->config.shape.head_dim_v;
     const size_t at = kv_head * l->tail.cap + first;
-    float *x = (float *)(void *)(f->memory + kv_head * f->head_bytes);
+    const struct tkv_vectors keys = tkv_halves(l->tail.k + at * dk, dk);
+    const struct tkv_vectors values = tkv_halves(l->tail.v + at * dv, dv);
     uint8_t mean[TKV_MAX_MEAN_BYTES];
 
     if (l->layout.raw_dim > 0) {
-        encode_latents(f, l->tail.k + at * dk, x, n, block);
+        encode_latents(f, l->tail.k + at * dk, n, block);
         return;
     }
-    kn->f16_to_f32(x, l->tail.k + at * dk, n * dk);
-    tkv_code_mean(l->layout.k, kn, TKV_KEYS, x, n, mean);
-    tkv_encode_keys(l->layout.k, kn, mean, x, n, block);
-    kn->f16_to_f32(x, l->tail.v + at * dv, n * dv);
-    tkv_code_mean(l->layout.v, kn, TKV_VALUES, x, n, mean);
-    tkv_encode_values(l->layout.v, kn, mean, x, n, tkv_block_values(&l->layout, block));
+    tkv_code_mean(l->layout.k, kn, TKV_KEYS, keys, n, mean);
+    tkv_encode_keys(l->layout.k, kn, mean, keys, n, block);
+    tkv_code_mean(l->layout.v, kn, TKV_VALUES, values, n, mean);
+    tkv_encode_values(l->layout.v, kn, mean, values, n, tkv_block_values(&l->layout, block));
     for (uint32_t g = 0; g < l->layout.n_score_heads; g++) {
         const size_t q_head = kv_head * l->layout.n_score_heads + g;
         const float *terms = l->tail.scores + q_head * l->tail.cap + first;
@@ -141,12 +119,11 @@ static uint32_t add_entries(struct tkv_session *s, const struct tkv_layer *l, st
     return n_added;
 }
 
-void tkv_layer_fold(struct tkv_session *s, struct tkv_layer *l, void *memory,
-                    const struct tkv_exec *exec)
+void tkv_layer_fold(struct tkv_session *s, struct tkv_layer *l, const struct tkv_exec *exec)
 {
     const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
     const uint32_t n_warm = tkv_layer_warm(s, l);
-    struct fold f = {.s = s, .l = l, .memory = memory, .head_bytes = head_bytes(l)};
+    struct fold f = {.s = s, .l = l};
     uint32_t n_added = 0;
 
     if (n_warm == 0)

@@ -272,13 +272,14 @@ static void encode(const struct piece *p, const struct tkv_block_layout *layout,
     if (like)
         m = tkv_key_mean(layout->k, like);
     else
-        tkv_code_mean(layout->k, kn, TKV_KEYS, w->k, n, mean);
-    tkv_encode_keys(layout->k, kn, m, w->k, n, block);
+        tkv_code_mean(layout->k, kn, TKV_KEYS, tkv_floats(w->k, layout->k->dim), n, mean);
+    tkv_encode_keys(layout->k, kn, m, tkv_floats(w->k, layout->k->dim), n, block);
     if (like)
         m = tkv_value_mean(layout->v, (const uint8_t *)like + layout->values_offset);
     else
-        tkv_code_mean(layout->v, kn, TKV_VALUES, w->v, n, mean);
-    tkv_encode_values(layout->v, kn, m, w->v, n, tkv_block_values(layout, block));
+        tkv_code_mean(layout->v, kn, TKV_VALUES, tkv_floats(w->v, layout->v->dim), n, mean);
+    tkv_encode_values(layout->v, kn, m, tkv_floats(w->v, layout->v->dim), n,
+                      tkv_block_values(layout, block));
 }
 
 /* A full block is coded anew in the head's tier: its open part from its codes, the rest from halves. */

@@ -74,10 +74,11 @@ static void encode(const struct move *m, const struct tkv_block_layout *layout, 
     const struct tkv_kernels *kn = m->s->kn;
     uint8_t mean[TKV_MAX_MEAN_BYTES] = {0};
 
-    tkv_code_mean(layout->k, kn, TKV_KEYS, m->k, n, mean);
-    tkv_encode_keys(layout->k, kn, mean, m->k, n, bytes);
-    tkv_code_mean(layout->v, kn, TKV_VALUES, m->v, n, mean);
-    tkv_encode_values(layout->v, kn, mean, m->v, n, tkv_block_values(layout, bytes));
+    tkv_code_mean(layout->k, kn, TKV_KEYS, tkv_floats(m->k, layout->k->dim), n, mean);
+    tkv_encode_keys(layout->k, kn, mean, tkv_floats(m->k, layout->k->dim), n, bytes);
+    tkv_code_mean(layout->v, kn, TKV_VALUES, tkv_floats(m->v, layout->v->dim), n, mean);
+    tkv_encode_values(layout->v, kn, mean, tkv_floats(m->v, layout->v->dim), n,
+                      tkv_block_values(layout, bytes));
 }
 
 /* The block in another tier; its place was reserved. */

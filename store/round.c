@@ -210,21 +210,18 @@ static size_t head_bytes(const struct tkv_session *s, const struct tkv_layer *l,
     return select_bytes(n_candidates) + (gate > most ? gate : most);
 }
 
-/* Working memory of a layer's folds and rounds, which share it. */
+/* Working memory of a layer's rounds; folds need none. */
 static size_t layer_bytes(const struct tkv_session *s, const struct tkv_layer *l,
                           const struct bound *b)
 {
     const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
     const size_t shared = tkv_session_couples_layers(s) ? select_bytes(b->candidates) : 0;
-    const size_t fold = tkv_fold_bytes(l);
-    size_t round;
 
     if (!b->rounds)
-        return fold;
-    round = tkv_policy_common_bytes(s, l) +
-            tkv_gate_common_bytes(s, l, b->candidates + l->tail.most) + 64 +
-            n_kv_heads * (sizeof(struct tkv_keep) + shared + head_bytes(s, l, b->candidates));
-    return round > fold ? round : fold;
+        return 0;
+    return tkv_policy_common_bytes(s, l) +
+           tkv_gate_common_bytes(s, l, b->candidates + l->tail.most) + 64 +
+           n_kv_heads * (sizeof(struct tkv_keep) + shared + head_bytes(s, l, b->candidates));
 }
 
 /* Of a layer. */
@@ -325,6 +322,8 @@ static int reserve_blocks(struct tkv_session *s, const struct need *needs, uint3
 int tkv_round_take_scratch(struct tkv_session *s, struct tkv_round_memory *m, size_t bytes,
                            struct tkv_report *why)
 {
+    if (bytes == 0)
+        return TRIKV_OK;
     m->base = tkv_budget_take(s->budget, bytes);
     m->bytes = m->base ? bytes : 0;
     return m->base
@@ -633,15 +632,15 @@ static void fold_and_round(struct tkv_session *s, struct tkv_layer *l, bool held
                            const struct tkv_exec *exec)
 {
     held = held && tkv_layer_evicts(l) && tkv_round_has_work(s, l);
-    tkv_layer_fold(s, l, memory, exec);
+    tkv_layer_fold(s, l, exec);
     if (held)
         round_of_layer(s, l, memory, exec);
 }
 
-static void fold_all(struct tkv_session *s, uint8_t *memory, const struct tkv_exec *exec)
+static void fold_all(struct tkv_session *s, const struct tkv_exec *exec)
 {
     for (uint32_t i = 0; i < s->config.n_layers; i++)
-        tkv_layer_fold(s, &s->layers[i], memory, exec);
+        tkv_layer_fold(s, &s->layers[i], exec);
 }
 
 void tkv_round_run(struct tkv_session *s, struct tkv_layer *l, const struct tkv_round_memory *m,
@@ -654,7 +653,7 @@ void tkv_round_run(struct tkv_session *s, struct tkv_layer *l, const struct tkv_
         tkv_ladder_run(s, l, m, exec);
     } else if (held && tkv_session_couples_layers(s) &&
                most_cold(first) + tkv_layer_warm(s, first) > tkv_budget_keeps(s, first, 0)) {
-        fold_all(s, m->base, exec);
+        fold_all(s, exec);
         round_of_all(s, m->base, exec);
     } else if (l) {
         fold_and_round(s, l, held, m->base, exec);

@@ -362,11 +362,9 @@ struct tkv_cache tkv_layer_cache(const struct tkv_session *s, const struct tkv_l
 
 /*
  * store/fold.c: the warm tokens of a layer become blocks at the ends of its heads' tables. Room in
- * them and in the arena was prepared; memory of tkv_fold_bytes().
+ * them and in the arena was prepared.
  */
-size_t tkv_fold_bytes(const struct tkv_layer *l);
-void tkv_layer_fold(struct tkv_session *s, struct tkv_layer *l, void *memory,
-                    const struct tkv_exec *exec);
+void tkv_layer_fold(struct tkv_session *s, struct tkv_layer *l, const struct tkv_exec *exec);
 
 /*
  * store/round.c. Folds and rounds are prepared before a request changes anything: arena blocks, tables and

@@ -302,12 +302,12 @@ static void attend_coded(struct attend_scene *s, const struct tkv_coder *kc,
 
     for (size_t i = 0; i < (size_t)TKV_BLOCK_TOKENS * s->k_dim; i++)
         x[i] = (float)attend_half_at(s->k, i / s->k_dim, s->k_dim, i % s->k_dim);
-    tkv_code_mean(kc, &s->kn, TKV_KEYS, x, TKV_BLOCK_TOKENS, mean);
-    tkv_encode_keys(kc, &s->kn, mean, x, TKV_BLOCK_TOKENS, k_block);
+    tkv_code_mean(kc, &s->kn, TKV_KEYS, tkv_floats(x, kc->dim), TKV_BLOCK_TOKENS, mean);
+    tkv_encode_keys(kc, &s->kn, mean, tkv_floats(x, kc->dim), TKV_BLOCK_TOKENS, k_block);
     for (size_t i = 0; i < (size_t)TKV_BLOCK_TOKENS * s->v_dim; i++)
         x[i] = (float)attend_half_at(s->v, i / s->v_dim, s->v_dim, i % s->v_dim);
-    tkv_code_mean(vc, &s->kn, TKV_VALUES, x, TKV_BLOCK_TOKENS, mean);
-    tkv_encode_values(vc, &s->kn, mean, x, TKV_BLOCK_TOKENS, v_block);
+    tkv_code_mean(vc, &s->kn, TKV_VALUES, tkv_floats(x, vc->dim), TKV_BLOCK_TOKENS, mean);
+    tkv_encode_values(vc, &s->kn, mean, tkv_floats(x, vc->dim), TKV_BLOCK_TOKENS, v_block);
     tkv_key_tile(kc, &s->kn, k_block, tile);
     tkv_value_rows(vc, &s->kn, v_block, TKV_BLOCK_TOKENS, rows);
     for (size_t row = 0; row < s->n_rows; row++)

@@ -79,6 +79,8 @@ json attend $tiny --alone --disable avx512,avx2,neon -- 'features == "scalar"'
 json encode --head-dim 64 --codec tq4 --threads 1 --seconds 0 -- 'vectors_per_s > 0' \
     'rel_mse_keys < 0.012 and rel_mse_values < 0.012' 'q8_0_rel_mse < 1e-4' 'q4_0_rel_mse < 0.01' \
     'near(1e9 / vectors_per_s, ns_per_vector, rel_tol=1)'
+json encode --head-dim 64 --input bf16 --threads 1 --seconds 0 -- 'rel_mse_keys < 0.012' \
+    'near(speedup_vs_floats_first, floats_first_ns / ns_per_vector, rel_tol=1)' 'q8_0_rel_mse < 1e-4'
 json encode --head-dim 80 --codec tq3-qjl --threads 2 --seconds 0 --alone -- 'vectors_per_s > 0'
 json round --layers 2 --kv-heads 2 --group 2 --head-dim 64 --tokens 256 --codec tq3 --threads 1 \
     --seconds 0 -- 'ms_per_round > 0' 'speedup_vs_fp16 > 0' 'speedup_vs_plain_c > 0'
@@ -119,7 +121,7 @@ check "a mistake is said" sh -c "'$bench' report --in '$tmp/in.md' --out '$tmp/o
     grep -q 'line 7'"
 check "the old report stays" cmp "$tmp/out.md" "$tmp/old.md"
 
-for wrong in "" nothing "attend --codec tq9" "attend --head-dim 7" "attend --tokens x" \
+for wrong in "" nothing "encode --input f64" "attend --codec tq9" "attend --head-dim 7" "attend --tokens x" \
     "attend more" "attend --threads 0"; do
     # shellcheck disable=SC2086
     check "wrong: $wrong" sh -c "'$bench' $wrong; test \$? -eq 64"

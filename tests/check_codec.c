@@ -53,8 +53,10 @@ static void begin(struct fixture *f, const struct tkv_codec *codec, uint32_t dim
     f->x = new_floats(n * dim);
     for (size_t i = 0; i < n * dim; i++)
         f->x[i] = rng_gauss(&rng) + 2 * (float)(i % 3);
-    tkv_code_mean(&f->coder, &f->kn, TKV_KEYS, f->x, n, f->mean[TKV_KEYS]);
-    tkv_code_mean(&f->coder, &f->kn, TKV_VALUES, f->x, n, f->mean[TKV_VALUES]);
+    tkv_code_mean(&f->coder, &f->kn, TKV_KEYS, tkv_floats(f->x, f->coder.dim), n,
+                  f->mean[TKV_KEYS]);
+    tkv_code_mean(&f->coder, &f->kn, TKV_VALUES, tkv_floats(f->x, f->coder.dim), n,
+                  f->mean[TKV_VALUES]);
     f->keys = guard_alloc(f->coder.k_block_bytes, GUARD_END);
     f->values = guard_alloc(f->coder.v_block_bytes, GUARD_END);
     f->tile = new_floats((size_t)f->coder.tile_dim * LANES);
@@ -64,9 +66,11 @@ static void begin(struct fixture *f, const struct tkv_codec *codec, uint32_t dim
 
 static void encode(struct fixture *f)
 {
-    tkv_encode_keys(&f->coder, &f->kn, f->mean[TKV_KEYS], f->x, f->n, f->keys);
+    tkv_encode_keys(&f->coder, &f->kn, f->mean[TKV_KEYS], tkv_floats(f->x, f->coder.dim), f->n,
+                    f->keys);
     if (f->coder.v_block_bytes)
-        tkv_encode_values(&f->coder, &f->kn, f->mean[TKV_VALUES], f->x, f->n, f->values);
+        tkv_encode_values(&f->coder, &f->kn, f->mean[TKV_VALUES], tkv_floats(f->x, f->coder.dim),
+                          f->n, f->values);
 }
 
 static void end(struct fixture *f)

@@ -84,8 +84,8 @@ static void test_coders_are_as_small_as_they_say(void **state)
             assert_null(tkv_coder_init(c, k, dims[i], 1));
             assert_null(tkv_coder_init(&whole, k, dims[i], 1));
             assert_true(whole.k_block_bytes <= sizeof(want));
-            tkv_encode_keys(&whole, cpu_kernels(), mean, x, 3, want);
-            tkv_encode_keys(c, cpu_kernels(), mean, x, 3, got);
+            tkv_encode_keys(&whole, cpu_kernels(), mean, tkv_floats(x, c->dim), 3, want);
+            tkv_encode_keys(c, cpu_kernels(), mean, tkv_floats(x, c->dim), 3, got);
             assert_memory_equal(want, got, whole.k_block_bytes);
             free(c);
         }

@@ -61,7 +61,7 @@ static void add_block(struct quality *s, const struct tkv_coder *c, const struct
     for (size_t t = 0; t < LANES; t++)
         for (size_t j = 0; j < DIM; j++)
             x[t][j] = rng_gauss(rng);
-    tkv_encode_keys(c, kn, no_mean, &x[0][0], LANES, block);
+    tkv_encode_keys(c, kn, no_mean, tkv_floats(&x[0][0], c->dim), LANES, block);
     for (size_t t = 0; t < LANES; t++) {
         for (size_t j = 0; j < DIM; j++)
             q[j] = rng_gauss(rng);
@@ -70,7 +70,7 @@ static void add_block(struct quality *s, const struct tkv_coder *c, const struct
     }
     if (!c->v_block_bytes)
         return;
-    tkv_encode_values(c, kn, no_mean, &x[0][0], LANES, block);
+    tkv_encode_values(c, kn, no_mean, tkv_floats(&x[0][0], c->dim), LANES, block);
     for (size_t t = 0; t < LANES; t++) {
         const double xx = dot(x[t], x[t]);
 
@@ -210,7 +210,7 @@ static void test_qjl_along_the_key(void **state)
 
         for (size_t j = 0; j < DIM; j++)
             x[j] = rng_gauss(&rng);
-        tkv_encode_keys(&c, &kn, no_mean, x, 1, block);
+        tkv_encode_keys(&c, &kn, no_mean, tkv_floats(x, c.dim), 1, block);
         tkv_decode_key(&c, &kn, block, 0, y);
         ratio = dot(x, y) / dot(x, x);
         sum += ratio;

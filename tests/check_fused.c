@@ -50,12 +50,12 @@ static void encode_all(struct scene *s, struct rng *rng)
 
         for (size_t i = 0; i < n * s->k.dim; i++)
             x[i] = rng_gauss(rng) + (i % s->k.dim < 4 ? 2 : 0.2f);
-        tkv_code_mean(&s->k, &s->kn, TKV_KEYS, x, n, mean);
-        tkv_encode_keys(&s->k, &s->kn, mean, x, n, k);
+        tkv_code_mean(&s->k, &s->kn, TKV_KEYS, tkv_floats(x, s->k.dim), n, mean);
+        tkv_encode_keys(&s->k, &s->kn, mean, tkv_floats(x, s->k.dim), n, k);
         for (size_t i = 0; i < n * s->v.dim; i++)
             x[i] = rng_gauss(rng) + (i % s->v.dim < 4 ? 1 : 0);
-        tkv_code_mean(&s->v, &s->kn, TKV_VALUES, x, n, mean);
-        tkv_encode_values(&s->v, &s->kn, mean, x, n, v);
+        tkv_code_mean(&s->v, &s->kn, TKV_VALUES, tkv_floats(x, s->v.dim), n, mean);
+        tkv_encode_values(&s->v, &s->kn, mean, tkv_floats(x, s->v.dim), n, v);
         for (size_t i = 0; i < n; i++) {
             tkv_decode_key(&s->k, &s->kn, k, i, s->decoded_k + (t + i) * s->k.dim);
             tkv_decode_value(&s->v, &s->kn, v, i, s->decoded_v + (t + i) * s->v.dim);

@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "core/cpu.h"
+#include "core/half.h"
 #include "tests/kernel_cases.h"
 
 static const uint64_t seed = 20261122;
@@ -80,10 +81,21 @@ static void test_variants(void **state)
 
 static struct tkv_kernels reference;
 
-static void wrong_fwht(float *y, const float *x, const float *factor, size_t n)
+/* Takes what is not a float for a half. */
+static void wrong_fwht(float *y, const void *x, enum tkv_dtype type, const float *factor, size_t n)
 {
-    reference.fwht(y, x, factor, n);
-    y[n - 1] = nextafterf(y[n - 1], INFINITY);
+    reference.fwht(y, x, type == TKV_BF16 ? TKV_F16 : type, factor, n);
+}
+
+/* From the last to the first. */
+static void wrong_sum_vectors(float *sum, const struct tkv_vectors *x, size_t n, size_t dim,
+                              float factor)
+{
+    for (size_t i = 0; i < dim; i++) {
+        sum[i] = 0;
+        for (size_t t = n; t-- > 0;)
+            sum[i] += tkv_element(tkv_vectors_from(*x, t).x, x->type, i) * factor;
+    }
 }
 
 /* The right sum in another order. */
@@ -344,6 +356,7 @@ static void test_wrong_kernels_are_noticed(void **state)
 {
     const struct tkv_kernels wrong = {
         .fwht = wrong_fwht,
+        .sum_vectors = wrong_sum_vectors,
         .norm2 = wrong_norm2,
         .dot = wrong_dot,
         .f16_to_f32 = wrong_f16_to_f32,

@@ -61,11 +61,11 @@ static void recode(const struct tkv_coder *c, const struct tkv_kernels *kn, enum
     uint8_t mean[TKV_MAX_MEAN_BYTES] = {0};
 
     if (kind == MEAN_FROZEN)
-        tkv_code_mean(c, kn, TKV_KEYS, x, N_FROZEN, mean);
+        tkv_code_mean(c, kn, TKV_KEYS, tkv_floats(x, DIM), N_FROZEN, mean);
     for (size_t t = 0; t < N_TOKENS; t += LANES) {
         if (kind == MEAN_BLOCK)
-            tkv_code_mean(c, kn, TKV_KEYS, x + t * DIM, LANES, mean);
-        tkv_encode_keys(c, kn, mean, x + t * DIM, LANES, block);
+            tkv_code_mean(c, kn, TKV_KEYS, tkv_floats(x + t * DIM, DIM), LANES, mean);
+        tkv_encode_keys(c, kn, mean, tkv_floats(x + t * DIM, DIM), LANES, block);
         for (size_t i = 0; i < LANES; i++)
             tkv_decode_key(c, kn, block, i, decoded + (t + i) * DIM);
     }

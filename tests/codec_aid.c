@@ -51,11 +51,12 @@ uint64_t codec_aid_fingerprint(const struct tkv_kernels *kn, const struct tkv_co
     block = malloc(c->k_block_bytes + c->v_block_bytes);
     if (!block)
         abort();
-    tkv_code_mean(c, kn, TKV_KEYS, x + 30 * dim, 8, mean);
-    tkv_encode_keys(c, kn, mean, x, TKV_BLOCK_TOKENS, block);
-    tkv_code_mean(c, kn, TKV_VALUES, x + 30 * dim, 8, mean);
+    tkv_code_mean(c, kn, TKV_KEYS, tkv_floats(x + 30 * dim, dim), 8, mean);
+    tkv_encode_keys(c, kn, mean, tkv_floats(x, dim), TKV_BLOCK_TOKENS, block);
+    tkv_code_mean(c, kn, TKV_VALUES, tkv_floats(x + 30 * dim, dim), 8, mean);
     if (c->v_block_bytes)
-        tkv_encode_values(c, kn, mean, x, TKV_BLOCK_TOKENS, block + c->k_block_bytes);
+        tkv_encode_values(c, kn, mean, tkv_floats(x, dim), TKV_BLOCK_TOKENS,
+                          block + c->k_block_bytes);
     hash = codec_aid_hash(block, c->k_block_bytes + c->v_block_bytes, CODEC_AID_HASH);
     free(block);
     free(c);

@@ -36,6 +36,10 @@ void check_code_sums(struct kernel_run *run);
 void check_scale_dots(struct kernel_run *run);
 void check_weigh(struct kernel_run *run);
 
+/* tests/kernel_cases_vectors.c: of those that take vectors as they come. */
+void check_fwht(struct kernel_run *run);
+void check_sum_vectors(struct kernel_run *run);
+
 /* tests/kernel_cases_scores.c: of those that work on rows of scores. */
 void check_moments(struct kernel_run *run);
 void check_fold_scores(struct kernel_run *run);

@@ -18,27 +18,6 @@ static size_t size_of(unsigned i)
     return i < SMALL ? i : head_dims[i - SMALL];
 }
 
-/* In place, and from elsewhere with factors. */
-static void check_fwht(struct kernel_run *run)
-{
-    for (unsigned turn = 0; turn < 2 * N_FILLS; turn++) {
-        for (size_t n = 1; n <= 1024; n *= 2) {
-            const size_t bytes = n * sizeof(float);
-            float *x = kernel_floats(run, n, turn), *factor = kernel_floats(run, n, turn / 4);
-            float *a = kernel_copy(x, bytes, turn), *b = kernel_copy(x, bytes, turn);
-
-            run->ref.fwht(a, a, NULL, n);
-            run->now.fwht(b, b, NULL, n);
-            kernel_expect(run, kernel_same(a, b, bytes), "fwht n=%zu", n);
-            run->ref.fwht(a, x, factor, n);
-            run->now.fwht(b, x, factor, n);
-            guard_free(x, bytes);
-            guard_free(factor, bytes);
-            kernel_compare(run, a, b, n, "fwht with factors");
-        }
-    }
-}
-
 static void check_norm2(struct kernel_run *run)
 {
     for (unsigned i = 0; i < N_SIZES; i++) {
@@ -359,7 +338,7 @@ const struct kernel_case kernel_cases[N_KERNEL_CASES] = {
     CASE(logits),      CASE(accumulate), CASE(exp_sum),     CASE(code_dots),   CASE(level_dots),
     CASE(scale_dots),  CASE(weigh),      CASE(code_sums),   CASE(moments),     CASE(fold_scores),
     CASE(count_from),  CASE(pick_keys),  CASE(pick_values), CASE(pick_halves), CASE(try_scales),
-    CASE(split_bytes), CASE(pick_bytes), CASE(add_steps),
+    CASE(split_bytes), CASE(pick_bytes), CASE(add_steps),   CASE(sum_vectors),
 };
 
 _Static_assert(sizeof(struct tkv_kernels) == N_KERNEL_CASES * sizeof(void (*)(void)),

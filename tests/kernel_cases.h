@@ -24,7 +24,7 @@ struct kernel_case {
     void (*check)(struct kernel_run *run);
 };
 
-enum { N_KERNEL_CASES = 28 };
+enum { N_KERNEL_CASES = 29 };
 
 extern const struct kernel_case kernel_cases[N_KERNEL_CASES];
 

@@ -55,14 +55,14 @@ static void pass_through(const struct work *w, struct buffers *b, const float *k
         const size_t left = w->r->n_tokens - first;
         const size_t n = left < TKV_BLOCK_TOKENS ? left : TKV_BLOCK_TOKENS;
 
-        tkv_code_mean(w->coder, w->kn, TKV_KEYS, k + first * dim, n, b->mean);
-        tkv_encode_keys(w->coder, w->kn, b->mean, k + first * dim, n, b->block);
+        tkv_code_mean(w->coder, w->kn, TKV_KEYS, tkv_floats(k + first * dim, dim), n, b->mean);
+        tkv_encode_keys(w->coder, w->kn, b->mean, tkv_floats(k + first * dim, dim), n, b->block);
         for (size_t t = 0; t < n; t++)
             tkv_decode_key(w->coder, w->kn, b->block, t, b->k + (first + t) * dim);
         if (w->coder->codec->qjl)
             continue;
-        tkv_code_mean(w->coder, w->kn, TKV_VALUES, v + first * dim, n, b->mean);
-        tkv_encode_values(w->coder, w->kn, b->mean, v + first * dim, n, b->block);
+        tkv_code_mean(w->coder, w->kn, TKV_VALUES, tkv_floats(v + first * dim, dim), n, b->mean);
+        tkv_encode_values(w->coder, w->kn, b->mean, tkv_floats(v + first * dim, dim), n, b->block);
         for (size_t t = 0; t < n; t++)
             tkv_decode_value(w->coder, w->kn, b->block, t, b->v + (first + t) * dim);
     }

@@ -111,12 +111,12 @@ static void pass_through(const struct layer *l, size_t kv_head, size_t tier, con
         const size_t left = l->step->n_tokens - t;
         const size_t n = left < TKV_BLOCK_TOKENS ? left : TKV_BLOCK_TOKENS;
 
-        tkv_code_mean(k, kn, TKV_KEYS, w->k + t * k->dim, n, mean);
-        tkv_encode_keys(k, kn, mean, w->k + t * k->dim, n, w->block);
+        tkv_code_mean(k, kn, TKV_KEYS, tkv_floats(w->k + t * k->dim, k->dim), n, mean);
+        tkv_encode_keys(k, kn, mean, tkv_floats(w->k + t * k->dim, k->dim), n, w->block);
         for (size_t i = 0; i < n; i++)
             tkv_decode_key(k, kn, w->block, i, w->k + (t + i) * k->dim);
-        tkv_code_mean(v, kn, TKV_VALUES, w->v + t * v->dim, n, mean);
-        tkv_encode_values(v, kn, mean, w->v + t * v->dim, n, w->block);
+        tkv_code_mean(v, kn, TKV_VALUES, tkv_floats(w->v + t * v->dim, v->dim), n, mean);
+        tkv_encode_values(v, kn, mean, tkv_floats(w->v + t * v->dim, v->dim), n, w->block);
         for (size_t i = 0; i < n; i++)
             tkv_decode_value(v, kn, w->block, i, w->v + (t + i) * v->dim);
     }
