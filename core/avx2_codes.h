@@ -6,9 +6,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LANES    8
-#define BIAS     64
-#define PERIODIC 0
+#define LANES     8
+#define BIAS      64
+#define PERIODIC  0
+#define SETTLE(v) __asm__("" : "+x"(v))
 
 /* Eight words from entry 8 - n on: n of all ones, then zeros. */
 static const int32_t head_mask[16] = {-1, -1, -1, -1, -1, -1, -1, -1};

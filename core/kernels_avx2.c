@@ -13,7 +13,7 @@
 #define OWN_EXP2  0
 #define SLICES_1  4
 #define SLICES_2  2
-#define SLICES_4  1
+#define SLICES_4  2
 #define FIELDS_4  2
 
 typedef __m256 vec;

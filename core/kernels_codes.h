@@ -12,6 +12,8 @@
  *   sum_words(v)     the sum of all
  *   PAIRS          1: queries and weights are multiplied whole, as 16 bits, by dot2(sum, a, b), which
  *                    adds both products of 16 bits in each word; 0: in two parts, by dot4
+ *   SETTLE(v)      where registers are few: v is computed here, since a compiler that puts off sums keeps
+ *                  their terms in memory
  *   SLICES_1, _2, _4 vectors of tokens that have their sums in registers beside 1, 2, 4 queries
  *   FIELDS_4       fields that do beside 4 rows of weights
  */
@@ -132,6 +134,12 @@ INLINE size_t part_of(const size_t j)
 #define DOT(sum, a, b) ((vec_i32)dot4(sum, a, b))
 #endif
 
+INLINE void add_dot(vec_i32 *sum, vec_u32 a, vec_u32 b)
+{
+    *sum = DOT(*sum, a, b);
+    SETTLE(*sum);
+}
+
 /* Both parts of a sum. */
 INLINE vec_i32 whole_sum(vec_i32 high, vec_i32 low)
 {
@@ -191,8 +199,7 @@ INLINE void dots_of(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *k
 
                 UNROLL
                 for (size_t s = 0; s < ns; s++)
-                    sum[s][j / 2][part_of(j)] =
-                        DOT(sum[s][j / 2][part_of(j)], factor_of(level[s], j), factor);
+                    add_dot(&sum[s][j / 2][part_of(j)], factor_of(level[s], j), factor);
             }
         }
         at += unit_bytes;
@@ -324,7 +331,7 @@ INLINE void add_block(value_sums sum, const uint8_t *unit, ptrdiff_t way, const 
                 for (size_t f = 0; f < nf; f++) {
                     vec_i32 *to = &sum[j / 2][f][part_of(j)][sum_of_side(nr, side)];
 
-                    *to = DOT(*to, factor, factor_of(level[f], j));
+                    add_dot(to, factor, factor_of(level[f], j));
                 }
             }
         }

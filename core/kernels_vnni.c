@@ -4,15 +4,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ISA      vnni
-#define LANES    16
-#define BIAS     64
-#define PERIODIC 1
-#define PAIRS    0
-#define SLICES_1 4
-#define SLICES_2 2
-#define SLICES_4 2
-#define FIELDS_4 2
+#define ISA       vnni
+#define LANES     16
+#define BIAS      64
+#define PERIODIC  1
+#define SETTLE(v) ((void)(v))
+#define PAIRS     0
+#define SLICES_1  4
+#define SLICES_2  2
+#define SLICES_4  2
+#define FIELDS_4  2
 
 static inline __m512 load_part(const float *p, size_t n)
 {

@@ -7,14 +7,15 @@
 #include <stdint.h>
 #include <string.h>
 
-#define LANES    4
-#define BIAS     0
-#define PERIODIC 0
-#define PAIRS    0
-#define SLICES_1 4
-#define SLICES_2 2
-#define SLICES_4 2
-#define FIELDS_4 2
+#define LANES     4
+#define BIAS      0
+#define PERIODIC  0
+#define SETTLE(v) ((void)(v))
+#define PAIRS     0
+#define SLICES_1  4
+#define SLICES_2  2
+#define SLICES_4  2
+#define FIELDS_4  2
 
 static inline float32x4_t load_part(const float *p, size_t n)
 {
