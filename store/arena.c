@@ -344,13 +344,23 @@ static struct tkv_block_id take_reserved(struct tkv_arena *a, uint32_t class)
     return take_place(a->core, class);
 }
 
+void tkv_arena_take_each(struct tkv_arena *a, size_t block_bytes, struct tkv_block_id *ids,
+                         size_t n)
+{
+    uint32_t class;
+
+    lock(a);
+    class = tkv_slab_class_of(a->core, block_bytes, false);
+    for (size_t i = 0; i < n; i++)
+        ids[i] = take_reserved(a, class);
+    unlock(a);
+}
+
 struct tkv_block_id tkv_arena_take(struct tkv_arena *a, size_t block_bytes)
 {
     struct tkv_block_id id;
 
-    lock(a);
-    id = take_reserved(a, tkv_slab_class_of(a->core, block_bytes, false));
-    unlock(a);
+    tkv_arena_take_each(a, block_bytes, &id, 1);
     return id;
 }
 

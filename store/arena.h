@@ -49,9 +49,10 @@ int tkv_arena_reserve(struct tkv_arena *a, size_t block_bytes, size_t n, struct 
 /* A zeroed block with one reference; only after a sufficient reserve. */
 struct tkv_block_id tkv_arena_alloc(struct tkv_arena *a, size_t block_bytes);
 
-/* The same with whatever bytes were there before, for who writes all of them. Threads that work on one
- * session may do it at once. */
+/* The same with whatever bytes were there before, for who writes all of them; and n of them. */
 struct tkv_block_id tkv_arena_take(struct tkv_arena *a, size_t block_bytes);
+void tkv_arena_take_each(struct tkv_arena *a, size_t block_bytes, struct tkv_block_id *ids,
+                         size_t n);
 
 /* A buffer with one reference: a block that never moves, its content undefined. */
 int tkv_arena_buffer(struct tkv_arena *a, size_t bytes, struct tkv_block_id *id,

@@ -1,7 +1,7 @@
 /*
- * After a selection: survivors move into new blocks, and the old blocks are released. Codes are copied
+ * After a selection: survivors move into new blocks, and the old blocks are free. Codes are copied
  * as they are, never decoded and coded again, which needs the same mean in all blocks
- * (fold.c says which).
+ * (fold.c says which). Places in the arena are taken and given back by who holds the round.
  */
 #include <assert.h>
 #include <string.h>
@@ -35,6 +35,7 @@ struct rebuild {
     const struct tkv_block_layout *layout;
     struct source *sources;
     struct tkv_block *fresh; /* new entries */
+    struct tkv_places *places;
     uint32_t n_sources;
     uint32_t n_whole; /* leading blocks that stay */
     uint32_t n_fresh;
@@ -194,7 +195,7 @@ static void fill_block(const struct rebuild *r, const struct batch *b, void *byt
     gather_positions(r, b, &g, tkv_block_positions(r->layout, bytes));
 }
 
-/* Places are taken one by one: how many it will be is only known when the last survivor has its own. */
+/* How many it will be is only known when the last survivor has its place. */
 static void fill_blocks(struct rebuild *r, const struct tkv_head *head)
 {
     struct place at = {0};
@@ -203,30 +204,46 @@ static void fill_blocks(struct rebuild *r, const struct tkv_head *head)
     for (take_batch(r, &at, &b); b.n > 0; take_batch(r, &at, &b)) {
         struct tkv_block *fresh = &r->fresh[r->n_fresh++];
 
-        assert(r->n_whole + r->n_fresh <= head->cap_blocks);
+        assert(r->n_whole + r->n_fresh <= head->cap_blocks && r->n_fresh <= r->places->n);
         fetch_source(r, at.source + 1);
-        *fresh = (struct tkv_block){.id = tkv_arena_take(r->s->arena, r->layout->bytes),
+        *fresh = (struct tkv_block){.id = r->places->ids[r->n_fresh - 1],
                                     .first_position = b.first_position,
                                     .n_tokens = (uint16_t)b.n};
         fill_block(r, &b, tkv_arena_at(r->s->arena, fresh->id));
     }
 }
 
+/* The places not used, then those of the old blocks: what was read last is the first to be used again. */
+static void list_free(const struct rebuild *r, const struct tkv_head *head)
+{
+    struct tkv_places *p = r->places;
+
+    p->n -= r->n_fresh;
+    memmove(p->ids, p->ids + r->n_fresh, p->n * sizeof(*p->ids));
+    for (uint32_t b = r->n_whole; b < head->n_blocks; b++)
+        p->ids[p->n++] = head->blocks[b].id;
+}
+
+size_t tkv_places_bytes(size_t cap_blocks)
+{
+    return tkv_align(2 * cap_blocks * sizeof(struct tkv_block_id), 64);
+}
+
 void tkv_head_rebuild(const struct tkv_session *s, const struct tkv_block_layout *layout,
-                      struct tkv_head *head, const struct tkv_keep *keep, void *memory)
+                      struct tkv_head *head, const struct tkv_keep *keep, struct tkv_places *places,
+                      void *memory)
 {
     struct rebuild r = {
         .s = s,
         .layout = layout,
         .sources = memory,
         .fresh = (void *)((uint8_t *)memory + source_bytes(head->cap_blocks)),
+        .places = places,
     };
 
     plan_sources(&r, head, keep);
     fill_blocks(&r, head);
-    if (r.n_whole < head->n_blocks)
-        tkv_arena_unref_each(s->arena, &head->blocks[r.n_whole].id, sizeof(*head->blocks),
-                             head->n_blocks - r.n_whole);
+    list_free(&r, head);
     memcpy(head->blocks + r.n_whole, r.fresh, r.n_fresh * sizeof(*r.fresh));
     head->n_blocks = r.n_whole + r.n_fresh;
     head->n_cold = keep->n;

@@ -150,25 +150,32 @@ static size_t cold_before(const struct tkv_session *s, const struct tkv_layer *l
     return n;
 }
 
-static struct bound layer_bound(const struct tkv_session *s, const struct tkv_layer *l,
-                                uint32_t n_new, int32_t last_position)
+/* Blocks for n tokens up to last_position: all full, but for the last and those cut short by positions. */
+static size_t packed_blocks(size_t n, int32_t last_position)
 {
-    const size_t spans = (size_t)(last_position > 0 ? last_position : 0) / TKV_BLOCK_SPAN + 1;
+    return n / TKV_BLOCK_TOKENS + 2 +
+           (size_t)(last_position > 0 ? last_position : 0) / TKV_BLOCK_SPAN;
+}
+
+static struct bound layer_bound(const struct tkv_session *s, const struct tkv_layer *l,
+                                uint32_t n_new, int32_t of_request, bool held)
+{
+    /* The request may be another layer's, which shares the round, but not the positions. */
+    const int32_t last_position = of_request > l->last_position ? of_request : l->last_position;
     const size_t keep = tkv_budget_most(s, l), cold = cold_before(s, l) + TKV_BLOCK_TOKENS;
     const size_t most = keep + s->config.beta_tokens;
     struct bound b = {.candidates = most_cold(l) + l->tail.n + n_new,
                       .blocks = most_blocks(l) + fold_blocks(s, l, n_new, last_position),
-                      .rounds = has_rounds(s, l, n_new)};
+                      .rounds = held || has_rounds(s, l, n_new)};
     size_t packed;
 
     if (!b.rounds)
         return b;
     if (b.candidates > most && b.candidates > cold)
         b.candidates = most > cold ? most : cold;
-    /* All full, but for the last that a round left and those cut short by their positions. */
-    packed = b.candidates / TKV_BLOCK_TOKENS + 2 + spans;
+    packed = packed_blocks(b.candidates, last_position) + 1; /* the last that a round left */
     b.blocks = packed < b.blocks ? packed : b.blocks;
-    b.transient = keep / TKV_BLOCK_TOKENS + 1 + spans;
+    b.transient = packed_blocks(keep, last_position);
     b.transient = b.transient < b.blocks ? b.transient : b.blocks;
     return b;
 }
@@ -198,7 +205,7 @@ static size_t select_bytes(size_t n_candidates)
            2 * tkv_align(n_candidates * sizeof(uint32_t), 64);
 }
 
-/* Working memory of one head in a round: its selection, then scoring, the gate or rebuilding. */
+/* Working memory of one head in a round: its selection, places, then scoring, the gate or rebuilding. */
 static size_t head_bytes(const struct tkv_session *s, const struct tkv_layer *l,
                          size_t n_candidates)
 {
@@ -207,7 +214,8 @@ static size_t head_bytes(const struct tkv_session *s, const struct tkv_layer *l,
     const size_t gate = tkv_gate_bytes(s, l, n_candidates);
     const size_t most = score > rebuild ? score : rebuild;
 
-    return select_bytes(n_candidates) + (gate > most ? gate : most);
+    return select_bytes(n_candidates) + tkv_places_bytes(most_cap_blocks(l)) +
+           (gate > most ? gate : most);
 }
 
 /* Working memory of a layer's rounds; folds need none. */
@@ -255,10 +263,11 @@ static void count_need(struct tkv_session *s, const struct tkv_layer *l, const s
         need->after = (ptrdiff_t)(need->blocks + need->transient);
 }
 
+/* need->has_rounds: one is held whatever this layer by itself would do. */
 static int prepare_layer(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new,
                          int32_t last_position, struct need *need, struct tkv_report *why)
 {
-    const struct bound b = layer_bound(s, l, n_new, last_position);
+    const struct bound b = layer_bound(s, l, n_new, last_position, need->has_rounds);
 
     for (uint32_t h = 0; h < l->config.shape.n_kv_heads; h++) {
         const int e = tkv_head_own(s, &l->heads[h], b.blocks, why);
@@ -337,6 +346,8 @@ int tkv_round_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new
     const bool all = !l || tkv_round_is_common(s, l);
     const uint32_t first = all ? 0 : (uint32_t)(l - s->layers);
     const uint32_t n = all ? s->config.n_layers : 1;
+    const bool common =
+        tkv_session_couples_layers(s) && all && (l || tkv_round_has_work(s, &s->layers[0]));
     struct need needs[TRIKV_MAX_LAYERS] = {{0}};
     size_t bytes = 0;
     int e = 0;
@@ -345,6 +356,7 @@ int tkv_round_prepare(struct tkv_session *s, struct tkv_layer *l, uint32_t n_new
     if (tkv_session_plans(s))
         return tkv_ladder_prepare(s, l, n_new, last_position, m, why);
     for (uint32_t i = first; !e && i < first + n; i++) {
+        needs[i].has_rounds = common;
         e = prepare_layer(s, &s->layers[i], n_new, last_position, &needs[i], why);
         bytes = needs[i].bytes > bytes ? needs[i].bytes : bytes;
         m->has_rounds |= needs[i].has_rounds;
@@ -433,6 +445,7 @@ struct round {
     struct tkv_session *s;
     struct tkv_layer *l;
     struct tkv_keep *keep; /* [n_kv_heads]; n: how many, before they are selected */
+    struct tkv_places places[HEADS_AT_ONCE];
     void *common;
     void *gate;
     uint8_t *heads;
@@ -452,10 +465,16 @@ static uint32_t *head_index(const struct round *r, size_t kv_head)
                                 tkv_align(r->n_candidates * sizeof(float), 64));
 }
 
+static struct tkv_block_id *head_places(const struct round *r, size_t kv_head)
+{
+    return (struct tkv_block_id *)(void *)(r->heads + kv_head * r->head_bytes +
+                                           select_bytes(r->n_candidates));
+}
+
 /* Memory of scoring, then of rebuilding. */
 static void *head_work(const struct round *r, size_t kv_head)
 {
-    return r->heads + kv_head * r->head_bytes + select_bytes(r->n_candidates);
+    return (uint8_t *)head_places(r, kv_head) + tkv_places_bytes(most_cap_blocks(r->l));
 }
 
 static void score_one(void *arg, size_t kv_head)
@@ -479,11 +498,11 @@ static void select_one(const struct round *r, size_t kv_head, const float *score
 
 static void rebuild_one(void *arg, size_t i)
 {
-    const struct round *r = arg;
+    struct round *r = arg;
     const size_t kv_head = r->first_head + i;
 
     tkv_mass_keep(r->l, (uint32_t)kv_head, &r->keep[kv_head]);
-    tkv_head_rebuild(r->s, &r->l->layout, &r->l->heads[kv_head], &r->keep[kv_head],
+    tkv_head_rebuild(r->s, &r->l->layout, &r->l->heads[kv_head], &r->keep[kv_head], &r->places[i],
                      head_work(r, kv_head));
 }
 
@@ -524,6 +543,32 @@ static struct round round_begin(struct tkv_session *s, struct tkv_layer *l, uint
     return r;
 }
 
+/* Places for all that the heads from first_head on can come to need, before they are worked on. */
+static void take_places(struct round *r, size_t n_heads)
+{
+    const size_t surplus = r->l->probes ? r->s->config.gate.surplus_tokens : 0;
+
+    for (size_t i = 0; i < n_heads; i++) {
+        const size_t kv_head = r->first_head + i;
+        const struct tkv_head *head = &r->l->heads[kv_head];
+        const size_t keep = r->keep[kv_head].n + surplus;
+        const size_t most =
+            packed_blocks(keep < head->n_cold ? keep : head->n_cold, r->l->last_position);
+        struct tkv_places *p = &r->places[i];
+
+        *p = (struct tkv_places){.ids = head_places(r, kv_head),
+                                 .n = (uint32_t)(most < head->n_blocks ? most : head->n_blocks)};
+        tkv_arena_take_each(r->s->arena, r->l->layout.bytes, p->ids, p->n);
+    }
+}
+
+static void give_places_back(const struct round *r, size_t n_heads)
+{
+    for (size_t i = 0; i < n_heads; i++)
+        tkv_arena_unref_each(r->s->arena, r->places[i].ids, sizeof(*r->places[i].ids),
+                             r->places[i].n);
+}
+
 static void change_heads(struct round *r, void (*work)(void *arg, size_t i),
                          const struct tkv_exec *exec)
 {
@@ -532,8 +577,11 @@ static void change_heads(struct round *r, void (*work)(void *arg, size_t i),
 
     for (; r->first_head < n; r->first_head += HEADS_AT_ONCE) {
         const size_t left = n - r->first_head;
+        const size_t n_heads = left < HEADS_AT_ONCE ? left : HEADS_AT_ONCE;
 
-        tkv_exec_run(exec, left < HEADS_AT_ONCE ? left : HEADS_AT_ONCE, work, r);
+        take_places(r, n_heads);
+        tkv_exec_run(exec, n_heads, work, r);
+        give_places_back(r, n_heads);
     }
     r->s->n_evicted += n_before - count_cold(r->l);
     r->l->n_rounds++;

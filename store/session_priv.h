@@ -468,16 +468,25 @@ void tkv_policy_score(const struct tkv_session *s, const struct tkv_layer *l, ui
 /*
  * store/rebuild.c: make the blocks of a head of l those of the kept tokens (indices as
  * in tkv_score_head, ascending). Blocks that stay whole
- * are shared with the old table. Arena blocks and the table were prepared. Heads may be rebuilt by
+ * are shared with the old table, which was prepared. Heads may be rebuilt by
  * several threads at once. Memory of tkv_rebuild_bytes(), for tables of at most cap_blocks.
  */
 struct tkv_keep {
     const uint32_t *index; /* NULL: all */
     uint32_t n;
 };
+/* Arena places that a rebuild may use, at most cap_blocks; then those that it has no use for any more,
+ * with the references that the table had. Heads that are rebuilt at once have theirs taken before and
+ * given back after in the order of heads, so that where blocks lie does not depend on threads. */
+struct tkv_places {
+    struct tkv_block_id *ids; /* memory of tkv_places_bytes() */
+    uint32_t n;
+};
+size_t tkv_places_bytes(size_t cap_blocks);
 size_t tkv_rebuild_bytes(size_t cap_blocks);
 void tkv_head_rebuild(const struct tkv_session *s, const struct tkv_block_layout *layout,
-                      struct tkv_head *head, const struct tkv_keep *keep, void *memory);
+                      struct tkv_head *head, const struct tkv_keep *keep, struct tkv_places *places,
+                      void *memory);
 
 /*
  * store/observe.c, of methods that observe attention; of others it does nothing. A layer's mass
