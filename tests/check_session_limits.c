@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -409,6 +410,45 @@ static void the_block_table_is_sound(void **state)
     aid_close(&a);
 }
 
+/* Layers that hold their rounds together may be at the same token at other positions: in one of them each
+ * token then has a block of its own. */
+static void coupled_layers_may_have_other_positions(void **state)
+{
+    enum { N = 400, APART = 70000 };
+
+    (void)state;
+    for (uint32_t far = 0; far < 2; far++) {
+        struct aid a;
+        struct aid_tokens t;
+
+        aid_init(&a, "tq4");
+        aid_triattention(&a, 150, 3);
+        a.config.eviction_mode = far ? TKV_UNION : TKV_PER_HEAD;
+        a.config.rollback_tokens = far ? 0 : 16;
+        assert_int_equal(aid_open(&a), 0);
+        t = aid_tokens(&a, N, 5);
+        for (uint32_t i = 0; i < N; i++)
+            for (uint32_t l = 0; l < 2; l++) {
+                const int32_t position = (int32_t)(l == far ? i * APART : i);
+                const struct tkv_step step = {
+                    .layer = l,
+                    .n_tokens = 1,
+                    .k = t.k + (size_t)i * a.shape.n_kv_heads * a.shape.head_dim_k,
+                    .v = t.v + (size_t)i * a.shape.n_kv_heads * a.shape.head_dim_v,
+                    .positions = &position,
+                };
+
+                if (tkv_session_append(a.session, &step, NULL, &a.why))
+                    fail_msg("%s", a.why.text);
+            }
+        assert_true(a.session->layers[far].n_rounds > 1);
+        assert_int_equal(a.session->layers[far].heads[0].n_blocks,
+                         a.session->layers[far].heads[0].n_cold);
+        free(t.k);
+        aid_close(&a);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -416,6 +456,7 @@ int main(void)
         cmocka_unit_test(bad_values_change_nothing),
         cmocka_unit_test(bad_positions_change_nothing),
         cmocka_unit_test(far_positions_are_kept_exactly),
+        cmocka_unit_test(coupled_layers_may_have_other_positions),
         cmocka_unit_test(the_cap_holds_at_every_size),
         cmocka_unit_test(every_byte_is_reported),
         cmocka_unit_test(long_sessions_have_honest_bits),
