@@ -117,15 +117,16 @@ size_t tkv_log_json(const char *logfmt, char *buf, size_t n)
 static void format_line(const struct tkv_log *log, enum tkv_log_level level, char *line,
                         const char *format, va_list args)
 {
-    size_t n = begin_line(log, level, line, LINE_BYTES);
+    size_t n = begin_line(log, level, line, LINE_BYTES), n_slashes = 0;
     const int wrote = vsnprintf(line + n, LINE_BYTES - n, format, args);
 
     n += wrote < 0 ? 0 : (size_t)wrote;
     if (n < LINE_BYTES)
         return;
     n = LINE_BYTES - 1;
-    for (size_t slashes = 0; n && line[n - 1] == '\\' && slashes < 2; slashes++)
-        line[--n] = 0;
+    while (n_slashes < n && line[n - n_slashes - 1] == '\\')
+        n_slashes++;
+    line[n - n_slashes % 2] = 0;
 }
 
 void tkv_log(const struct tkv_log *log, enum tkv_log_level level, const char *format, ...)
