@@ -161,7 +161,7 @@ core_tests := $(filter $(addprefix $B/tests/check_,attention% codebook% codec% h
 run_tests := TRIKV_BUILD=$B tests/run
 
 .PHONY: FORCE setup test demo build-tests check check-programs check-isa check-asan check-tsan \
-	check-faults check-soak check-overload check-clang check-layers check-stress check-neon check-valgrind check-msan check-initialised coverage check-reached check-fuzz fuzzers check-all check-more lint format install uninstall clean help
+	check-crash check-faults check-soak check-overload check-clang check-layers check-stress check-neon check-valgrind check-msan check-initialised coverage check-reached check-fuzz fuzzers check-all check-more lint format install uninstall clean help
 
 setup: ## install the missing Debian packages for all of this, saying which and why
 	./setup.sh build test ci
@@ -208,6 +208,11 @@ OVERLOAD_MINUTES ?= 10
 check-overload: build-tests ## clients that want four times the cap, for OVERLOAD_MINUTES (10)
 	@TRIKV_OVERLOAD_SECONDS=$$(($(OVERLOAD_MINUTES) * 60)) \
 		TRIKV_TEST_TIMEOUT=$$(($(OVERLOAD_MINUTES) * 90 + 300)) $(run_tests) $B/tests/check_overload
+
+CRASHES ?= 300
+RECOVERY_MIB ?= 1024
+check-crash: build-tests ## kill a daemon CRASHES (300) times under load, see what is lost
+	@CRASHES=$(CRASHES) RECOVERY_MIB=$(RECOVERY_MIB) $B/tests/check_restart
 
 check-clang: ## build everything with clang, warnings are errors
 	@$(MAKE) CC=clang WERROR=1 build-tests
@@ -304,7 +309,7 @@ check-all: ## everything that CI runs; each of these also runs alone
 
 # The long ones two at a time, each shown whole when it ends; what comes after a failure runs too.
 check-more: ## what CI runs after `make test`
-	@$(MAKE) -k lint check-ops check-deb check-reproducible
+	@$(MAKE) -k lint check-crash check-ops check-deb check-reproducible
 	@$(MAKE) -k -j2 -Orecurse check-neon check-clang check-asan check-tsan check-fuzz check-isa
 
 lint: ## formatting, and what cppcheck and the shell find

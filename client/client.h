@@ -16,7 +16,7 @@
 #include "proto/limits.h"
 #include "proto/report.h"
 
-enum { TKV_CLIENT_TEXT_BYTES = 128, TKV_CLIENT_REASON_BYTES = 32 };
+enum { TKV_CLIENT_TEXT_BYTES = 128, TKV_CLIENT_REASON_BYTES = 32, TKV_CLIENT_SOCKET_BYTES = 108 };
 
 struct trikv_client {
     struct tkv_stream stream;
@@ -30,6 +30,9 @@ struct trikv_client {
     bool ring_takes_ids; /* of tokens; by the daemon's features */
     char version[TKV_CLIENT_TEXT_BYTES];
     char cpu[TKV_CLIENT_TEXT_BYTES];
+    char socket[TKV_CLIENT_SOCKET_BYTES]; /* as it was connected */
+    char name[TRIKV_MAX_NAME_BYTES + 1];
+    size_t staging_bytes;
     struct tkv_report report;
     /* A message with its padding, out or in. */
     uint8_t message[TRIKV_MAX_HEADER_BYTES + TRIKV_FRAME_ALIGN];
@@ -40,6 +43,7 @@ struct trikv_session {
     struct trikv_client *client;
     struct trikv_session *next;
     uint64_t id;
+    uint64_t boot_id; /* of the daemon that opened it */
     uint64_t reserved_bytes;
     struct trikv_prefix_result prefix;
     char prefix_reason[TKV_CLIENT_REASON_BYTES];
@@ -55,6 +59,18 @@ struct trikv_session {
  */
 int tkv_client_read_struct(struct trikv_client *c, void *to, const void *from, size_t known_bytes,
                            const char *name);
+
+/* A session of layers as the daemon says them, equal ones in a row as one; its id is not set. */
+struct Trikv__Layer;
+struct tkv_client_layers {
+    struct Trikv__Layer *const *layers;
+    size_t n;
+};
+int tkv_session_of_layers(struct trikv_client *c, const struct tkv_client_layers *m,
+                          struct trikv_session **session);
+
+/* client/connection.c: connect as before, to whatever daemon is there now. */
+int tkv_client_connect_again(struct trikv_client *c);
 
 /* Hold it among those of its client. */
 void tkv_session_add(struct trikv_session *s);

@@ -82,6 +82,33 @@ static int say_hello(struct trikv_client *c, const char *name)
     return e;
 }
 
+/* For the second time. A path that was connected to, and a name that was checked, fit. */
+static void remember(struct trikv_client *c, const struct trikv_options *o)
+{
+    memcpy(c->socket, o->socket, strlen(o->socket) + 1);
+    if (o->name)
+        memcpy(c->name, o->name, strlen(o->name) + 1);
+    c->staging_bytes = o->staging_bytes;
+}
+
+int tkv_client_connect_again(struct trikv_client *c)
+{
+    const uint32_t timeout_ms = c->stream.timeout_ms;
+    int e;
+
+    tkv_stream_close(&c->stream);
+    tkv_client_ring_free(c);
+    tkv_staging_deinit(&c->staging);
+    e = tkv_stream_open(&c->stream, c->socket, timeout_ms, &c->report);
+    if (!e)
+        e = say_hello(c, c->name[0] ? c->name : NULL);
+    if (!e && c->staging_bytes > 0)
+        e = tkv_staging_init(c, c->staging_bytes);
+    if (e)
+        tkv_stream_close(&c->stream);
+    return e;
+}
+
 static int connect_with(struct trikv_client *c, const struct trikv_options *options)
 {
     struct trikv_options o;
@@ -89,6 +116,8 @@ static int connect_with(struct trikv_client *c, const struct trikv_options *opti
 
     if (!e)
         e = tkv_stream_open(&c->stream, o.socket, o.timeout_ms, &c->report);
+    if (!e)
+        remember(c, &o);
     if (!e)
         e = say_hello(c, o.name);
     if (!e && o.staging_bytes > 0)

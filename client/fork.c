@@ -6,10 +6,10 @@
 #include "proto/trikv.pb-c.h"
 
 /* What the library itself relies on of a daemon's word about layers; their number is *n_layers. */
-static const char *check_layers(const Trikv__ForkReply *m, uint32_t *n_layers)
+static const char *check_layers(const struct tkv_client_layers *m, uint32_t *n_layers)
 {
     *n_layers = 0;
-    for (size_t i = 0; i < m->n_layers; i++) {
+    for (size_t i = 0; i < m->n; i++) {
         const Trikv__Layer *l = m->layers[i];
 
         if (l->repeat < 1 || l->repeat > TRIKV_MAX_LAYERS - *n_layers)
@@ -21,21 +21,20 @@ static const char *check_layers(const Trikv__ForkReply *m, uint32_t *n_layers)
     return *n_layers > 0 ? NULL : "no layers";
 }
 
-static struct trikv_session *create_session(struct trikv_client *c, const Trikv__ForkReply *m,
-                                            uint32_t n_layers)
+static struct trikv_session *create_session(struct trikv_client *c,
+                                            const struct tkv_client_layers *m, uint32_t n_layers)
 {
-    const uint32_t n_shapes = m->n_layers == 1 ? 1 : n_layers;
+    const uint32_t n_shapes = m->n == 1 ? 1 : n_layers;
     struct trikv_session *s = calloc(1, sizeof(*s) + n_shapes * sizeof(s->shapes[0]));
     uint32_t layer = 0;
 
     if (!s)
         return NULL;
     s->client = c;
-    s->id = m->session;
-    s->reserved_bytes = m->reserved_bytes;
+    s->boot_id = c->info.boot_id;
     s->n_layers = n_layers;
     s->n_shapes = n_shapes;
-    for (size_t i = 0; i < m->n_layers; i++) {
+    for (size_t i = 0; i < m->n; i++) {
         const Trikv__Layer *l = m->layers[i];
 
         for (uint32_t r = 0; r < l->repeat && layer < n_shapes; r++)
@@ -48,8 +47,8 @@ static struct trikv_session *create_session(struct trikv_client *c, const Trikv_
     return s;
 }
 
-int tkv_session_take(struct trikv_client *c, const Trikv__ForkReply *m,
-                     struct trikv_session **child)
+int tkv_session_of_layers(struct trikv_client *c, const struct tkv_client_layers *m,
+                          struct trikv_session **child)
 {
     uint32_t n_layers;
     const char *why = check_layers(m, &n_layers);
@@ -65,6 +64,19 @@ int tkv_session_take(struct trikv_client *c, const Trikv__ForkReply *m,
     }
     tkv_session_add(*child);
     return 0;
+}
+
+int tkv_session_take(struct trikv_client *c, const Trikv__ForkReply *m,
+                     struct trikv_session **child)
+{
+    const struct tkv_client_layers layers = {m->layers, m->n_layers};
+    const int e = tkv_session_of_layers(c, &layers, child);
+
+    if (!e) {
+        (*child)->id = m->session;
+        (*child)->reserved_bytes = m->reserved_bytes;
+    }
+    return e;
 }
 
 int trikv_fork_id(struct trikv_client *client, uint64_t parent,

@@ -189,6 +189,7 @@ static struct trikv_session *create_session(struct trikv_client *c,
     if (!s)
         return NULL;
     s->client = c;
+    s->boot_id = c->info.boot_id;
     s->n_layers = o->n_layers;
     s->n_shapes = n;
     for (uint32_t i = 0; i < n; i++)

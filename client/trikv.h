@@ -417,6 +417,37 @@ TRIKV_API int trikv_restore(struct trikv_client *client, const char *name,
 TRIKV_API int trikv_snapshot_delete(struct trikv_client *client, const char *name);
 
 /*
+ * After TRIKV_E_DISCONNECTED: connect again, with the options of trikv_connect, to whatever daemon is
+ * there now. If it took over what the one before it kept, its sessions wait for trikv_reattach; maps
+ * (trikv_map) and the ring are gone. May be called again until it succeeds.
+ */
+TRIKV_API int trikv_reconnect(struct trikv_client *client);
+
+/* What a session has that was taken over. Of the request that was never answered it may have everything,
+ * nothing, or its first tokens: n_seen says of each layer, and trikv_truncate makes them even. */
+struct trikv_progress {
+    size_t size;
+    uint64_t
+        *n_seen; /* [n_seen_cap] of the caller, or NULL; the session's layers, as many as fit */
+    uint32_t n_seen_cap;
+    uint32_t n_layers; /* the last three are the answer */
+    uint32_t n_rounds;
+    uint32_t n_token_ids; /* tokens whose ids are known, of a session opened with a prefix */
+};
+
+/*
+ * Go on with a session after trikv_reconnect: its handle is as good as before. TRIKV_E_NO_SESSION: it was not
+ * taken over, or nobody came back for it in time. trikv_reattach_id: from another process of the
+ * same user, by the session's id and the boot_id (trikv_info) of the daemon that opened it.
+ */
+TRIKV_API int trikv_reattach(struct trikv_session *session, struct trikv_progress *progress);
+TRIKV_API int trikv_reattach_id(struct trikv_client *client, uint64_t id, uint64_t boot_id,
+                                struct trikv_progress *progress, struct trikv_session **session);
+
+/* The boot_id to be given then. */
+TRIKV_API uint64_t trikv_session_boot_id(const struct trikv_session *session);
+
+/*
  * Forget the newest n_tokens in every layer, as if they had never been appended (layers that
  * have seen fewer tokens than the others lose fewer). TRIKV_E_STATE, and nothing changes, if a round has
  * compressed what came before them and cannot be undone any more: see rollback_tokens.

@@ -42,6 +42,9 @@ struct tkv_config {
     uint64_t evict_idle_ms; /* 0: never */
     uint32_t max_prefixes;
     bool prefix_across_users;
+    bool warm_restart;
+    uint64_t grace_ms;
+    char handover[TKV_CONFIG_SOCKET_BYTES]; /* "": none */
     uint64_t request_timeout_ms;
     uint64_t idle_timeout_ms;                     /* 0: never */
     char metrics_socket[TKV_CONFIG_SOCKET_BYTES]; /* "": none, as the next ones */

@@ -33,6 +33,8 @@ static const struct request requests[] = {
     {TRIKV_STATS, "STATS", &trikv__session_request__descriptor, tkv_handle_stats, false, false},
     {TRIKV_DROP, "DROP", &trikv__session_request__descriptor, tkv_handle_drop, false, false},
     {TRIKV_FORK, "FORK", &trikv__fork_request__descriptor, tkv_handle_fork, false, false},
+    {TRIKV_REATTACH, "REATTACH", &trikv__reattach_request__descriptor, tkv_handle_reattach, false,
+     false},
     {TRIKV_TRUNCATE, "TRUNCATE", &trikv__truncate_request__descriptor, tkv_handle_truncate, false,
      false},
     {TRIKV_KEEP, "KEEP", &trikv__session_request__descriptor, tkv_handle_keep, false, false},

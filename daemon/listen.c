@@ -127,13 +127,18 @@ void tkv_listen_start(struct tkv_server *s)
     uv_poll_start(&s->listen_poll, UV_READABLE, on_connection);
 }
 
-void tkv_listen_close(struct tkv_server *s)
+void tkv_listen_stop(struct tkv_server *s)
 {
     if (s->has_listener) {
         uv_close((uv_handle_t *)&s->listen_poll, NULL);
         uv_close((uv_handle_t *)&s->accept_pause, NULL);
     }
     s->has_listener = false;
+}
+
+void tkv_listen_close(struct tkv_server *s)
+{
+    tkv_listen_stop(s);
     if (s->owns_socket)
         unlink(s->config.socket);
     s->owns_socket = false;

@@ -10,6 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "daemon/keep.h"
+
 enum { FIRST_PASSED_FD = 3 };
 
 void tkv_notify_init(struct tkv_notify *n)
@@ -44,6 +46,32 @@ void tkv_notify_send(const struct tkv_notify *n, const char *state)
     do {
         sent = sendto(n->fd, state, strlen(state), MSG_NOSIGNAL,
                       (const struct sockaddr *)&n->address, n->address_bytes);
+    } while (sent < 0 && errno == EINTR);
+}
+
+void tkv_notify_send_fd(const struct tkv_notify *n, const char *state, int fd)
+{
+    union {
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control = {.bytes = {0}};
+    struct iovec text = {.iov_base = (char *)(uintptr_t)state, .iov_len = strlen(state)};
+    struct sockaddr_un address = n->address;
+    struct msghdr m = {.msg_name = &address,
+                       .msg_namelen = n->address_bytes,
+                       .msg_iov = &text,
+                       .msg_iovlen = 1,
+                       .msg_control = control.bytes,
+                       .msg_controllen = sizeof(control.bytes)};
+    ssize_t sent;
+
+    if (n->fd < 0)
+        return;
+    control.header = (struct cmsghdr){
+        .cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+    memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
+    do {
+        sent = sendmsg(n->fd, &m, MSG_NOSIGNAL);
     } while (sent < 0 && errno == EINTR);
 }
 
@@ -94,6 +122,23 @@ static bool take_socket(struct tkv_notify_sockets *passed, int fd, bool is_metri
     return true;
 }
 
+/* One of our own descriptors come back, by its name; false if it is none. */
+static bool take_arena(struct tkv_notify_sockets *passed, int fd, const char *name, size_t length)
+{
+    const size_t n = sizeof(TKV_KEEP_PREFIX) - 1;
+
+    if (length <= n || memcmp(name, TKV_KEEP_PREFIX, n) != 0)
+        return false;
+    if (passed->n_arenas == TKV_NOTIFY_MAX_ARENAS) {
+        close(fd);
+        return true;
+    }
+    (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+    passed->arena[passed->n_arenas].fd = fd;
+    passed->arena[passed->n_arenas++].id = strtoull(name + n, NULL, 16);
+    return true;
+}
+
 bool tkv_notify_take_sockets(struct tkv_notify_sockets *passed, const char **wrong)
 {
     const char *count = getenv("LISTEN_FDS");
@@ -105,7 +150,8 @@ bool tkv_notify_take_sockets(struct tkv_notify_sockets *passed, const char **wro
         const size_t length = names ? strcspn(names, ":") : 0;
         const bool is_metrics = length == 7 && memcmp(names, "metrics", 7) == 0;
 
-        if (!take_socket(passed, FIRST_PASSED_FD + i, is_metrics, wrong))
+        if (!(names && take_arena(passed, FIRST_PASSED_FD + i, names, length)) &&
+            !take_socket(passed, FIRST_PASSED_FD + i, is_metrics, wrong))
             return false;
         if (names)
             names += length + (names[length] == ':');

@@ -22,16 +22,25 @@ void tkv_notify_deinit(struct tkv_notify *n);
 /* Send "READY=1" and the like; lines are separated by newlines. */
 void tkv_notify_send(const struct tkv_notify *n, const char *state);
 
+/* The same with a descriptor, as for FDSTORE=1. */
+void tkv_notify_send_fd(const struct tkv_notify *n, const char *state, int fd);
+
 /* RELOADING=1 with the time stamp that Type=notify-reload wants. */
 void tkv_notify_reloading(const struct tkv_notify *n);
 
-enum { TKV_NOTIFY_MAX_METRICS = 4 };
+enum { TKV_NOTIFY_MAX_METRICS = 4, TKV_NOTIFY_MAX_ARENAS = 1024 };
 
-/* Listening stream sockets that the manager passed, made close-on-exec and non-blocking. */
+/* Listening stream sockets that the manager passed, made close-on-exec and non-blocking; and what a
+ * process before this one has left with it. */
 struct tkv_notify_sockets {
     int main_fd;                            /* a Unix socket for clients, -1: none */
     int metrics_fd[TKV_NOTIFY_MAX_METRICS]; /* FileDescriptorName=metrics, of any family */
     size_t n_metrics;
+    struct {
+        int fd;
+        uint64_t id; /* as the descriptor's name has it */
+    } arena[TKV_NOTIFY_MAX_ARENAS];
+    size_t n_arenas;
 };
 
 /* False if what the manager passed is not what we want: *wrong says what. */

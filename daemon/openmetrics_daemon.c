@@ -140,6 +140,10 @@ static void write_totals(struct tkv_om *w, const struct tkv_server *s)
          s->snapshots.n_written_bytes},
         {"trikv_snapshots_restored", TKV_OM_COUNTER, NULL, "Sessions read back from files.",
          s->snapshots.n_restored},
+        {"trikv_adopted_sessions", TKV_OM_COUNTER, NULL,
+         "Sessions taken over from the daemon before this one.", s->keep.n_sessions},
+        {"trikv_adopted_prefixes", TKV_OM_COUNTER, NULL,
+         "Stored prefixes taken over from the daemon before this one.", s->keep.n_prefixes},
         {"trikv_reloads", TKV_OM_COUNTER, NULL, "Reloads that took effect.", m->n_reloads},
         {"trikv_reloads_failed", TKV_OM_COUNTER, NULL, "Reloads that changed nothing.",
          m->n_reloads_failed},
@@ -167,6 +171,17 @@ static void write_requests(struct tkv_om *w, const struct tkv_metrics *m)
     tkv_om_begin(w);
     tkv_om_label(w, "kind", "unknown");
     tkv_om_count(w, m->n_requests[0]);
+}
+
+static void write_cold(struct tkv_om *w, const struct tkv_keep *keep)
+{
+    tkv_om_family(w, "trikv_cold_starts", TKV_OM_COUNTER, NULL,
+                  "Arenas and sessions of the daemon before this one that were not taken over.");
+    for (size_t i = 0; i < TKV_N_COLD; i++) {
+        tkv_om_begin(w);
+        tkv_om_label(w, "reason", tkv_cold_names[i]);
+        tkv_om_count(w, keep->n_cold[i]);
+    }
 }
 
 static void write_lookups(struct tkv_om *w, const struct tkv_prefixes *p)
@@ -310,6 +325,7 @@ void tkv_om_write_daemon(struct tkv_om *w, struct tkv_server *s, const struct tk
     write_totals(w, s);
     write_requests(w, m);
     write_errors(w, m);
+    write_cold(w, &s->keep);
     write_lookups(w, &s->prefixes);
     write_snapshots(w, s);
     write_histogram(w, "trikv_attend_seconds", "Work of a request that attends, appending or not.",

@@ -22,6 +22,8 @@ static const char help[] =
     "      --metrics PATH     serve metrics and status on PATH    (metrics.socket)\n"
     "      --stats-page FILE  keep FILE up to date for top        (metrics.page)\n"
     "      --profiles DIR     read profiles from DIR              (profiles.directory)\n"
+    "      --handover PATH    take over from the daemon there, later hand over there\n"
+    "                                                         (restart.handover)\n"
     "      --check-config     check configuration and profiles; exit with 0 or 78\n"
     "      --dump-config      print the effective configuration and where it comes from\n"
     "      --help             print this\n"
@@ -35,7 +37,7 @@ enum { CONFIG = 1, CHECK, DUMP, HELP, VERSION, OVERRIDE };
 
 static const char *const overrides[] = {"listen.socket", "memory.cap",         "workers.threads",
                                         "log.level",     "profiles.directory", "metrics.socket",
-                                        "metrics.page"};
+                                        "metrics.page",  "restart.handover"};
 
 static const struct option long_options[] = {
     {"config", required_argument, NULL, CONFIG},
@@ -50,6 +52,7 @@ static const struct option long_options[] = {
     {"profiles", required_argument, NULL, OVERRIDE + 4},
     {"metrics", required_argument, NULL, OVERRIDE + 5},
     {"stats-page", required_argument, NULL, OVERRIDE + 6},
+    {"handover", required_argument, NULL, OVERRIDE + 7},
     {NULL, 0, NULL, 0},
 };
 

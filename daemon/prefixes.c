@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "daemon/keep.h"
 #include "daemon/observation.h"
 #include "daemon/requests.h"
 #include "daemon/server.h"
@@ -189,6 +190,12 @@ static int check_keeps(const struct tkv_session_entry *e, struct tkv_report *why
     return TRIKV_OK;
 }
 
+static void take_ids_back(struct tkv_session_entry *e, uint64_t n)
+{
+    tkv_token_ids_cut(&e->prefix.ids, n);
+    tkv_session_commit_ids(e->session, e->prefix.ids.n);
+}
+
 /* Back to the last token that all layers have and whose id is known. */
 static int cut_to_known(struct tkv_session_entry *e, struct tkv_report *why)
 {
@@ -204,7 +211,7 @@ static int cut_to_known(struct tkv_session_entry *e, struct tkv_report *why)
     if (!error && !tkv_session_is_contiguous(e->session))
         error = tkv_fail(why, TRIKV_E_STATE, "keep: the tokens' positions are not 0, 1, 2, ...");
     if (!error)
-        tkv_token_ids_cut(&e->prefix.ids, n);
+        take_ids_back(e, n);
     return error;
 }
 
@@ -224,6 +231,9 @@ int tkv_prefixes_take(struct tkv_session_entry *e, struct tkv_report *why)
         touch(same);
         return tkv_fail(why, TRIKV_E_EXISTS, "keep: these %u tokens are stored", e->prefix.ids.n);
     }
+    error = tkv_session_is_kept(e->session) ? tkv_keep_note(e, true, why) : 0;
+    if (error)
+        return error;
     tkv_sessions_disown(e, TKV_ENTRY_PREFIX);
     tkv_observation_destroy(&e->observation, &e->quota->budget);
     link_newest(e);
@@ -231,6 +241,12 @@ int tkv_prefixes_take(struct tkv_session_entry *e, struct tkv_report *why)
     e->used_ms = uv_now(&s->loop);
     tkv_prefixes_trim(s, s->config.max_prefixes);
     return TRIKV_OK;
+}
+
+void tkv_prefixes_restore(struct tkv_session_entry *e)
+{
+    tkv_sessions_turn(e, TKV_ENTRY_PREFIX);
+    link_newest(e);
 }
 
 /* ---- giving up -------------------------------------------------------------------------- */

@@ -107,6 +107,9 @@ void tkv_prefixes_count(struct tkv_prefixes *p, const struct tkv_prefix_match *m
  */
 int tkv_prefixes_take(struct tkv_session_entry *e, struct tkv_report *why);
 
+/* An entry without an owner is stored from now on: it was by an earlier daemon. */
+void tkv_prefixes_restore(struct tkv_session_entry *e);
+
 /* A stored entry is on its way out. */
 void tkv_prefixes_forget(struct tkv_session_entry *e);
 

@@ -59,6 +59,9 @@ void tkv_call_reply_session(struct tkv_call *call, struct tkv_session_entry *e,
 void tkv_handle_fork(struct tkv_call *call, const ProtobufCMessage *message);
 void tkv_handle_truncate(struct tkv_call *call, const ProtobufCMessage *message);
 
+/* requests_reattach.c */
+void tkv_handle_reattach(struct tkv_call *call, const ProtobufCMessage *message);
+
 /* requests_prefix.c */
 void tkv_handle_keep(struct tkv_call *call, const ProtobufCMessage *message);
 

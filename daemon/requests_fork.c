@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "daemon/dispatch.h"
+#include "daemon/keep.h"
 #include "daemon/requests.h"
 #include "daemon/server.h"
 #include "proto/errors.h"
@@ -83,7 +84,10 @@ static int make_child(struct tkv_call *call, const struct tkv_session_entry *par
     tkv_token_ids_share(&child->prefix.ids, &parent->prefix.ids);
     if (m->label)
         memcpy(child->label, m->label, strlen(m->label) + 1);
-    return TRIKV_OK;
+    e = tkv_keep_session(child, parent->session, &call->why);
+    child->doomed = e != 0;
+    tkv_keep_arena(child);
+    return e;
 }
 
 void tkv_call_reply_session(struct tkv_call *call, struct tkv_session_entry *e,
@@ -154,6 +158,7 @@ void tkv_handle_truncate(struct tkv_call *call, const ProtobufCMessage *message)
     e->used_ms = uv_now(&call->client->server->loop);
     reply.n_seen = tkv_sessions_stats(e)->n_seen;
     tkv_token_ids_cut(&e->prefix.ids, reply.n_seen);
+    tkv_session_commit_ids(e->session, e->prefix.ids.n);
     reply.n_rounds = e->stats.n_rounds;
     tkv_call_reply(call, &reply.base);
 }

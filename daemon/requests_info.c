@@ -14,10 +14,10 @@ void tkv_handle_hello(struct tkv_call *call, const ProtobufCMessage *message)
     const Trikv__HelloRequest *m = (const Trikv__HelloRequest *)message;
     struct tkv_client *const client = call->client;
     const struct tkv_server *s = client->server;
-    char *features[] = {tkv_pb_text("staging"), tkv_pb_text("handle"),   tkv_pb_text("observe"),
-                        tkv_pb_text("fork"),    tkv_pb_text("truncate"), tkv_pb_text("map"),
-                        tkv_pb_text("read"),    tkv_pb_text("prefix"),   tkv_pb_text("ring"),
-                        tkv_pb_text("ring_ids")};
+    char *features[] = {tkv_pb_text("staging"),  tkv_pb_text("handle"),   tkv_pb_text("observe"),
+                        tkv_pb_text("fork"),     tkv_pb_text("truncate"), tkv_pb_text("map"),
+                        tkv_pb_text("read"),     tkv_pb_text("prefix"),   tkv_pb_text("ring"),
+                        tkv_pb_text("ring_ids"), tkv_pb_text("reattach")};
     Trikv__HelloReply reply = TRIKV__HELLO_REPLY__INIT;
     char name[2 * TRIKV_MAX_NAME_BYTES + 4] = "\"\"";
 

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "daemon/dispatch.h"
+#include "daemon/keep.h"
 #include "daemon/requests.h"
 #include "daemon/server.h"
 #include "proto/errors.h"
@@ -303,7 +304,7 @@ static void drop_if_useless(struct tkv_session_config *c, const struct tkv_polic
 /* base: defaults and profile; asked: the request's own policy. */
 static void fill_open(struct tkv_open *o, const Trikv__OpenRequest *m, const struct sizes *n,
                       const struct tkv_policy *base, const struct tkv_policy *asked,
-                      const struct tkv_profile *p)
+                      const struct tkv_profile *p, bool is_kept, uint32_t owner)
 {
     struct tkv_layer_config *const layers = (struct tkv_layer_config *)(void *)(o + 1);
     float *sinks = (float *)(void *)(layers + n->n_layers);
@@ -338,6 +339,8 @@ static void fill_open(struct tkv_open *o, const Trikv__OpenRequest *m, const str
         .allocator = (enum tkv_allocator)all.allocator,
         .tri = {.offset_max = all.offset_max, .aggregation = (enum tkv_aggregation)all.aggregation},
         .rope = p && p->has_rope ? &p->rope : NULL,
+        .is_kept = is_kept,
+        .owner = owner,
     };
     drop_if_useless(&o->config, asked);
 }
@@ -349,6 +352,8 @@ static void open_work(struct tkv_job *job)
 
     tkv_session_create(&call->entry->made, &call->open->config, &call->entry->quota->budget,
                        &s->kernels, &call->why);
+    if (!call->why.error && tkv_keep_session(call->entry, NULL, &call->why))
+        tkv_session_destroy(&call->entry->made);
 }
 
 static void reply_open(struct tkv_call *call, struct tkv_session_entry *e, uint64_t reserved_bytes)
@@ -385,6 +390,7 @@ static void open_done(struct tkv_job *job)
     struct tkv_session_entry *const e = call->entry;
 
     free_open(call);
+    tkv_keep_arena(e);
     tkv_sessions_idle(e);
     if (!tkv_call_ended(call))
         return;
@@ -490,7 +496,7 @@ static int start_open(struct tkv_call *call, const Trikv__OpenRequest *m)
     if (!call->open)
         return tkv_fail(&call->why, TRIKV_E_MEMORY_CAP,
                         "memory cap reached: no room for a session");
-    fill_open(call->open, m, &n, &base, &asked, p);
+    fill_open(call->open, m, &n, &base, &asked, p, s->keep.is_on, call->client->conn.peer_uid);
     call->entry = tkv_sessions_add(call->client, NULL);
     if (!call->entry) {
         tkv_budget_free(&s->budget, call->open, call->open->bytes);

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "daemon/dispatch.h"
+#include "daemon/keep.h"
 #include "daemon/requests.h"
 #include "daemon/server.h"
 #include "proto/errors.h"
@@ -65,7 +66,10 @@ int tkv_prefix_fork(struct tkv_call *call, const struct tkv_prefix_match *match,
         tkv_session_mark(entry->session, TKV_MARK_MIXED);
     tkv_token_ids_share(&entry->prefix.ids, &stored->prefix.ids);
     tkv_token_ids_cut(&entry->prefix.ids, match->n);
-    return TRIKV_OK;
+    e = tkv_keep_session(entry, stored->session, &call->why);
+    entry->doomed = e != 0;
+    tkv_keep_arena(entry);
+    return e;
 }
 
 /* ---- KEEP ----------------------------------------------------------------------------------- */
@@ -87,6 +91,10 @@ static int store_fork(struct tkv_call *call, const struct tkv_session_entry *e,
     copy->prefix.is_forced = e->prefix.is_forced;
     copy->prefix.key = e->prefix.key;
     tkv_token_ids_share(&copy->prefix.ids, &e->prefix.ids);
+    error = tkv_keep_session(copy, e->session, &call->why);
+    if (error)
+        return error;
+    tkv_keep_arena(copy);
     copy->busy = false; /* no job ever was at it */
     return tkv_prefixes_take(copy, &call->why);
 }

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "daemon/dispatch.h"
+#include "daemon/keep.h"
 #include "daemon/requests.h"
 #include "daemon/server.h"
 #include "proto/errors.h"
@@ -227,7 +228,10 @@ static void restore_work(struct tkv_job *job)
     struct tkv_server *const s = call->client->server;
     int e = tkv_snapshot_read(j->snapshot, &s->kernels, &call->entry->made, &call->why);
 
-    if (!e && tkv_pack_end(j->reader, &call->why))
+    e = e ? e : tkv_pack_end(j->reader, &call->why);
+    if (!e && call->entry->made)
+        e = tkv_keep_session(call->entry, NULL, &call->why);
+    if (e)
         tkv_session_destroy(&call->entry->made);
     tkv_snapshot_close(&j->snapshot);
 }
@@ -237,6 +241,7 @@ static void restore_done(struct tkv_job *job)
     struct tkv_call *const call = tkv_call_of(job);
     struct tkv_session_entry *const e = call->entry;
 
+    tkv_keep_arena(e);
     e->server->snapshots.n_restored += !call->why.error;
     free_job(call);
     tkv_sessions_idle(e);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "daemon/dispatch.h"
+#include "daemon/keep.h"
 #include "daemon/requests.h"
 #include "daemon/server.h"
 #include "proto/errors.h"
@@ -211,8 +212,8 @@ static void step_done(struct tkv_job *job)
     const uint32_t n_rounds = tkv_session_n_rounds(e->session);
 
     count_step(call);
-    if (call->token_ids && !call->why.error)
-        tkv_sessions_commit_ids(e, &call->step);
+    if (call->token_ids)
+        tkv_sessions_commit_ids(e, call->why.error ? NULL : &call->step);
     tkv_sessions_idle(e);
     if (!tkv_call_ended(call))
         return;
@@ -295,14 +296,21 @@ static int round_step(struct tkv_session *s, const struct tkv_step *step,
     return tkv_session_round(s, exec, why);
 }
 
+/* What it comes to does not follow from its tokens any more. */
+static int force(struct tkv_session_entry *e, struct tkv_report *why)
+{
+    if (e->prefix.is_forced)
+        return 0;
+    e->prefix.is_forced = true;
+    return tkv_keep_note(e, false, why);
+}
+
 void tkv_handle_round(struct tkv_call *call, const ProtobufCMessage *message)
 {
     call->session_id = ((const Trikv__SessionRequest *)message)->session;
     call->entry = tkv_call_own_session(call);
-    if (call->entry) {
-        call->entry->prefix.is_forced = true;
+    if (call->entry && !force(call->entry, &call->why))
         start_step(call, false, round_step);
-    } else {
+    else
         tkv_call_fail(call);
-    }
 }

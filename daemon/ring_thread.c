@@ -165,8 +165,8 @@ static int do_step(struct tkv_ring *r, const struct trikv_ring_entry *e,
     done->n_seen = tkv_session_n_seen(s, e->layer);
     done->n_kept = tkv_session_n_kept(s, e->layer);
     done->n_rounds = tkv_session_n_rounds(s);
-    if (token_ids && !error)
-        tkv_sessions_commit_ids(entry, &step);
+    if (token_ids)
+        tkv_sessions_commit_ids(entry, error ? NULL : &step);
     count(r, e, error, done->n_rounds - n_rounds, now_ns() - start_ns);
     grow_scratch(r);
     return error;

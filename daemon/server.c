@@ -161,8 +161,11 @@ void tkv_server_drain(struct tkv_server *s)
     tkv_log(&s->log, TKV_LOG_INFO, "msg=draining connections=%u sessions=%u", s->n_clients,
             s->sessions.n);
     tkv_notify_send(&s->notify, "STOPPING=1");
-    tkv_listen_close(s);
-    tkv_prefixes_trim(s, 0);
+    tkv_listen_stop(s);
+    if (s->handover.peer_fd < 0)
+        tkv_listen_close(s);
+    if (!s->keep.is_on)
+        tkv_prefixes_trim(s, 0);
     uv_timer_start(&s->drain_deadline, on_drain_deadline, DRAIN_MS, 0);
     for (struct tkv_client *c = s->clients; c; c = next) {
         next = c->next;
@@ -182,7 +185,9 @@ static void close_handle(uv_handle_t *handle, void *arg)
 
 void tkv_server_check_drained(struct tkv_server *s)
 {
-    if (s->draining && !s->n_clients && !s->sessions.n && !s->rings.n)
+    const bool idle = s->keep.is_on ? !tkv_sessions_any_busy(&s->sessions) : !s->sessions.n;
+
+    if (s->draining && !s->n_clients && !s->rings.n && idle)
         uv_walk(&s->loop, close_handle, NULL);
 }
 
@@ -234,6 +239,7 @@ static int start_loop(struct tkv_server *s)
     hold_signals(SIG_UNBLOCK);
     signal(SIGPIPE, SIG_IGN);
     tkv_listen_start(s);
+    tkv_handover_start(s);
     tkv_http_start(s);
     if (tkv_pool_create(&s->pool, s->n_threads, wake_loop, &s->jobs_done))
         return EX_OSERR;
@@ -242,18 +248,18 @@ static int start_loop(struct tkv_server *s)
     return EX_OK;
 }
 
-static int open_sockets(struct tkv_server *s)
+static int open_sockets(struct tkv_server *s, struct tkv_notify_sockets *passed)
 {
-    struct tkv_notify_sockets passed;
     const char *wrong = NULL;
     int e;
 
-    if (!tkv_notify_take_sockets(&passed, &wrong)) {
+    if (!tkv_notify_take_sockets(passed, &wrong)) {
         tkv_log(&s->log, TKV_LOG_ERROR, "msg=\"LISTEN_FDS: %s\"", wrong);
         return EX_CONFIG;
     }
-    e = tkv_listen_open(s, &passed);
-    return e ? e : tkv_http_open(s, &passed);
+    e = tkv_handover_take(s, passed);
+    e = e ? e : tkv_listen_open(s, passed);
+    return e ? e : tkv_http_open(s, passed);
 }
 
 static int take_config(struct tkv_server *s, const struct tkv_config *config)
@@ -282,21 +288,26 @@ static int take_config(struct tkv_server *s, const struct tkv_config *config)
 int tkv_server_init(struct tkv_server *s, const struct tkv_config *config,
                     const struct tkv_options *options)
 {
+    struct tkv_notify_sockets passed;
     int e;
 
     memset(s, 0, sizeof(*s));
     s->options = options;
     s->listen_fd = -1;
     hold_signals(SIG_BLOCK);
+    tkv_handover_init(&s->handover);
     tkv_notify_init(&s->notify);
     e = take_config(s, config);
     if (e)
         return e;
     raise_descriptor_limit(&s->log);
     load_profiles(s);
-    e = open_sockets(s);
+    s->keep.is_on = config->warm_restart && (s->notify.fd >= 0 || config->handover[0]);
+    e = open_sockets(s, &passed);
     if (!e)
         e = start_loop(s);
+    if (!e)
+        tkv_keep_adopt(s, &passed);
     return e;
 }
 
@@ -313,9 +324,11 @@ int tkv_server_run(struct tkv_server *s)
 
 void tkv_server_deinit(struct tkv_server *s)
 {
-    tkv_listen_close(s);
     tkv_rings_deinit(s);
     tkv_pool_destroy(&s->pool);
+    tkv_handover_give(s);
+    tkv_listen_close(s);
+    tkv_keep_leave(s);
     if (s->has_loop) {
         uv_walk(&s->loop, close_handle, NULL);
         uv_run(&s->loop, UV_RUN_DEFAULT);
@@ -327,4 +340,5 @@ void tkv_server_deinit(struct tkv_server *s)
     free(s->arena_memory);
     tkv_notify_deinit(&s->notify);
     tkv_foreign_destroy(&s->foreign);
+    tkv_handover_deinit(s);
 }

@@ -15,7 +15,9 @@
 #include "daemon/config.h"
 #include "daemon/conn.h"
 #include "daemon/foreign.h"
+#include "daemon/handover.h"
 #include "daemon/http.h"
+#include "daemon/keep.h"
 #include "daemon/log.h"
 #include "daemon/message.h"
 #include "daemon/metrics.h"
@@ -124,6 +126,9 @@ struct tkv_server {
     struct tkv_prefixes prefixes;
     struct tkv_snapshots snapshots;
     struct tkv_quota *users;
+    struct tkv_keep keep;
+    struct tkv_handover handover;
+    uv_timer_t grace; /* for clients to come back after a restart */
 
     struct tkv_message_arena arena;
     void *arena_memory;
@@ -159,6 +164,7 @@ void tkv_server_check_drained(struct tkv_server *s);
 /* The listening socket (listen.c): open it, accept from it, close it. */
 int tkv_listen_open(struct tkv_server *s, const struct tkv_notify_sockets *passed);
 void tkv_listen_start(struct tkv_server *s);
+void tkv_listen_stop(struct tkv_server *s); /* accept no more */
 void tkv_listen_close(struct tkv_server *s);
 
 /* Bind fd to path and listen, in the place of a socket that nobody listens on. NULL, or what went

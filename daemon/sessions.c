@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "daemon/dispatch.h"
+#include "daemon/keep.h"
 #include "daemon/observation.h"
 #include "daemon/server.h"
 #include "proto/errors.h"
@@ -17,32 +18,50 @@ static struct tkv_session_entry **bucket_of(struct tkv_sessions *t, uint64_t id)
     return &t->bucket[id % TKV_SESSION_BUCKETS];
 }
 
-struct tkv_session_entry *tkv_sessions_add(struct tkv_client *owner,
-                                           const struct tkv_session_entry *of)
+struct tkv_session_entry *tkv_sessions_add_as(struct tkv_server *s, uint64_t id, uid_t uid,
+                                              struct tkv_quota *family)
 {
-    struct tkv_server *const s = owner->server;
     struct tkv_session_entry *e = tkv_budget_alloc(&s->budget, sizeof(*e));
     struct tkv_session_entry **bucket;
 
     if (!e)
         return NULL;
-    e->quota = of ? tkv_quota_ref(of->quota) : tkv_quota_of_family(owner->quota);
-    if (!e->quota) {
-        tkv_budget_free(&s->budget, e, sizeof(*e));
-        return NULL;
-    }
+    e->quota = tkv_quota_ref(family);
     e->server = s;
-    e->owner = owner;
-    e->uid = owner->conn.peer_uid;
+    e->uid = uid;
     e->busy = true;
     e->opened_ms = e->used_ms = uv_now(&s->loop);
-    e->id = ++s->sessions.last_id;
+    e->id = id;
+    e->boot_id = s->boot_id;
+    if (id > s->sessions.last_id)
+        s->sessions.last_id = id;
     bucket = bucket_of(&s->sessions, e->id);
     e->next = *bucket;
     *bucket = e;
     s->sessions.n++;
     s->sessions.n_of[TKV_ENTRY_SESSION]++;
+    return e;
+}
+
+void tkv_sessions_own(struct tkv_session_entry *e, struct tkv_client *owner)
+{
+    assert(!e->owner);
+    e->owner = owner;
     owner->n_sessions++;
+}
+
+struct tkv_session_entry *tkv_sessions_add(struct tkv_client *owner,
+                                           const struct tkv_session_entry *of)
+{
+    struct tkv_server *const s = owner->server;
+    struct tkv_quota *family = of ? tkv_quota_ref(of->quota) : tkv_quota_of_family(owner->quota);
+    struct tkv_session_entry *e = NULL;
+
+    if (family)
+        e = tkv_sessions_add_as(s, s->sessions.last_id + 1, owner->conn.peer_uid, family);
+    tkv_quota_unref(&family);
+    if (e)
+        tkv_sessions_own(e, owner);
     return e;
 }
 
@@ -136,6 +155,7 @@ static void remove_entry(struct tkv_session_entry *e)
 {
     struct tkv_server *const s = e->server;
     struct tkv_session_entry **at = bucket_of(&s->sessions, e->id);
+    const uint64_t arena_id = e->arena_id;
 
     while (*at != e)
         at = &(*at)->next;
@@ -149,7 +169,32 @@ static void remove_entry(struct tkv_session_entry *e)
     tkv_budget_free(&s->budget, e->layers, e->stats.n_layers * sizeof(e->layers[0]));
     tkv_quota_unref(&e->quota);
     tkv_budget_free(&s->budget, e, sizeof(*e));
+    tkv_keep_forget_arena(s, arena_id);
     tkv_server_check_drained(s);
+}
+
+void tkv_sessions_remove(struct tkv_session_entry *e)
+{
+    tkv_session_destroy(&e->session);
+    remove_entry(e);
+}
+
+void tkv_sessions_leave(struct tkv_session_entry *e)
+{
+    e->arena_id = 0; /* it stays held */
+    if (e->session)
+        tkv_session_leave(&e->session);
+    tkv_observation_destroy(&e->observation, &e->server->budget);
+    remove_entry(e);
+}
+
+bool tkv_sessions_any_busy(const struct tkv_sessions *t)
+{
+    for (size_t b = 0; b < TKV_SESSION_BUCKETS; b++)
+        for (const struct tkv_session_entry *e = t->bucket[b]; e; e = e->next)
+            if (e->busy)
+                return true;
+    return false;
 }
 
 static void destroy_work(struct tkv_job *job)
@@ -223,7 +268,8 @@ void tkv_sessions_idle(struct tkv_session_entry *e)
 
 void tkv_sessions_settle(struct tkv_session_entry *e)
 {
-    const uint64_t now_ms = uv_now(&e->server->loop);
+    struct tkv_server *const s = e->server;
+    const uint64_t now_ms = uv_now(&s->loop);
 
     assert(e->busy);
     e->busy = false;
@@ -238,6 +284,7 @@ void tkv_sessions_settle(struct tkv_session_entry *e)
         start_destruction(e);
     }
     wake_waiting(e);
+    tkv_server_check_drained(s); /* if it was the last that a successor waits for */
 }
 
 void tkv_sessions_doom(struct tkv_session_entry *e, struct tkv_call *closer)
@@ -258,6 +305,12 @@ void tkv_sessions_doom(struct tkv_session_entry *e, struct tkv_call *closer)
     }
 }
 
+/* A daemon that stops leaves it to the next one, whose clients come back. */
+static bool is_left(const struct tkv_session_entry *e)
+{
+    return e->server->draining && e->kind != TKV_ENTRY_MAP && !e->doomed && e->arena_id != 0;
+}
+
 void tkv_sessions_orphan(struct tkv_sessions *t, struct tkv_client *owner)
 {
     for (size_t b = 0; b < TKV_SESSION_BUCKETS; b++) {
@@ -268,6 +321,8 @@ void tkv_sessions_orphan(struct tkv_sessions *t, struct tkv_client *owner)
             if (e->owner != owner)
                 continue;
             e->owner = NULL;
+            if (is_left(e))
+                continue;
             if (e->busy || e->doomed || !outlives_owner(e))
                 tkv_sessions_doom(e, NULL);
         }
@@ -278,18 +333,45 @@ void tkv_sessions_orphan(struct tkv_sessions *t, struct tkv_client *owner)
 int tkv_sessions_write_ids(struct tkv_session_entry *e, const struct tkv_step *step,
                            const uint32_t *token_ids, struct tkv_report *why)
 {
+    const uint64_t at = tkv_session_n_seen(e->session, step->layer);
+    const uint32_t n = step->n_tokens, n_known = e->prefix.ids.n;
+    int error;
+
     if (!e->prefix.is_named)
         return tkv_fail(why, TRIKV_E_STATE, "token_ids: only of a session opened with a prefix");
-    return tkv_token_ids_write(&e->prefix.ids, &e->server->budget,
-                               tkv_session_n_seen(e->session, step->layer), token_ids,
-                               step->n_tokens, why);
+    error = tkv_token_ids_write(&e->prefix.ids, &e->server->budget, at, token_ids, n, why);
+    if (error || at + n <= n_known)
+        return error;
+    return tkv_session_write_ids(e->session, n_known, tkv_token_ids_data(&e->prefix.ids) + n_known,
+                                 (uint32_t)(at + n - n_known), why);
 }
 
 void tkv_sessions_commit_ids(struct tkv_session_entry *e, const struct tkv_step *step)
 {
-    tkv_token_ids_commit(&e->prefix.ids,
-                         tkv_session_n_seen(e->session, step->layer) - step->n_tokens,
-                         step->n_tokens);
+    if (step)
+        tkv_token_ids_commit(&e->prefix.ids,
+                             tkv_session_n_seen(e->session, step->layer) - step->n_tokens,
+                             step->n_tokens);
+    tkv_session_commit_ids(e->session, e->prefix.ids.n);
+}
+
+uint32_t tkv_sessions_doom_orphans(struct tkv_sessions *t)
+{
+    uint32_t n = 0;
+
+    for (size_t b = 0; b < TKV_SESSION_BUCKETS; b++) {
+        struct tkv_session_entry *next;
+
+        for (struct tkv_session_entry *e = t->bucket[b]; e; e = next) {
+            next = e->next;
+            if (e->owner || e->doomed || e->kind != TKV_ENTRY_SESSION)
+                continue;
+            n++;
+            if (e->busy || !outlives_owner(e))
+                tkv_sessions_doom(e, NULL);
+        }
+    }
+    return n;
 }
 
 void tkv_sessions_forget(struct tkv_sessions *t, struct tkv_call *call)

@@ -47,6 +47,8 @@ struct tkv_session_entry {
     struct tkv_rope_params rope;
     struct tkv_observation *observation; /* NULL: nothing was observed; the job's while busy */
     enum tkv_method method;
+    uint64_t arena_id; /* of a kept session, whose descriptor somebody holds; else 0 */
+    uint64_t boot_id;  /* of the daemon that opened it */
     uint64_t opened_ms;
     uint64_t used_ms;
     bool busy; /* a job works on it, or it is lent to its owner's ring */
@@ -81,6 +83,24 @@ struct tkv_sessions {
 struct tkv_session_entry *tkv_sessions_add(struct tkv_client *owner,
                                            const struct tkv_session_entry *of);
 
+/* The same without an owner, and with an id that an earlier daemon gave. */
+struct tkv_session_entry *tkv_sessions_add_as(struct tkv_server *s, uint64_t id, uid_t uid,
+                                              struct tkv_quota *family);
+
+/* An entry without an owner gets one. */
+void tkv_sessions_own(struct tkv_session_entry *e, struct tkv_client *owner);
+
+/* An entry, with its session if there is one, that nobody has heard of yet. */
+void tkv_sessions_remove(struct tkv_session_entry *e);
+
+/* The same, leaving the session to the successor. */
+void tkv_sessions_leave(struct tkv_session_entry *e);
+
+/* Doom all sessions without an owner, or store them: how many. */
+uint32_t tkv_sessions_doom_orphans(struct tkv_sessions *t);
+
+bool tkv_sessions_any_busy(const struct tkv_sessions *t);
+
 /* What a client may still open: 0 or TOO_MANY. */
 int tkv_sessions_check_room(const struct tkv_client *c, struct tkv_report *why);
 
@@ -107,7 +127,7 @@ void tkv_sessions_turn(struct tkv_session_entry *e, enum tkv_entry_kind kind);
 void tkv_sessions_disown(struct tkv_session_entry *e, enum tkv_entry_kind kind);
 
 /* The ids of the tokens that a step appends: write them before it, while nothing is in doubt; they count
- * when the step is done. By the loop, or the thread that the session is lent to. */
+ * when the step is done (NULL: it failed). By the loop, or the thread that the session is lent to. */
 int tkv_sessions_write_ids(struct tkv_session_entry *e, const struct tkv_step *step,
                            const uint32_t *token_ids, struct tkv_report *why);
 void tkv_sessions_commit_ids(struct tkv_session_entry *e, const struct tkv_step *step);

@@ -269,6 +269,8 @@ int tkv_snapshot_take_profile(struct tkv_session_entry *e, const struct tkv_snap
 
     memcpy(&m, snapshot->meta, sizeof(m));
     e->method = snapshot->configs[0]->config.method;
+    snapshot->configs[0]->config.is_kept = e->server->keep.is_on;
+    snapshot->configs[0]->config.owner = e->uid;
     if (!(m.flags & TKV_META_PROFILE))
         return TRIKV_OK;
     p = tkv_profiles_find(&e->server->profiles, m.profile);

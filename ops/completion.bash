@@ -31,7 +31,7 @@ _trikv() {
     snapshot) choices=$(_trikv_sessions) ;;
     snapshots) choices=delete ;;
     --socket | -s | --page | --config | --profiles | --model | --text | --output | --json | \
-        --metrics | --stats-page)
+        --metrics | --stats-page | --handover)
         [ "${program##*/}:$before" = trikvctl:--json ] || {
             mapfile -t COMPREPLY < <(compgen -f -- "$word")
             return

@@ -39,6 +39,7 @@ enum trikv_frame_type {
     TRIKV_RESTORE = 25,     /* a session from such a file */
     TRIKV_SNAPSHOT_LIST = 26,
     TRIKV_SNAPSHOT_DELETE = 27,
+    TRIKV_REATTACH = 28, /* a session that an earlier daemon served */
     TRIKV_APPEND = 32,
     TRIKV_ATTEND = 33,
     TRIKV_APPEND_ATTEND = 34,

@@ -19,6 +19,9 @@ struct tkv_arena {
     struct tkv_arena_core *core;
     size_t *reserved; /* of each class, by this user; changes under the lock as the core does */
     uint32_t cap_reserved;
+    bool defers;
+    struct tkv_block_id *deferred; /* references given up, but not yet */
+    uint32_t n_deferred, cap_deferred;
 };
 
 static void lock(const struct tkv_arena *a)
@@ -52,6 +55,11 @@ static int make_file(struct tkv_arena_core *c)
     if (c->fd < 0 || fchmod(c->fd, 0600) || ftruncate(c->fd, (off_t)c->capacity_bytes) ||
         fcntl(c->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
         return -1;
+    return tkv_core_map(c);
+}
+
+int tkv_core_map(struct tkv_arena_core *c)
+{
     c->read_fd = open_read_only(c->fd);
     if (c->read_fd < 0)
         return -1;
@@ -70,7 +78,7 @@ static size_t arena_capacity(const struct tkv_budget *b, size_t page_bytes)
     return (want + page_bytes - 1) / page_bytes * page_bytes;
 }
 
-static void core_destroy(struct tkv_arena_core *c)
+void tkv_core_destroy(struct tkv_arena_core *c)
 {
     for (uint32_t i = 0; i < c->n_slabs; i++)
         tkv_arena_table_free(c, c->slabs[i].refs, c->slabs[i].n_blocks * sizeof(uint32_t));
@@ -83,20 +91,17 @@ static void core_destroy(struct tkv_arena_core *c)
         close(c->read_fd);
     if (c->fd >= 0)
         close(c->fd);
-    tkv_budget_release(c->budget, c->slab_bytes);
+    tkv_budget_release(c->budget, c->slab_bytes + c->n_front_pages * c->page_bytes);
     (void)pthread_mutex_destroy(&c->lock);
     tkv_budget_free(c->budget, c, sizeof(*c));
 }
 
-static int core_create(struct tkv_arena_core **core, struct tkv_budget *budget,
-                       struct tkv_report *why)
+struct tkv_arena_core *tkv_core_alloc(struct tkv_budget *budget)
 {
     struct tkv_arena_core *c = tkv_budget_alloc(budget, sizeof(*c));
-    int e = 0;
 
-    *core = NULL;
     if (!c)
-        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for an arena");
+        return NULL;
     (void)pthread_mutex_init(&c->lock, NULL);
     c->budget = budget;
     c->fd = c->read_fd = -1;
@@ -104,24 +109,40 @@ static int core_create(struct tkv_arena_core **core, struct tkv_budget *budget,
     c->table_bytes = sizeof(*c);
     c->page_bytes = (size_t)sysconf(_SC_PAGESIZE);
     c->least_slab_pages = TKV_MIN_SLAB_PAGES;
+    if (tkv_arena_table_grow(c, (void **)&c->gaps, sizeof(*c->gaps), 0, &c->cap_gaps))
+        return c;
+    tkv_core_destroy(c);
+    return NULL;
+}
+
+static int core_create(struct tkv_arena_core **core, struct tkv_budget *budget, bool keeps,
+                       struct tkv_report *why)
+{
+    struct tkv_arena_core *c = tkv_core_alloc(budget);
+    int e = 0;
+
+    *core = NULL;
+    if (!c)
+        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for an arena");
     c->capacity_bytes = arena_capacity(budget, c->page_bytes);
     if (make_file(c))
         e = tkv_fail(why, TRIKV_E_SYSTEM, "arena of %zu bytes: %s", c->capacity_bytes,
                      strerror(errno));
-    else if (!tkv_arena_table_grow(c, (void **)&c->gaps, sizeof(*c->gaps), 0, &c->cap_gaps))
-        e = tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for an arena's tables");
+    else if (keeps)
+        e = tkv_kept_format(c, why);
     if (e) {
-        core_destroy(c);
+        tkv_core_destroy(c);
         return e;
     }
-    c->gaps[c->n_gaps++] = (struct tkv_extent){0, c->capacity_bytes};
+    c->gaps[c->n_gaps++] =
+        (struct tkv_extent){c->kept.slabs_offset, c->capacity_bytes - c->kept.slabs_offset};
     *core = c;
     return 0;
 }
 
 /* ---- users ------------------------------------------------------------------------------ */
 
-static struct tkv_arena *add_user(struct tkv_arena_core *c)
+struct tkv_arena *tkv_core_add_user(struct tkv_arena_core *c)
 {
     struct tkv_arena *a = tkv_budget_alloc(c->budget, sizeof(*a));
 
@@ -135,22 +156,38 @@ static struct tkv_arena *add_user(struct tkv_arena_core *c)
     return a;
 }
 
-int tkv_arena_create(struct tkv_arena **arena, struct tkv_budget *budget, struct tkv_report *why)
+static int create(struct tkv_arena **arena, struct tkv_budget *budget, bool keeps,
+                  struct tkv_report *why)
 {
     struct tkv_arena_core *c;
-    int e = core_create(&c, budget, why);
+    int e = core_create(&c, budget, keeps, why);
 
-    *arena = e ? NULL : add_user(c);
+    *arena = e ? NULL : tkv_core_add_user(c);
     if (!e && !*arena) {
-        core_destroy(c);
+        tkv_core_destroy(c);
         e = tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for an arena");
     }
     return e;
 }
 
+int tkv_arena_create(struct tkv_arena **arena, struct tkv_budget *budget, struct tkv_report *why)
+{
+    return create(arena, budget, false, why);
+}
+
+int tkv_arena_create_kept(struct tkv_arena **arena, uint32_t owner, struct tkv_budget *budget,
+                          struct tkv_report *why)
+{
+    const int e = create(arena, budget, true, why);
+
+    if (!e)
+        tkv_kept_own((*arena)->core, owner);
+    return e;
+}
+
 struct tkv_arena *tkv_arena_share(const struct tkv_arena *of)
 {
-    return add_user(of->core);
+    return tkv_core_add_user(of->core);
 }
 
 void tkv_arena_destroy(struct tkv_arena **arena)
@@ -164,24 +201,26 @@ void tkv_arena_destroy(struct tkv_arena **arena)
         return;
     c = a->core;
     budget = c->budget;
+    tkv_arena_defer_end(a);
     tkv_arena_trim(a);
     lock(a);
+    tkv_arena_table_free(c, a->deferred, a->cap_deferred * sizeof(*a->deferred));
     tkv_arena_table_free(c, a->reserved, a->cap_reserved * sizeof(*a->reserved));
     c->table_bytes -= sizeof(*a);
     last = --c->n_users == 0;
     unlock(a); /* from here on another user may be the last and free the core */
     tkv_budget_free(budget, a, sizeof(*a));
     if (last)
-        core_destroy(c);
+        tkv_core_destroy(c);
     *arena = NULL;
 }
 
 /* ---- reservations ----------------------------------------------------------------------- */
 
 /* The class of a size, with a place for this user's count of it; UINT32_MAX over the cap. */
-static uint32_t class_for(struct tkv_arena *a, size_t block_bytes, bool fixed)
+static uint32_t class_for(struct tkv_arena *a, size_t block_bytes, enum tkv_slab_kind kind)
 {
-    const uint32_t i = tkv_slab_class_of(a->core, block_bytes, fixed);
+    const uint32_t i = tkv_slab_class_of(a->core, block_bytes, kind);
 
     if (i == UINT32_MAX || !tkv_arena_table_grow(a->core, (void **)&a->reserved,
                                                  sizeof(*a->reserved), i, &a->cap_reserved))
@@ -190,10 +229,10 @@ static uint32_t class_for(struct tkv_arena *a, size_t block_bytes, bool fixed)
 }
 
 /* Let this user have n places reserved, with the lock held. */
-static int reserve(struct tkv_arena *a, size_t block_bytes, bool fixed, size_t n,
+static int reserve(struct tkv_arena *a, size_t block_bytes, enum tkv_slab_kind kind, size_t n,
                    struct tkv_report *why)
 {
-    const uint32_t i = class_for(a, block_bytes, fixed);
+    const uint32_t i = class_for(a, block_bytes, kind);
     struct tkv_arena_core *c = a->core;
 
     if (i == UINT32_MAX)
@@ -228,7 +267,8 @@ void tkv_arena_expect(struct tkv_arena *a, size_t bytes)
 
 size_t tkv_arena_slabs_bytes(const struct tkv_arena *a, size_t block_bytes, bool buffers, size_t n)
 {
-    const size_t slab_bytes = tkv_slab_size(a->core, block_bytes, buffers);
+    const size_t slab_bytes =
+        tkv_slab_size(a->core, block_bytes, buffers ? TKV_SLAB_BUFFER : TKV_SLAB_BLOCKS);
     const size_t n_blocks = slab_bytes / block_bytes;
 
     return (n + n_blocks - 1) / n_blocks * slab_bytes;
@@ -240,7 +280,7 @@ int tkv_arena_reserve(struct tkv_arena *a, size_t block_bytes, size_t n, struct 
 
     assert(block_bytes > 0 && block_bytes % 64 == 0);
     lock(a);
-    e = reserve(a, block_bytes, false, n, why);
+    e = reserve(a, block_bytes, TKV_SLAB_BLOCKS, n, why);
     unlock(a);
     return e;
 }
@@ -350,7 +390,7 @@ void tkv_arena_take_each(struct tkv_arena *a, size_t block_bytes, struct tkv_blo
     uint32_t class;
 
     lock(a);
-    class = tkv_slab_class_of(a->core, block_bytes, false);
+    class = tkv_slab_class_of(a->core, block_bytes, TKV_SLAB_BLOCKS);
     for (size_t i = 0; i < n; i++)
         ids[i] = take_reserved(a, class);
     unlock(a);
@@ -375,13 +415,19 @@ struct tkv_block_id tkv_arena_alloc(struct tkv_arena *a, size_t block_bytes)
 int tkv_arena_buffer(struct tkv_arena *a, size_t bytes, struct tkv_block_id *id,
                      struct tkv_report *why)
 {
+    return tkv_arena_buffer_of(a, TKV_SLAB_BUFFER, bytes, id, why);
+}
+
+int tkv_arena_buffer_of(struct tkv_arena *a, enum tkv_slab_kind kind, size_t bytes,
+                        struct tkv_block_id *id, struct tkv_report *why)
+{
     int e;
 
     assert(bytes > 0 && bytes % 64 == 0);
     lock(a);
-    e = reserve(a, bytes, true, 1, why);
+    e = reserve(a, bytes, kind, 1, why);
     if (!e)
-        *id = take_reserved(a, tkv_slab_class_of(a->core, bytes, true));
+        *id = take_reserved(a, tkv_slab_class_of(a->core, bytes, kind));
     unlock(a);
     return e;
 }
@@ -415,7 +461,7 @@ static void drop_ref(struct tkv_arena *a, struct tkv_block_id id)
     uint32_t *refs = refs_of(a->core, id);
 
     assert(*refs > 0 && *refs < TKV_PLACE_FREE);
-    if (--*refs > 0)
+    if (--*refs > 0 || a->core->is_frozen)
         return;
     if (s->n_free++ == 0)
         open_slab(a->core, (uint32_t)(s - a->core->slabs));
@@ -423,18 +469,72 @@ static void drop_ref(struct tkv_arena *a, struct tkv_block_id id)
     s->first_free = (uint32_t)(refs - s->refs);
     class->n_free++;
     a->core->live_bytes -= class->block_bytes;
-    if (!class->fixed && s->class < a->cap_reserved) {
+    if (class->kind == TKV_SLAB_BLOCKS && s->class < a->cap_reserved) {
         a->reserved[s->class]++;
         class->n_reserved++;
     }
+}
+
+static void give_up(struct tkv_arena *a, struct tkv_block_id id)
+{
+    if (!a->defers) {
+        drop_ref(a, id);
+        return;
+    }
+    assert(a->n_deferred < a->cap_deferred);
+    a->deferred[a->n_deferred++] = id;
 }
 
 void tkv_arena_unref_each(struct tkv_arena *a, const void *ids, size_t stride_bytes, size_t n)
 {
     lock(a);
     for (size_t i = 0; i < n; i++)
-        drop_ref(a, id_at(ids, stride_bytes, i));
+        give_up(a, id_at(ids, stride_bytes, i));
     unlock(a);
+}
+
+int tkv_arena_defer(struct tkv_arena *a, size_t n, struct tkv_report *why)
+{
+    bool has_room;
+
+    n += a->n_deferred; /* of a request that failed after a plan was made anew */
+    if (n >= UINT32_MAX / 2)
+        return tkv_fail(why, TRIKV_E_TOO_LARGE, "%zu blocks in one request", n);
+    lock(a);
+    has_room = tkv_arena_table_grow(a->core, (void **)&a->deferred, sizeof(*a->deferred),
+                                    (uint32_t)n, &a->cap_deferred);
+    unlock(a);
+    if (!has_room)
+        return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for a list of %zu blocks", n);
+    a->defers = true;
+    return 0;
+}
+
+void tkv_arena_settle(struct tkv_arena *a)
+{
+    if (a->n_deferred == 0)
+        return;
+    lock(a);
+    for (uint32_t i = 0; i < a->n_deferred; i++)
+        drop_ref(a, a->deferred[i]);
+    unlock(a);
+    a->n_deferred = 0;
+}
+
+void tkv_arena_defer_end(struct tkv_arena *a)
+{
+    tkv_arena_settle(a);
+    a->defers = false;
+}
+
+bool tkv_arena_has_deferred(const struct tkv_arena *a)
+{
+    return a->n_deferred > 0;
+}
+
+size_t tkv_arena_deferred_bytes(const struct tkv_arena *a)
+{
+    return a->cap_deferred * sizeof(*a->deferred);
 }
 
 size_t tkv_arena_count_shared(struct tkv_arena *a, const void *ids, size_t stride_bytes, size_t n)
@@ -488,7 +588,7 @@ static uint32_t drain_class(struct tkv_arena_core *c, uint32_t class)
     size_t room = c->classes[class].n_free - c->classes[class].n_reserved;
     uint32_t n_drained = 0;
 
-    if (c->classes[class].fixed)
+    if (c->classes[class].kind != TKV_SLAB_BLOCKS)
         return 0;
     for (;;) {
         const uint32_t i = emptiest_slab(c, class);
@@ -519,6 +619,8 @@ struct tkv_block_id tkv_arena_move(struct tkv_arena *a, struct tkv_block_id id)
     struct tkv_block_id to = id;
     struct tkv_slab_class class;
 
+    if (a->defers && a->n_deferred == a->cap_deferred)
+        return id;
     lock(a);
     class = c->classes[slab_of(c, id)->class];
     if (slab_of(c, id)->drains && *refs_of(c, id) == 1 && class.n_free > class.n_reserved)
@@ -545,7 +647,7 @@ bool tkv_arena_unreserve(struct tkv_arena *a, size_t block_bytes, size_t n)
     bool more;
 
     lock(a);
-    more = unreserve(a, tkv_slab_class_of(a->core, block_bytes, false), n);
+    more = unreserve(a, tkv_slab_class_of(a->core, block_bytes, TKV_SLAB_BLOCKS), n);
     unlock(a);
     return more;
 }
@@ -580,6 +682,14 @@ void tkv_arena_mark(struct tkv_arena *a, unsigned marks)
 {
     lock(a);
     a->core->marks |= marks;
+    tkv_kept_mark(a->core);
+    unlock(a);
+}
+
+void tkv_arena_freeze(struct tkv_arena *a)
+{
+    lock(a);
+    a->core->is_frozen = true;
     unlock(a);
 }
 
@@ -591,6 +701,21 @@ unsigned tkv_arena_marks(const struct tkv_arena *a)
     marks = a->core->marks;
     unlock(a);
     return marks;
+}
+
+struct tkv_arena_core *tkv_arena_core(const struct tkv_arena *a)
+{
+    return a->core;
+}
+
+uint64_t tkv_arena_id(const struct tkv_arena *a)
+{
+    return a->core->id;
+}
+
+int tkv_arena_fd(const struct tkv_arena *a)
+{
+    return a->core->fd;
 }
 
 int tkv_arena_read_fd(const struct tkv_arena *a)

@@ -22,11 +22,35 @@
 
 #include "core/block.h"
 #include "proto/report.h"
+#include "store/arena_kept.h"
 
 struct tkv_arena;
 struct tkv_budget;
 
 int tkv_arena_create(struct tkv_arena **arena, struct tkv_budget *budget, struct tkv_report *why);
+
+/* The same with a file that another process can take over, for this user; and whose such a file is. */
+int tkv_arena_create_kept(struct tkv_arena **arena, uint32_t owner, struct tkv_budget *budget,
+                          struct tkv_report *why);
+bool tkv_arena_owner(int fd, uint32_t *owner);
+
+/*
+ * Take over the file of a kept arena. fd stays the caller's. Nothing in it is referred to at first:
+ * claim what is known to be in use, block by block; end gives all the rest back, and from then on
+ * the arena is like any other. Kinds other than blocks are found with next. An error names what is
+ * wrong with the file: TRIKV_E_VERSION if it is just another version's.
+ */
+int tkv_arena_adopt(struct tkv_arena **arena, int fd, struct tkv_budget *budget,
+                    struct tkv_report *why);
+bool tkv_arena_next(const struct tkv_arena *a, enum tkv_slab_kind kind, uint32_t *at,
+                    struct tkv_block_id *id, size_t *bytes);
+/* One reference more to the block or buffer at id: false if there is no such place. */
+bool tkv_arena_claim(struct tkv_arena *a, struct tkv_block_id id, size_t block_bytes,
+                     enum tkv_slab_kind kind);
+void tkv_arena_adopt_end(struct tkv_arena *a);
+
+uint64_t tkv_arena_id(const struct tkv_arena *a); /* 0: it is not kept */
+int tkv_arena_fd(const struct tkv_arena *a);      /* the arena's own */
 
 /* Slabs no larger than an arena of so many bytes can do with; before the first block. Small ones waste
  * more of each, but large ones would be half empty. */
@@ -57,6 +81,8 @@ void tkv_arena_take_each(struct tkv_arena *a, size_t block_bytes, struct tkv_blo
 /* A buffer with one reference: a block that never moves, its content undefined. */
 int tkv_arena_buffer(struct tkv_arena *a, size_t bytes, struct tkv_block_id *id,
                      struct tkv_report *why);
+int tkv_arena_buffer_of(struct tkv_arena *a, enum tkv_slab_kind kind, size_t bytes,
+                        struct tkv_block_id *id, struct tkv_report *why);
 
 void tkv_arena_ref(struct tkv_arena *a, struct tkv_block_id id);
 void tkv_arena_unref(struct tkv_arena *a, struct tkv_block_id id);
@@ -67,6 +93,16 @@ void tkv_arena_unref_each(struct tkv_arena *a, const void *ids, size_t stride_by
 
 /* How many of them somebody else refers to as well. */
 size_t tkv_arena_count_shared(struct tkv_arena *a, const void *ids, size_t stride_bytes, size_t n);
+
+/*
+ * Between defer and settle the references that this user gives up stay: what the journal still refers
+ * to must not change. There is room for n of them, or an error. Settle gives them up.
+ */
+int tkv_arena_defer(struct tkv_arena *a, size_t n, struct tkv_report *why);
+void tkv_arena_settle(struct tkv_arena *a);
+void tkv_arena_defer_end(struct tkv_arena *a); /* and no more from now on */
+bool tkv_arena_has_deferred(const struct tkv_arena *a);
+size_t tkv_arena_deferred_bytes(const struct tkv_arena *a); /* of the list itself */
 
 void *tkv_arena_at(const struct tkv_arena *a, struct tkv_block_id id);
 
@@ -86,6 +122,9 @@ void tkv_arena_sweep(struct tkv_arena *a);
 
 /* Both, of all sizes. */
 void tkv_arena_trim(struct tkv_arena *a);
+
+/* From now on nothing in the file changes any more by whoever gives references up. */
+void tkv_arena_freeze(struct tkv_arena *a);
 
 /* Bits that all users see, and that stay; what they mean is the caller's matter. */
 void tkv_arena_mark(struct tkv_arena *a, unsigned marks);

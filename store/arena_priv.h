@@ -25,7 +25,7 @@ struct tkv_slab {
 /* Slabs for blocks of one size. */
 struct tkv_slab_class {
     size_t block_bytes;
-    bool fixed; /* buffers: they never move */
+    enum tkv_slab_kind kind;
     size_t n_free;
     size_t n_reserved; /* by all users together, at most n_free */
 };
@@ -41,6 +41,7 @@ struct tkv_arena_core {
     uint32_t n_users;
     size_t least_slab_pages; /* a slab may be so large, however small the arena is */
     unsigned marks;
+    bool is_frozen; /* references are only counted: nothing becomes free */
     size_t slab_bytes;
     size_t live_bytes;
     size_t table_bytes;
@@ -60,16 +61,20 @@ struct tkv_arena_core {
     uint8_t *base;
     size_t capacity_bytes;
     size_t page_bytes;
+    uint64_t id;          /* of a kept arena, else 0 */
+    struct tkv_kept kept; /* of a kept arena: where things are in the file */
+    size_t n_front_pages; /* of it: before the slabs, that have memory; under the lock */
 };
 
 /* Private tables, counted in the budget: room for element number n in *table, which has room
  * for *cap. */
 bool tkv_arena_table_grow(struct tkv_arena_core *c, void **table, size_t element_bytes, uint32_t n,
                           uint32_t *cap);
+void *tkv_arena_table_alloc(struct tkv_arena_core *c, size_t bytes);
 void tkv_arena_table_free(struct tkv_arena_core *c, void *table, size_t bytes);
 
 /* The class of this size, made if need be; UINT32_MAX over the cap. */
-uint32_t tkv_slab_class_of(struct tkv_arena_core *c, size_t block_bytes, bool fixed);
+uint32_t tkv_slab_class_of(struct tkv_arena_core *c, size_t block_bytes, enum tkv_slab_kind kind);
 
 /* The least and the most that it may be, in pages. */
 enum {
@@ -81,12 +86,40 @@ enum {
 };
 
 /* How large a slab of blocks of this size is. */
-size_t tkv_slab_size(const struct tkv_arena_core *c, size_t block_bytes, bool fixed);
+size_t tkv_slab_size(const struct tkv_arena_core *c, size_t block_bytes, enum tkv_slab_kind kind);
+
+/* And how many it has. */
+uint32_t tkv_slab_blocks(enum tkv_slab_kind kind, size_t slab_bytes, size_t block_bytes);
+
+/* A place for one more slab in the table; NULL over the cap. */
+struct tkv_slab *tkv_slab_entry(struct tkv_arena_core *c);
+
+/* The lists of a slab whose blocks are counted: those without a reference are free. */
+void tkv_slab_index(struct tkv_arena_core *c, struct tkv_slab *s);
 
 /* One more slab of the class, or an error. */
 int tkv_slab_add(struct tkv_arena_core *c, uint32_t class, struct tkv_report *why);
 
 /* Back to the system and the budget, if it is empty and its places are not reserved. */
 void tkv_slab_trim(struct tkv_arena_core *c, struct tkv_slab *s);
+
+/* arena.c: a core without a file, and its end; a user of one. */
+struct tkv_arena_core *tkv_core_alloc(struct tkv_budget *budget);
+void tkv_core_destroy(struct tkv_arena_core *c);
+struct tkv_arena *tkv_core_add_user(struct tkv_arena_core *c);
+struct tkv_arena_core *tkv_arena_core(const struct tkv_arena *a);
+int tkv_core_map(struct tkv_arena_core *c);
+
+/*
+ * arena_kept.c: what a kept arena's file says of itself, so that another process can take it over. The
+ * record of a slab stands in it while the slab may hold anything that is referred to. Of an arena
+ * that is not kept these do nothing.
+ */
+int tkv_kept_format(struct tkv_arena_core *c, struct tkv_report *why);
+bool tkv_kept_room(struct tkv_arena_core *c, uint32_t slab); /* false over the cap */
+void tkv_kept_record(struct tkv_arena_core *c, uint32_t slab);
+void tkv_kept_mark(struct tkv_arena_core *c);
+void tkv_kept_own(struct tkv_arena_core *c, uint32_t owner);
+void tkv_kept_erase(struct tkv_arena_core *c, uint32_t slab);
 
 #endif /* TKV_STORE_ARENA_PRIV_H */

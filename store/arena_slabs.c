@@ -8,7 +8,7 @@
 #include "store/arena_priv.h"
 #include "store/budget.h"
 
-static void *table_alloc(struct tkv_arena_core *c, size_t bytes)
+void *tkv_arena_table_alloc(struct tkv_arena_core *c, size_t bytes)
 {
     void *p = tkv_budget_alloc(c->budget, bytes);
 
@@ -35,7 +35,7 @@ bool tkv_arena_table_grow(struct tkv_arena_core *c, void **table, size_t element
         return true;
     while (want <= n)
         want *= 2;
-    p = table_alloc(c, want * element_bytes);
+    p = tkv_arena_table_alloc(c, want * element_bytes);
     if (!p)
         return false;
     if (*cap > 0)
@@ -46,15 +46,15 @@ bool tkv_arena_table_grow(struct tkv_arena_core *c, void **table, size_t element
     return true;
 }
 
-uint32_t tkv_slab_class_of(struct tkv_arena_core *c, size_t block_bytes, bool fixed)
+uint32_t tkv_slab_class_of(struct tkv_arena_core *c, size_t block_bytes, enum tkv_slab_kind kind)
 {
     for (uint32_t i = 0; i < c->n_classes; i++)
-        if (c->classes[i].block_bytes == block_bytes && c->classes[i].fixed == fixed)
+        if (c->classes[i].block_bytes == block_bytes && c->classes[i].kind == kind)
             return i;
     if (!tkv_arena_table_grow(c, (void **)&c->classes, sizeof(*c->classes), c->n_classes,
                               &c->cap_classes))
         return UINT32_MAX;
-    c->classes[c->n_classes] = (struct tkv_slab_class){.block_bytes = block_bytes, .fixed = fixed};
+    c->classes[c->n_classes] = (struct tkv_slab_class){.block_bytes = block_bytes, .kind = kind};
     return c->n_classes++;
 }
 
@@ -63,15 +63,16 @@ uint32_t tkv_slab_class_of(struct tkv_arena_core *c, size_t block_bytes, bool fi
  * at its end and small enough to waste little while it fills: up to a part of what the arena already
  * holds, between bounds. Buffers have slabs of their own, unless little is expected.
  */
-size_t tkv_slab_size(const struct tkv_arena_core *c, size_t block_bytes, bool fixed)
+size_t tkv_slab_size(const struct tkv_arena_core *c, size_t block_bytes, enum tkv_slab_kind kind)
 {
     const size_t least = (block_bytes + c->page_bytes - 1) / c->page_bytes;
     size_t most = c->slab_bytes / TKV_SLAB_PART / c->page_bytes;
     size_t best = least * c->page_bytes;
 
-    if (fixed && c->least_slab_pages > TKV_SMALL_SLAB_PAGES)
+    if (kind == TKV_SLAB_JOURNAL || kind == TKV_SLAB_PIN ||
+        (kind == TKV_SLAB_BUFFER && c->least_slab_pages > TKV_SMALL_SLAB_PAGES))
         return best;
-    if (fixed)
+    if (kind == TKV_SLAB_BUFFER)
         most = TKV_SMALL_SLAB_PAGES;
     most = most < c->least_slab_pages ? c->least_slab_pages : most;
     most = most > TKV_MAX_SLAB_PAGES ? TKV_MAX_SLAB_PAGES : most;
@@ -82,6 +83,12 @@ size_t tkv_slab_size(const struct tkv_arena_core *c, size_t block_bytes, bool fi
             best = bytes;
     }
     return best;
+}
+
+uint32_t tkv_slab_blocks(enum tkv_slab_kind kind, size_t slab_bytes, size_t block_bytes)
+{
+    return kind == TKV_SLAB_JOURNAL || kind == TKV_SLAB_PIN ? 1
+                                                            : (uint32_t)(slab_bytes / block_bytes);
 }
 
 static bool take_extent(struct tkv_arena_core *c, size_t bytes, uint64_t *offset)
@@ -129,7 +136,7 @@ static void give_extent(struct tkv_arena_core *c, uint64_t offset, size_t bytes)
     }
 }
 
-static struct tkv_slab *free_entry(struct tkv_arena_core *c)
+struct tkv_slab *tkv_slab_entry(struct tkv_arena_core *c)
 {
     for (uint32_t i = 0; i < c->n_slabs; i++)
         if (c->slabs[i].n_blocks == 0)
@@ -160,22 +167,41 @@ static int back_slab(struct tkv_arena_core *c, const struct tkv_slab *s, struct 
     return 0;
 }
 
+void tkv_slab_index(struct tkv_arena_core *c, struct tkv_slab *s)
+{
+    s->n_free = 0;
+    for (uint32_t i = s->n_blocks; i-- > 0;) {
+        if (s->refs[i] > 0)
+            continue;
+        s->refs[i] = TKV_PLACE_FREE + s->first_free;
+        s->first_free = i;
+        s->n_free++;
+    }
+    c->classes[s->class].n_free += s->n_free;
+}
+
+static void drop_index(struct tkv_arena_core *c, struct tkv_slab *s)
+{
+    c->classes[s->class].n_free -= s->refs ? s->n_free : 0;
+    tkv_arena_table_free(c, s->refs, s->n_blocks * sizeof(uint32_t));
+}
+
 /* Everything that a slab needs, for a budget that already counts it. */
 static int make_slab(struct tkv_arena_core *c, struct tkv_slab *s, struct tkv_report *why)
 {
     int e;
 
-    s->refs = table_alloc(c, s->n_blocks * sizeof(uint32_t));
-    for (uint32_t i = 0; s->refs && i < s->n_blocks; i++)
-        s->refs[i] = TKV_PLACE_FREE + i + 1;
+    s->refs = tkv_arena_table_alloc(c, s->n_blocks * sizeof(uint32_t));
+    if (s->refs)
+        tkv_slab_index(c, s);
     if (!s->refs || !take_extent(c, s->bytes, &s->offset)) {
-        tkv_arena_table_free(c, s->refs, s->n_blocks * sizeof(uint32_t));
+        drop_index(c, s);
         return fail_cap(c, s->bytes, why);
     }
     e = back_slab(c, s, why);
     if (e) {
         give_extent(c, s->offset, s->bytes);
-        tkv_arena_table_free(c, s->refs, s->n_blocks * sizeof(uint32_t));
+        drop_index(c, s);
     }
     return e;
 }
@@ -184,17 +210,19 @@ int tkv_slab_add(struct tkv_arena_core *c, uint32_t class, struct tkv_report *wh
 {
     struct tkv_slab new = {
         .class = class,
-        .bytes = tkv_slab_size(c, c->classes[class].block_bytes, c->classes[class].fixed)};
+        .bytes = tkv_slab_size(c, c->classes[class].block_bytes, c->classes[class].kind)};
     struct tkv_slab *s;
     int e;
 
-    new.n_blocks = new.n_free = (uint32_t)(new.bytes / c->classes[class].block_bytes);
+    new.n_blocks = new.n_free =
+        tkv_slab_blocks(c->classes[class].kind, new.bytes, c->classes[class].block_bytes);
     /* Room for the gap that its return may make, now, so that a return never fails. */
     if (!tkv_arena_table_grow(c, (void **)&c->gaps, sizeof(*c->gaps), c->n_gaps + c->n_slabs + 1,
                               &c->cap_gaps))
         return fail_cap(c, new.bytes, why);
-    s = free_entry(c);
-    if (!s || !tkv_budget_reserve(c->budget, new.bytes))
+    s = tkv_slab_entry(c);
+    if (!s || !tkv_kept_room(c, (uint32_t)(s - c->slabs)) ||
+        !tkv_budget_reserve(c->budget, new.bytes))
         return fail_cap(c, new.bytes, why);
     e = make_slab(c, &new, why);
     if (e) {
@@ -202,8 +230,8 @@ int tkv_slab_add(struct tkv_arena_core *c, uint32_t class, struct tkv_report *wh
         return e;
     }
     c->slab_bytes += new.bytes;
-    c->classes[class].n_free += new.n_blocks;
     *s = new;
+    tkv_kept_record(c, (uint32_t)(s - c->slabs));
     return 0;
 }
 
@@ -211,12 +239,15 @@ void tkv_slab_trim(struct tkv_arena_core *c, struct tkv_slab *s)
 {
     struct tkv_slab_class *class = &c->classes[s->class];
 
-    if (s->n_blocks == 0 || s->n_free < s->n_blocks ||
+    if (c->is_frozen || s->n_blocks == 0 || s->n_free < s->n_blocks ||
         class->n_free - s->n_blocks < class->n_reserved)
         return;
+    tkv_kept_erase(c, (uint32_t)(s - c->slabs));
     if (fallocate(c->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)s->offset,
-                  (off_t)s->bytes))
+                  (off_t)s->bytes)) {
+        tkv_kept_record(c, (uint32_t)(s - c->slabs));
         return; /* the memory is still held, so it stays counted */
+    }
     give_extent(c, s->offset, s->bytes);
     tkv_budget_release(c->budget, s->bytes);
     c->slab_bytes -= s->bytes;

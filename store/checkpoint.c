@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "proto/errors.h"
-#include "store/session_priv.h"
+#include "store/journal.h"
 
 bool tkv_checkpoint_create(struct tkv_session *s, struct tkv_layer *l)
 {
@@ -176,17 +176,20 @@ static void cut_layer(struct tkv_session *s, struct tkv_layer *l, uint64_t to)
 int tkv_session_truncate(struct tkv_session *s, uint64_t n_tokens, struct tkv_report *why)
 {
     const uint64_t seen = most_seen(s);
+    int e;
 
     if (n_tokens > seen)
         return tkv_fail(why, TRIKV_E_ARGUMENT, "cannot forget %llu tokens of %llu",
                         (unsigned long long)n_tokens, (unsigned long long)seen);
     for (uint32_t i = 0; i < s->config.n_layers; i++) {
-        const int e = check_reach(s, i, seen - n_tokens, why);
-
+        e = check_reach(s, i, seen - n_tokens, why);
         if (e)
             return e;
     }
-    for (uint32_t i = 0; i < s->config.n_layers; i++)
+    e = tkv_journal_prepare(s, 0, s->config.n_layers, why);
+    for (uint32_t i = 0; !e && i < s->config.n_layers; i++)
         cut_layer(s, &s->layers[i], seen - n_tokens);
-    return 0;
+    if (!e)
+        tkv_journal_commit(s, 0, s->config.n_layers);
+    return e;
 }

@@ -76,6 +76,7 @@ int tkv_session_fork(struct tkv_session **child, struct tkv_session *parent, str
         s->coders = NULL;
         s->fold = NULL;
         s->pin_value = 0;
+        s->journal = NULL;
         if (fork_session(s, parent)) {
             *child = s;
             return 0;

@@ -209,7 +209,9 @@ static void put_table(struct out *o, const struct tkv_head *h)
                                   .n_cold = h->n_cold};
 
     put(o, &t, sizeof(t));
-    for (uint32_t b = 0; b < t.n_listed; b++) {
+    if (!o->base)
+        o->at += t.n_listed * sizeof(struct image_block);
+    for (uint32_t b = 0; o->base && b < t.n_listed; b++) {
         const struct tkv_block *from = &h->blocks[b];
         const struct image_block block = {block_name(o, from->id), from->first_position,
                                           from->n_tokens, from->tier};

@@ -12,7 +12,7 @@
 #include "proto/errors.h"
 #include "proto/limits.h"
 #include "store/budget.h"
-#include "store/session_priv.h"
+#include "store/journal.h"
 
 /* Working memory of one head. */
 struct work {
@@ -86,6 +86,12 @@ static size_t count_spans(const struct tkv_layer *l, const struct tkv_head *h, i
     return last > from ? (size_t)(last - from) / TKV_BLOCK_SPAN : 0;
 }
 
+/* A journal has what goes until the fold is committed. */
+static size_t fold_blocks(const struct tkv_session *s)
+{
+    return s->journal ? s->config.beta_tokens / TKV_BLOCK_TOKENS + 2 : 0;
+}
+
 /* Full blocks that n tokens more make; with a reach one goes for each that comes, from some on. */
 static size_t count_full(const struct tkv_session *s, const struct tkv_head *h,
                          const struct tkv_rung *rung, size_t n)
@@ -94,7 +100,7 @@ static size_t count_full(const struct tkv_session *s, const struct tkv_head *h,
     const bool open = h->n_blocks > 0 && h->blocks[h->n_blocks - 1].n_tokens < TKV_BLOCK_TOKENS;
     const size_t full = h->n_blocks - open;
     const size_t there = full < most ? full : most;
-    const size_t more = most - there + 1 + count_held(s, h);
+    const size_t more = most - there + 1 + count_held(s, h) + fold_blocks(s);
     const size_t n_full = n / TKV_BLOCK_TOKENS;
 
     return rung->reach_tokens == TKV_PLAN_ALL || n_full < more ? n_full : more;
@@ -135,7 +141,7 @@ static int prepare_head(struct tkv_session *s, struct tkv_layer *l, uint32_t kv_
     need->n[rung->tier] += n_full;
     /* The open block and the one that takes its place. */
     need->n[rung->open_tier] +=
-        spans + 1 +
+        spans + 1 + (s->journal != NULL) +
         (n_open > 0 ? tkv_arena_count_shared(s->arena, &open->id, sizeof(*open), 1) : 1);
     return 0;
 }
@@ -169,11 +175,32 @@ static int reserve(struct tkv_session *s, const struct need *needs, uint32_t fir
     return e;
 }
 
+/* Slabs for what a journal has until folds of all layers are committed. */
+static uint64_t fold_bytes(const struct tkv_session *s)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; s->journal && i < s->config.n_layers; i++) {
+        const struct tkv_ladder *ladder = s->layers[i].ladder;
+
+        for (uint32_t t = 0; t < ladder->n_tiers; t++) {
+            size_t n = 0;
+
+            for (uint32_t h = 0; h < s->layers[i].config.shape.n_kv_heads; h++)
+                n += (ladder->rungs[h].tier == t ? fold_blocks(s) : 0) +
+                     (ladder->rungs[h].open_tier == t);
+            bytes += tkv_arena_slabs_bytes(s->arena, ladder->tiers[t].bytes, false, n);
+        }
+    }
+    return bytes;
+}
+
+/* The budget is the same with a journal and without, so that both keep the same: its memory comes on top. */
 static int check_budget(const struct tkv_session *s, struct tkv_report *why)
 {
     const uint64_t bytes = tkv_session_resident_bytes(s);
 
-    if (bytes <= s->config.budget_bytes)
+    if (bytes <= s->config.budget_bytes + tkv_journal_bytes(s) + fold_bytes(s))
         return 0;
     return tkv_fail(why, TRIKV_E_QUOTA,
                     "the session would take %llu bytes, its budget_bytes are %llu, planned for %u "
@@ -194,6 +221,7 @@ static int come_down(struct tkv_session *s, uint32_t first, uint32_t n, uint32_t
     for (uint32_t i = first; !e && i < first + n; i++)
         if (s->layers[i].moves)
             e = tkv_ladder_move(s, &s->layers[i], why);
+    tkv_journal_commit(s, first, n); /* also if it stopped half-way: what went makes room then */
     return e;
 }
 

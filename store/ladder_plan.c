@@ -8,7 +8,7 @@
 #include "proto/errors.h"
 #include "proto/limits.h"
 #include "store/budget.h"
-#include "store/session_priv.h"
+#include "store/journal.h"
 
 enum {
     /* The half tiers take an eighth of the budget, between these bounds. */
@@ -599,6 +599,8 @@ int tkv_ladder_plan_again(struct tkv_session *s, uint64_t n_tokens, struct tkv_r
         bind_heads(&p);
         e = plan_all(&p, why);
     }
+    if (s->journal)
+        s->journal->is_changed = true; /* the plan is part of the session's image */
     end(&p);
     tkv_budget_free(s->budget, layers, layers_bytes);
     return e;

@@ -21,7 +21,7 @@ int tkv_session_pin(struct tkv_session *s, uint64_t value, struct tkv_report *wh
 {
     int e;
 
-    e = tkv_arena_buffer(s->arena, PIN_BYTES, &s->pin, why);
+    e = tkv_arena_buffer_of(s->arena, TKV_SLAB_PIN, PIN_BYTES, &s->pin, why);
     if (e)
         return e;
     s->pin_value = value;

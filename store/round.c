@@ -9,7 +9,7 @@
 #include "proto/errors.h"
 #include "proto/limits.h"
 #include "store/budget.h"
-#include "store/session_priv.h"
+#include "store/journal.h"
 
 static size_t most_cold(const struct tkv_layer *l)
 {
@@ -245,7 +245,7 @@ static void count_need(struct tkv_session *s, const struct tkv_layer *l, const s
                        struct need *need)
 {
     const uint32_t n_kv_heads = l->config.shape.n_kv_heads;
-    const bool all_stay = s->config.rollback_tokens > 0; /* a checkpoint has the old blocks */
+    const bool all_stay = tkv_session_holds_old(s); /* a checkpoint or journal has the old blocks */
     const size_t held = b->rounds ? count_held(s, l) : 0;
 
     *need = (struct need){.bytes = layer_bytes(s, l, b), .has_rounds = b->rounds};
@@ -302,7 +302,7 @@ static size_t count_places(const struct tkv_session *s, const struct need *needs
         folds += couples ? blocks : 0;
         if (!couples)
             sum += needs[i].after;
-        else if (s->config.rollback_tokens > 0) /* the old blocks of all layers stay */
+        else if (tkv_session_holds_old(s)) /* the old blocks of all layers stay */
             sum += transient;
     }
     return (size_t)(folds + most);
@@ -410,7 +410,7 @@ static bool give_back(struct tkv_session *s)
 /* Rounds leave holes: gather what is left into fewer slabs when the holes come to a slab or more. */
 void tkv_round_gather(struct tkv_session *s)
 {
-    if (tkv_arena_drain(s->arena) == 0)
+    if (!tkv_journal_fits(s) || tkv_arena_drain(s->arena) == 0)
         return;
     for (uint32_t i = 0; i < s->config.n_layers; i++) {
         tkv_layer_changed(s, &s->layers[i]);
@@ -423,6 +423,7 @@ void tkv_round_gather(struct tkv_session *s)
                 head->blocks[b].id = tkv_arena_move(s->arena, head->blocks[b].id);
         }
     }
+    tkv_journal_commit(s, 0, s->config.n_layers);
     tkv_arena_sweep(s->arena);
 }
 

@@ -13,7 +13,7 @@
 #include "proto/errors.h"
 #include "proto/limits.h"
 #include "store/budget.h"
-#include "store/session_priv.h"
+#include "store/journal.h"
 
 void *tkv_session_alloc(struct tkv_session *s, size_t bytes)
 {
@@ -198,6 +198,8 @@ static int session_begin(struct tkv_session *s, const struct tkv_session_config 
 
     if (base->arena)
         s->arena = tkv_arena_share(base->arena);
+    else if (c->is_kept)
+        e = tkv_arena_create_kept(&s->arena, c->owner, base->budget, why);
     else
         e = tkv_arena_create(&s->arena, base->budget, why);
     if (!e && (!s->arena || !session_fill(s, c)))
@@ -302,6 +304,14 @@ const struct tkv_layer_config *tkv_session_layer(const struct tkv_session *s, ui
     return &s->layers[layer].config;
 }
 
+void tkv_session_leave(struct tkv_session **session)
+{
+    tkv_arena_freeze((*session)->arena);
+    if ((*session)->journal)
+        (*session)->journal->is_left = true;
+    tkv_session_destroy(session);
+}
+
 void tkv_session_destroy(struct tkv_session **session)
 {
     struct tkv_session *s = *session;
@@ -309,6 +319,7 @@ void tkv_session_destroy(struct tkv_session **session)
     if (!s)
         return;
     tkv_session_unpin(s);
+    tkv_journal_end(s);
     for (uint32_t i = 0; s->layers && i < s->config.n_layers; i++)
         layer_destroy(s, &s->layers[i]);
     tkv_session_free(s, s->layers, s->config.n_layers * sizeof(*s->layers));

@@ -97,6 +97,8 @@ struct tkv_session_config {
     struct tkv_gate_config gate;
     struct tkv_tri_params tri;
     const struct tkv_rope *rope; /* copied; NULL if the method needs none */
+    bool is_kept;   /* in an arena that a successor of this process can take over, ... */
+    uint32_t owner; /* ... and of this user */
 };
 
 /*
@@ -240,6 +242,36 @@ int tkv_session_truncate(struct tkv_session *s, uint64_t n_tokens, struct tkv_re
  */
 int tkv_session_fork(struct tkv_session **child, struct tkv_session *parent,
                      struct tkv_report *why);
+
+/*
+ * From now on a successor of this process can have the session as it was after the last request that
+ * returned: its arena is kept (config.is_kept), and the arena's descriptor outlives this process. What
+ * is noted, at least one byte, the successor is told. A fork is not kept until this is said of it, at
+ * little cost with the parent that it was made of, unchanged since then (else NULL).
+ * Requests of many tokens may be cut by a crash, to a number of whole tokens.
+ */
+int tkv_session_keep(struct tkv_session *s, const struct tkv_session *parent, const void *note,
+                     size_t bytes, struct tkv_report *why);
+bool tkv_session_is_kept(const struct tkv_session *s);
+
+/* Forget it here, and leave it and its arena to the successor as they are. */
+void tkv_session_leave(struct tkv_session **session);
+
+/* The rest does nothing for a session that is not kept. Another note, at once. */
+int tkv_session_note(struct tkv_session *s, const void *note, size_t bytes, struct tkv_report *why);
+
+/*
+ * The ids of tokens: written behind those that count, to count with the step that appends them. After
+ * it, or if it failed, commit says how many do count. A successor must not believe in more than there are
+ * tokens: a process may end in between.
+ */
+int tkv_session_write_ids(struct tkv_session *s, uint32_t at, const uint32_t *ids, uint32_t n,
+                          struct tkv_report *why);
+void tkv_session_commit_ids(struct tkv_session *s, uint32_t n);
+
+/* The arena: its own name, and the descriptor that leads to all of it. */
+uint64_t tkv_session_arena_id(const struct tkv_session *s);
+int tkv_session_arena_own_fd(const struct tkv_session *s);
 
 /* Another budget for all layers from the next round on; an error if nothing is evicted. */
 int tkv_session_set_budget(struct tkv_session *s, uint32_t budget_tokens, struct tkv_report *why);

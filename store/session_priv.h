@@ -105,7 +105,10 @@ struct tkv_layer {
     struct tkv_floor floor;
     struct tkv_checkpoint checkpoint;
     uint64_t generation; /* the session's when the tables changed last */
+    bool halves_fresh;   /* the journal does not refer to this half buffer yet */
 };
+
+struct tkv_journal;
 
 struct tkv_session {
     struct tkv_budget *budget;
@@ -122,7 +125,9 @@ struct tkv_session {
     size_t own_bytes;        /* private memory that it refers to: tables, coders */
     uint32_t horizon_tokens; /* method default: what the plan is for, config.max_tokens at first */
     uint64_t generation;
-    uint64_t n_evicted; /* (token, layer, KV head) triples */
+    uint64_t n_evicted;              /* (token, layer, KV head) triples */
+    struct tkv_journal *journal;     /* NULL: it ends with this process */
+    struct tkv_session *next_failed; /* while an arena is adopted */
 };
 
 /* What a session is built on. */
@@ -147,6 +152,18 @@ static inline void tkv_layer_changed(struct tkv_session *s, struct tkv_layer *l)
 static inline struct tkv_coder *tkv_coder_after(struct tkv_coder *c)
 {
     return (struct tkv_coder *)(void *)((uint8_t *)c + tkv_coder_bytes(c->codec, c->dim));
+}
+
+/* Does attention alone change a layer? */
+static inline bool tkv_layer_watches(const struct tkv_layer *l)
+{
+    return l->mass || l->probes;
+}
+
+/* Another's state is referred to beside the session's own while a request changes it. */
+static inline bool tkv_session_holds_old(const struct tkv_session *s)
+{
+    return s->config.rollback_tokens > 0 || s->journal;
 }
 
 /* The coder of (codec, dim), with the means that its codec has or without, made at its first use; room
@@ -337,6 +354,8 @@ void tkv_halves_place(const struct tkv_session *s, struct tkv_layer *l, uint32_t
 /* The tokens that the tiers hold, and those that a checkpoint may want, in other memory laid out like
  * l->halves. */
 void tkv_halves_copy(const struct tkv_layer *l, void *to);
+int tkv_halves_new(struct tkv_session *s, const struct tkv_layer *l, struct tkv_half_buffer **out,
+                   struct tkv_report *why);
 /* Back to an earlier state of the same buffer. */
 void tkv_tier_rewind(struct tkv_half_tier *t, const struct tkv_shape *shape, uint32_t first,
                      uint32_t n);

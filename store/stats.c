@@ -270,6 +270,16 @@ const struct tkv_shape *tkv_session_shape(const struct tkv_session *s, uint32_t 
 
 /* ---- the block table -------------------------------------------------------------------------- */
 
+uint64_t tkv_session_arena_id(const struct tkv_session *s)
+{
+    return tkv_arena_id(s->arena);
+}
+
+int tkv_session_arena_own_fd(const struct tkv_session *s)
+{
+    return tkv_arena_fd(s->arena);
+}
+
 int tkv_session_arena_fd(const struct tkv_session *s)
 {
     return tkv_arena_read_fd(s->arena);

@@ -11,6 +11,7 @@
 #include "proto/errors.h"
 #include "proto/limits.h"
 #include "store/budget.h"
+#include "store/journal.h"
 #include "store/session_priv.h"
 
 /* Below this many multiply-adds a request is done by one thread: handing work out costs more. */
@@ -32,7 +33,8 @@ struct run {
     size_t lse_at, observe_at; /* in it, if attention is observed */
     struct tkv_round_memory rounds;
     bool has_rounds;
-    uint32_t n_after; /* tokens that come after the last fold */
+    uint32_t n_after;               /* tokens that come after the last fold */
+    uint32_t first_layer, n_layers; /* that the request may change */
 };
 
 static int check_step(const struct tkv_session *s, uint32_t layer, uint32_t n_tokens,
@@ -321,6 +323,7 @@ static int prepare_rounds(struct run *r, struct tkv_report *why)
     const uint32_t n = r->step->n_tokens;
     int e;
 
+    r->n_layers = round_layers(r, &r->first_layer);
     if (tkv_session_couples_layers(r->s)) {
         e = check_in_step(r, why);
         if (e)
@@ -329,7 +332,9 @@ static int prepare_rounds(struct run *r, struct tkv_report *why)
     if (n <= room(r->l))
         return 0;
     r->has_rounds = true;
-    e = tkv_round_prepare(r->s, r->l, n, r->positions[n - 1], &r->rounds, why);
+    e = tkv_journal_prepare(r->s, r->first_layer, r->n_layers,
+                            why); /* for tables that it replaces */
+    e = e ? e : tkv_round_prepare(r->s, r->l, n, r->positions[n - 1], &r->rounds, why);
     return e ? e : prepare_checkpoints(r, why);
 }
 
@@ -424,14 +429,18 @@ static void run_fold(const struct run *r, uint32_t n_left)
 }
 
 /* Token after token as if each came alone: a fold whenever there is no room, then as many as fit,
- * and their attention before the next one. */
+ * and their attention before the next one. What a fold replaced has its place again before the
+ * next one needs it: the tokens up to there are committed, as if they had come alone. */
 static void run_all(const struct run *r)
 {
     for (uint32_t done = 0; done < r->step->n_tokens;) {
         uint32_t n = r->step->n_tokens - done;
 
-        if (room(r->l) == 0)
+        if (room(r->l) == 0) {
+            if (tkv_arena_has_deferred(r->s->arena))
+                tkv_journal_commit(r->s, r->first_layer, r->n_layers);
             run_fold(r, n);
+        }
         if (n > room(r->l))
             n = room(r->l);
         push_part(r, done, n);
@@ -439,6 +448,7 @@ static void run_all(const struct run *r)
             attend_part(r, done, n);
         done += n;
     }
+    tkv_journal_commit(r->s, r->first_layer, r->n_layers);
 }
 
 static int append(struct tkv_session *s, const struct tkv_step *step, const struct tkv_exec *exec,
@@ -452,6 +462,9 @@ static int append(struct tkv_session *s, const struct tkv_step *step, const stru
     if (!e && step->out)
         e = prepare_attend(&r, step->n_tokens, why);
     e = e ? e : prepare_rounds(&r, why);
+    if (!e)
+        e = r.has_rounds ? tkv_journal_prepare(s, r.first_layer, r.n_layers, why)
+                         : tkv_journal_prepare_push(s, r.first_layer, r.n_layers, why);
     e = e ? e : tkv_halves_own(s, r.l, step->n_tokens, why);
     if (!e)
         run_all(&r);
@@ -483,8 +496,12 @@ int tkv_session_attend(struct tkv_session *s, const struct tkv_step *step,
 
     e = e ? e : query_positions(&r, why);
     e = e ? e : prepare_attend(&r, step->n_tokens, why);
+    if (!e && tkv_layer_watches(r.l))
+        e = tkv_journal_prepare(s, step->layer, 1, why);
     if (!e)
         attend_part(&r, 0, step->n_tokens);
+    if (!e && tkv_layer_watches(r.l))
+        tkv_journal_commit(s, step->layer, 1);
     run_end(&r);
     return e;
 }
@@ -507,15 +524,19 @@ int tkv_session_round(struct tkv_session *s, const struct tkv_exec *exec, struct
         if (s->layers[i].last_position > last)
             last = s->layers[i].last_position;
     }
-    e = tkv_round_prepare(s, NULL, 0, last, &m, why);
+    e = tkv_journal_prepare(s, 0, s->config.n_layers, why); /* for tables that prepare replaces */
+    e = e ? e : tkv_round_prepare(s, NULL, 0, last, &m, why);
     if (e)
         return e;
     for (uint32_t i = 0; !e && keeps_checkpoint(s, 0) && i < s->config.n_layers; i++)
         e = tkv_checkpoint_prepare(s, &s->layers[i], why);
+    e = e ? e : tkv_journal_prepare(s, 0, s->config.n_layers, why);
     for (uint32_t i = 0; !e && i < s->config.n_layers; i++)
         before_fold(s, &s->layers[i], false, keeps_checkpoint(s, 0));
-    if (!e)
+    if (!e) {
         tkv_round_run(s, NULL, &m, exec);
+        tkv_journal_commit(s, 0, s->config.n_layers);
+    }
     tkv_round_release(s, &m);
     return e;
 }

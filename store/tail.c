@@ -8,7 +8,7 @@
 #include "core/half.h"
 #include "core/kernels.h"
 #include "proto/errors.h"
-#include "store/session_priv.h"
+#include "store/journal.h"
 
 /* ---- memory ------------------------------------------------------------------------------- */
 
@@ -102,8 +102,8 @@ void tkv_halves_copy(const struct tkv_layer *l, void *to)
     move_tokens(&l->pinned, &pinned, shape, l->pinned.n);
 }
 
-static int new_buffer(struct tkv_session *s, struct tkv_layer *l, struct tkv_half_buffer **out,
-                      struct tkv_report *why)
+int tkv_halves_new(struct tkv_session *s, const struct tkv_layer *l, struct tkv_half_buffer **out,
+                   struct tkv_report *why)
 {
     const size_t bytes = tkv_halves_bytes(l);
     struct tkv_half_buffer *b = tkv_shared_alloc(s, sizeof(*b));
@@ -141,6 +141,7 @@ static void move_to(struct tkv_session *s, struct tkv_layer *l, struct tkv_half_
     }
     tkv_halves_release(s, l);
     l->halves = b;
+    l->halves_fresh = true;
 }
 
 /* True if nobody has written behind the tail's tokens yet: from now on it may. */
@@ -151,6 +152,12 @@ static bool claim(const struct tkv_layer *l, uint32_t n)
     return atomic_compare_exchange_strong(&l->halves->n_written, &end, end + n);
 }
 
+/* Do so many more have room without moving any? */
+static bool fits(const struct tkv_layer *l, uint32_t n_tail)
+{
+    return (uint64_t)l->tail.first + l->tail.n + n_tail <= l->tail.cap;
+}
+
 int tkv_halves_own(struct tkv_session *s, struct tkv_layer *l, uint32_t n, struct tkv_report *why)
 {
     const uint32_t left = l->pinned.most - l->pinned.n;
@@ -158,13 +165,13 @@ int tkv_halves_own(struct tkv_session *s, struct tkv_layer *l, uint32_t n, struc
     struct tkv_half_buffer *b = NULL;
     int e;
 
-    if (l->halves && !tkv_is_shared(l->halves))
-        return 0;
+    e = fits(l, n_tail) ? 0 : tkv_journal_spare(s, l, why);
+    if (e || (l->halves && !tkv_is_shared(l->halves)))
+        return e;
     /* In place, if no token goes to the pinned ones and none must move. */
-    if (l->halves && left == 0 && (uint64_t)l->tail.first + l->tail.n + n_tail <= l->tail.cap &&
-        claim(l, n_tail))
+    if (l->halves && left == 0 && fits(l, n_tail) && claim(l, n_tail))
         return 0;
-    e = new_buffer(s, l, &b, why);
+    e = tkv_halves_new(s, l, &b, why);
     if (!e)
         move_to(s, l, b);
     return e;
@@ -240,7 +247,7 @@ static void push_scores(const struct push *p, size_t kv_head, uint32_t token)
     tkv_to_f32(p->s->kn, key, (const uint8_t *)p->t->exact_k + at * tkv_dtype_bytes(p->t->dtype),
                p->t->dtype, dim);
     tkv_band_norms(rope, key, norms);
-    for (uint32_t g = 0; g < tkv_group(shape); g++) {
+    for (uint32_t g = 0; p->l->norm_weights && g < tkv_group(shape); g++) {
         const size_t head = kv_head * tkv_group(shape) + g;
 
         p->to->scores[head * p->to->cap + p->to->n + token] =
@@ -276,21 +283,60 @@ static void push_tier(const struct tkv_session *s, struct tkv_layer *l, struct t
     to->n += t->n;
 }
 
-/* Tokens that nobody needs any more make room at the front. */
+/* All tokens of the tail that anybody needs: its own, and those before them of a checkpoint. */
+static struct tkv_half_tier needed(const struct tkv_half_tier *t, const struct tkv_shape *shape,
+                                   const struct tkv_checkpoint *kept)
+{
+    const uint32_t shift = kept->is_live ? kept->first : t->first;
+    struct tkv_half_tier all = *t;
+
+    tkv_tier_rewind(&all, shape, shift, t->first - shift + t->n);
+    return all;
+}
+
+/* The others make room at the front. */
 static void compact(struct tkv_half_tier *t, const struct tkv_shape *shape,
                     struct tkv_checkpoint *kept)
 {
-    const uint32_t shift = kept->is_live ? kept->first : t->first;
-    const uint32_t first = t->first - shift;
+    const struct tkv_half_tier from = needed(t, shape, kept);
     const uint32_t n = t->n;
-    struct tkv_half_tier from = *t;
 
-    tkv_tier_rewind(&from, shape, shift, t->first - shift + n);
     tkv_tier_rewind(t, shape, 0, from.n);
     move_tokens(&from, t, shape, from.n);
-    tkv_tier_rewind(t, shape, first, n);
+    tkv_tier_rewind(t, shape, from.n - n, n);
     if (kept->is_live)
         kept->first = 0;
+}
+
+/* The same where the journal still refers to the tokens as they lie: in the spare buffer, and this one
+ * is the next spare. */
+static void compact_apart(struct tkv_session *s, struct tkv_layer *l)
+{
+    const struct tkv_shape *shape = &l->config.shape;
+    struct tkv_half_buffer *b = s->journal->spare;
+    uint8_t *base = tkv_arena_at(s->arena, b->id);
+    const struct tkv_half_tier tail = needed(&l->tail, shape, &l->checkpoint);
+    const struct tkv_half_tier pinned = l->pinned;
+    const uint32_t n = l->tail.n;
+
+    point_at(&l->tail, shape, base, 0);
+    point_at(&l->pinned, shape, base + l->tail.bytes, 0);
+    move_tokens(&tail, &l->tail, shape, tail.n);
+    move_tokens(&pinned, &l->pinned, shape, pinned.n);
+    tkv_tier_rewind(&l->tail, shape, tail.n - n, n);
+    if (l->checkpoint.is_live)
+        l->checkpoint.first = 0;
+    s->journal->spare = l->halves;
+    l->halves = b;
+    l->halves_fresh = true;
+}
+
+static void make_room(struct tkv_session *s, struct tkv_layer *l)
+{
+    if (s->journal && !l->halves_fresh)
+        compact_apart(s, l);
+    else
+        compact(&l->tail, &l->config.shape, &l->checkpoint);
 }
 
 static void push_tail(struct tkv_session *s, struct tkv_layer *l, const struct tkv_half_tokens *t,
@@ -300,7 +346,7 @@ static void push_tail(struct tkv_session *s, struct tkv_layer *l, const struct t
         l->n_seen + t->n - l->checkpoint.n_seen > s->config.rollback_tokens)
         tkv_checkpoint_drop(s, l);
     if (l->tail.first + l->tail.n + t->n > l->tail.cap)
-        compact(&l->tail, &l->config.shape, &l->checkpoint);
+        make_room(s, l);
     tkv_mass_push(l, t->n);
     push_tier(s, l, &l->tail, t, exec);
 }

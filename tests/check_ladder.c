@@ -217,27 +217,42 @@ static uint64_t check_moved(const struct aid *a, uint32_t layer, uint32_t kv_hea
     return head->n_cold + l->tail.n + l->pinned.n;
 }
 
-/* A session that outgrows its plan is planned again, and never takes more than its bytes. */
+/* From now on the session has a journal, which must not be short of anything either. */
+static void keep_journal(struct aid *a)
+{
+    tkv_session_destroy(&a->session);
+    a->config.is_kept = true;
+    assert_int_equal(aid_open(a), 0);
+    assert_int_equal(tkv_session_keep(a->session, NULL, "note", 5, &a->why), 0);
+}
+
+/* A session that outgrows its plan is planned again, and never takes more than its bytes; a journal comes
+ * on top of them. */
 static void plans_are_made_again(void **state)
 {
     enum { MANY = 4 * N_TOKENS };
-    static const uint64_t parts[] = {3, 6, 12};
+    static const uint64_t parts[] = {3, 6, 12, 3, 6, 12};
     float errors[N_LAYERS * N_HEADS * TKV_PLAN_ERRORS];
 
     (void)state;
     for (size_t p = 0; p < sizeof(parts) / sizeof(parts[0]); p++) {
+        const bool journal = p > 2;
         struct tkv_session_stats stats;
         struct aid_tokens t;
         struct aid a;
         uint64_t kept = 0;
 
         open_planned(&a, errors, fp16_bytes(N_TOKENS) / parts[p]);
+        if (journal)
+            keep_journal(&a);
         t = aid_tokens(&a, MANY, seed);
         for (uint32_t at = 0; at < MANY; at += 50)
             for (uint32_t l = 0; l < N_LAYERS; l++) {
                 if (aid_step(&a, l, &t, at, 50))
-                    fail_msg("1/%u, layer %u at %u: %s", (unsigned)parts[p], l, at, a.why.text);
-                assert_true(tkv_session_resident_bytes(a.session) <= a.config.budget_bytes);
+                    fail_msg("1/%u%s, layer %u at %u: %s", (unsigned)parts[p],
+                             journal ? " with a journal" : "", l, at, a.why.text);
+                assert_true(journal ||
+                            tkv_session_resident_bytes(a.session) <= a.config.budget_bytes);
             }
         assert_int_equal(tkv_session_round(a.session, NULL, &a.why), 0);
         assert_true(a.session->horizon_tokens >= MANY);

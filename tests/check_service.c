@@ -307,6 +307,15 @@ static void check_stale_socket(void **state)
     rmdir(directory);
 }
 
+/* The next thing it says about itself, and not about what it wants to have kept. */
+static void hear(int notify, char *message, size_t n)
+{
+    do {
+        memset(message, 0, n);
+        assert_true(recv(notify, message, n - 1, 0) > 0);
+    } while (strncmp(message, "FDSTORE", 7) == 0);
+}
+
 /* A stand-in for the service manager: passes a listening socket, hears READY and STOPPING. */
 static void check_service_manager(void **state)
 {
@@ -337,19 +346,16 @@ static void check_service_manager(void **state)
         execv(path, args);
         _exit(127);
     }
-    assert_true(recv(notify, message, sizeof(message) - 1, 0) > 0);
+    hear(notify, message, sizeof(message));
     assert_string_equal(message, "READY=1");
     wire_serve_well(listen_at.sun_path);
     kill(pid, SIGHUP);
-    memset(message, 0, sizeof(message));
-    assert_true(recv(notify, message, sizeof(message) - 1, 0) > 0);
+    hear(notify, message, sizeof(message));
     assert_memory_equal(message, "RELOADING=1\nMONOTONIC_USEC=", 27);
-    memset(message, 0, sizeof(message));
-    assert_true(recv(notify, message, sizeof(message) - 1, 0) > 0);
+    hear(notify, message, sizeof(message));
     assert_string_equal(message, "READY=1");
     kill(pid, SIGTERM);
-    memset(message, 0, sizeof(message));
-    assert_true(recv(notify, message, sizeof(message) - 1, 0) > 0);
+    hear(notify, message, sizeof(message));
     assert_string_equal(message, "STOPPING=1");
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_int_equal(status, 0);

@@ -177,6 +177,13 @@ class session
     {
         detail::check(client_, trikv_truncate(get(), n_tokens));
     }
+    /* After client::reconnect. */
+    trikv_progress reattach()
+    {
+        trikv_progress progress = detail::sized<trikv_progress>();
+        detail::check(client_, trikv_reattach(get(), &progress));
+        return progress;
+    }
     session fork(const trikv_fork_options &options = detail::sized<trikv_fork_options>())
     {
         trikv_session *child = nullptr;
@@ -259,6 +266,10 @@ class client
     const struct trikv_info &info() const noexcept
     {
         return *trikv_info(get());
+    }
+    void reconnect()
+    {
+        detail::check(get(), trikv_reconnect(get()));
     }
     session open(const trikv_session_options &options)
     {

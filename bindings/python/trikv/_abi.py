@@ -185,6 +185,17 @@ class ReadResult(Structure):
     ]
 
 
+class Progress(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("n_seen", POINTER(c_uint64)),
+        ("n_seen_cap", c_uint32),
+        ("n_layers", c_uint32),
+        ("n_rounds", c_uint32),
+        ("n_token_ids", c_uint32),
+    ]
+
+
 class Queries(Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -271,6 +282,7 @@ STRUCTS: dict[str, type[Structure]] = {
     "ring_options": RingOptions,
     "read": Read,
     "read_result": ReadResult,
+    "progress": Progress,
     "queries": Queries,
     "calibration_options": CalibrationOptions,
     "calibration": Calibration,
@@ -306,6 +318,10 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "snapshot": (c_int, [_Session, c_char_p, POINTER(c_uint64)]),
     "restore": (c_int, [_Client, c_char_p, POINTER(_Session)]),
     "snapshot_delete": (c_int, [_Client, c_char_p]),
+    "reconnect": (c_int, [_Client]),
+    "reattach": (c_int, [_Session, POINTER(Progress)]),
+    "reattach_id": (c_int, [_Client, c_uint64, c_uint64, POINTER(Progress), POINTER(_Session)]),
+    "session_boot_id": (c_uint64, [_Session]),
     "truncate": (c_int, [_Session, c_uint64]),
     "append": _step,
     "attend": _step,

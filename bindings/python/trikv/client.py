@@ -53,6 +53,11 @@ class Client:
             if code:
                 raise make_error(code, self._lib.last_error(self._pointer).decode())
 
+    def reconnect(self) -> None:
+        """After ConnectionLostError: connect again, to whatever daemon is there now. Sessions go on
+        after Session.reattach; maps are gone."""
+        self.call("reconnect", self.pointer())
+
     def pointer(self) -> ctypes.c_void_p:
         """The struct trikv_client; an error if the client was closed."""
         if not self._pointer:

@@ -129,6 +129,15 @@ class Session(Owned):
         """Hold a round of compression now."""
         self._call("round")
 
+    def reattach(self) -> list[int]:
+        """After Client.reconnect: go on with this session, which the new daemon took over. How many
+        tokens each layer has seen; of a request that was not answered it may be some."""
+        n_seen = (ctypes.c_uint64 * self.n_layers)()
+        p = _abi.Progress(size=ctypes.sizeof(_abi.Progress), n_seen=n_seen,
+                          n_seen_cap=len(n_seen))
+        self._call("reattach", ctypes.byref(p))
+        return list(n_seen)
+
     def truncate(self, n_tokens: int) -> None:
         """Forget the newest n_tokens, to the bit, or raise StateError and change nothing."""
         self._call("truncate", n_tokens)
