@@ -54,6 +54,8 @@ def kind_of(word):
 
 def is_product(word):
     """Multiplications of whole vectors, which an A72 does on one pipe: SDOT, SMULL, FMUL, FMLA, MLA."""
+    if word & 0x9F000400 == 0x0F000000:
+        return True  # by one element of a vector: nothing but multiplications
     if word & 0x9F200400 == 0x0E000400 and word >> 11 & 0x1F == 0x12:
         return True  # three registers, extra: SDOT, UDOT
     three_different = word & 0x9F200C00 == 0x0E200000

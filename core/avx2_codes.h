@@ -9,6 +9,7 @@
 #define LANES     8
 #define BIAS      64
 #define PERIODIC  0
+#define OWN_DOTS  0
 #define SETTLE(v) __asm__("" : "+x"(v))
 
 /* Eight words from entry 8 - n on: n of all ones, then zeros. */

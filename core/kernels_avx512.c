@@ -10,6 +10,7 @@
 #define GEMM_VECS 4
 #define BIAS      64
 #define PERIODIC  0
+#define OWN_DOTS  0
 #define SETTLE(v) ((void)(v))
 #define PAIRS     1
 #define OWN_EXP2  1

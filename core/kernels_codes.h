@@ -14,6 +14,7 @@
  *                    adds both products of 16 bits in each word; 0: in two parts, by dot4
  *   SETTLE(v)      where registers are few: v is computed here, since a compiler that puts off sums keeps
  *                  their terms in memory
+ *   OWN_DOTS       1 if core/neon_dots.h has the inner loops
  *   SLICES_1, _2, _4 vectors of tokens that have their sums in registers beside 1, 2, 4 queries
  *   FIELDS_4       fields that do beside 4 rows of weights
  */
@@ -134,12 +135,6 @@ INLINE size_t part_of(const size_t j)
 #define DOT(sum, a, b) ((vec_i32)dot4(sum, a, b))
 #endif
 
-INLINE void add_dot(vec_i32 *sum, vec_u32 a, vec_u32 b)
-{
-    *sum = DOT(*sum, a, b);
-    SETTLE(*sum);
-}
-
 /* Both parts of a sum. */
 INLINE vec_i32 whole_sum(vec_i32 high, vec_i32 low)
 {
@@ -150,6 +145,47 @@ INLINE vec_i32 whole_sum(vec_i32 high, vec_i32 low)
 INLINE size_t side_of(const size_t t)
 {
     return t / TKV_UNIT_LANES % 2;
+}
+
+/* Rows of the unit `at` bytes into a section of keys, for LANES tokens from t on. */
+INLINE struct rows key_rows(const struct tkv_codes *keys, size_t at, size_t t, const unsigned w,
+                            ptrdiff_t way)
+{
+    const uint8_t *unit =
+        keys->bytes + t / TKV_PAIR_TOKENS * keys->stride + at + t % TKV_UNIT_LANES * 4;
+
+    ask_for_rows(unit, TKV_UNIT_LANES * 4, side_of(t), w, way);
+    return load_rows(unit, TKV_UNIT_LANES * 4, side_of(t), w, LANES);
+}
+
+/* The dot products of nq queries with LANES tokens from t on. */
+INLINE void put_dots(int32_t (*dots)[TKV_BLOCK_TOKENS], size_t t, vec_i32 (*sum)[2],
+                     const size_t nq, bool first)
+{
+    UNROLL
+    for (size_t j = 0; j < nq; j++) {
+        words_unaligned *to = (words_unaligned *)(dots[j] + t);
+        const vec_u32 all = (vec_u32)whole_sum(sum[j][0], sum[j][1]);
+
+        if (first)
+            *to = all;
+        else
+            *to += all;
+    }
+}
+
+/* Sums of nr rows over nf fields; one row alone has one for each side, so that enough of them are on
+ * their way at once (those of pairs do not wait for each other's products). */
+typedef vec_i32 value_sums[4][4][2][2];
+
+#if OWN_DOTS
+#include "core/neon_dots.h"
+#else
+
+INLINE void add_dot(vec_i32 *sum, vec_u32 a, vec_u32 b)
+{
+    *sum = DOT(*sum, a, b);
+    SETTLE(*sum);
 }
 
 /*
@@ -177,14 +213,8 @@ INLINE void dots_of(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *k
         struct rows rows[4];
 
         UNROLL
-        for (size_t s = 0; s < ns; s++) {
-            const size_t t = (slice + s) * LANES;
-            const uint8_t *unit =
-                keys->bytes + t / TKV_PAIR_TOKENS * keys->stride + at + t % TKV_UNIT_LANES * 4;
-
-            rows[s] = load_rows(unit, row_bytes, side_of(t), w, LANES);
-            ask_for_rows(unit, row_bytes, side_of(t), w, way);
-        }
+        for (size_t s = 0; s < ns; s++)
+            rows[s] = key_rows(keys, at, (slice + s) * LANES, w, way);
         UNROLL
         for (unsigned f = 0; f < tkv_unit_fields(w); f++) {
             vec_u32 level[4];
@@ -206,20 +236,49 @@ INLINE void dots_of(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *k
         query += tkv_unit_fields(w) * quad_bytes;
     }
     UNROLL
-    for (size_t s = 0; s < ns; s++) {
+    for (size_t s = 0; s < ns; s++)
+        put_dots(dots + r, (slice + s) * LANES, sum[s], nq, q->first);
+}
+
+INLINE size_t sum_of_side(const size_t nr, const size_t side)
+{
+    return !PAIRS && nr == 1 ? side : 0;
+}
+
+/* Add what the tokens of a block weigh to the sums of fields from f0 on. */
+INLINE void add_block(value_sums sum, const uint8_t *unit, ptrdiff_t way, const uint8_t *weights,
+                      const struct levels *levels, const size_t lanes, const size_t n_lanes,
+                      const unsigned f0, const unsigned w, const size_t nr, const size_t nf)
+{
+    const size_t row_bytes = lanes * 4;
+
+    for (size_t p = 0; p < TKV_BLOCK_TOKENS / TKV_VALUE_PAIR_TOKENS; p++) {
         UNROLL
-        for (size_t j = 0; j < nq; j++) {
-            words_unaligned *to = (words_unaligned *)(dots[r + j] + (slice + s) * LANES);
+        for (size_t side = 0; side < 2; side++) {
+            const struct rows rows = load_rows(unit, row_bytes, side, w, n_lanes);
+            vec_u32 level[4];
 
-            const vec_u32 all = (vec_u32)whole_sum(sum[s][j][0], sum[s][j][1]);
+            ask_for_rows(unit, row_bytes, side, w, way);
+            UNROLL
+            for (size_t f = 0; f < nf; f++)
+                level[f] = lookup_levels(levels, field_bytes(rows, w, side, f0 + (unsigned)f));
+            UNROLL
+            for (size_t j = 0; j < 2 * nr; j++) {
+                const vec_u32 factor = four_bytes(weights + j * TKV_RUN_TOKENS + 4 * side);
 
-            if (q->first)
-                *to = all;
-            else
-                *to += all;
+                UNROLL
+                for (size_t f = 0; f < nf; f++) {
+                    vec_i32 *to = &sum[j / 2][f][part_of(j)][sum_of_side(nr, side)];
+
+                    add_dot(to, factor, factor_of(level[f], j));
+                }
+            }
         }
+        unit += tkv_unit_rows(w) * row_bytes;
+        weights += TKV_VALUE_PAIR_TOKENS;
     }
 }
+#endif
 
 INLINE void all_dots(int32_t (*dots)[TKV_BLOCK_TOKENS], const struct tkv_codes *keys,
                      const struct tkv_code_queries *q, const unsigned w)
@@ -295,49 +354,6 @@ INLINE void add_sums(const struct value_unit *u, size_t r, size_t i, size_t n_la
         *(floats_unaligned *)to += add;
     else if (n > 0)
         store_part(to, load_part(to, n) + add, n);
-}
-
-/* Sums of nr rows over nf fields; one row alone has one for each side, so that enough of them are on
- * their way at once (those of pairs do not wait for each other's products). */
-typedef vec_i32 value_sums[4][4][2][2];
-
-INLINE size_t sum_of_side(const size_t nr, const size_t side)
-{
-    return !PAIRS && nr == 1 ? side : 0;
-}
-
-/* Add what the tokens of a block weigh to the sums of fields from f0 on. */
-INLINE void add_block(value_sums sum, const uint8_t *unit, ptrdiff_t way, const uint8_t *weights,
-                      const struct levels *levels, const size_t lanes, const size_t n_lanes,
-                      const unsigned f0, const unsigned w, const size_t nr, const size_t nf)
-{
-    const size_t row_bytes = lanes * 4;
-
-    for (size_t p = 0; p < TKV_BLOCK_TOKENS / TKV_VALUE_PAIR_TOKENS; p++) {
-        UNROLL
-        for (size_t side = 0; side < 2; side++) {
-            const struct rows rows = load_rows(unit, row_bytes, side, w, n_lanes);
-            vec_u32 level[4];
-
-            ask_for_rows(unit, row_bytes, side, w, way);
-            UNROLL
-            for (size_t f = 0; f < nf; f++)
-                level[f] = lookup_levels(levels, field_bytes(rows, w, side, f0 + (unsigned)f));
-            UNROLL
-            for (size_t j = 0; j < 2 * nr; j++) {
-                const vec_u32 factor = four_bytes(weights + j * TKV_RUN_TOKENS + 4 * side);
-
-                UNROLL
-                for (size_t f = 0; f < nf; f++) {
-                    vec_i32 *to = &sum[j / 2][f][part_of(j)][sum_of_side(nr, side)];
-
-                    add_dot(to, factor, factor_of(level[f], j));
-                }
-            }
-        }
-        unit += tkv_unit_rows(w) * row_bytes;
-        weights += TKV_VALUE_PAIR_TOKENS;
-    }
 }
 
 /* Weighted sums of nf fields from f0 on, in the lanes from `lane` on, for nr rows from r on. */

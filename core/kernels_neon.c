@@ -79,6 +79,32 @@ static inline int32x4_t dot4(int32x4_t sum, uint32x4_t a, uint32x4_t b)
     return vaddq_s32(sum, vpaddq_s32(low, high));
 }
 
+/* In every word; the lane is part of the instruction, and known when loops are unrolled. */
+static inline int8x16_t spread(struct factor x)
+{
+    const uint32x4_t quads = vreinterpretq_u32_s8(x.quads);
+
+    switch (x.i) {
+    case 0: return vreinterpretq_s8_u32(vdupq_laneq_u32(quads, 0));
+    case 1: return vreinterpretq_s8_u32(vdupq_laneq_u32(quads, 1));
+    case 2: return vreinterpretq_s8_u32(vdupq_laneq_u32(quads, 2));
+    default: return vreinterpretq_s8_u32(vdupq_laneq_u32(quads, 3));
+    }
+}
+
+/* Sums of four products of a level and a number fit 16 bits: 63 * 127 * 4. */
+static inline int32x4_t dot8(int32x4_t sum, uint32x4_t a, struct factor x, uint32x4_t b,
+                             struct factor y)
+{
+    const int8x16_t ab = vreinterpretq_s8_u32(a), xb = spread(x);
+    const int8x16_t bb = vreinterpretq_s8_u32(b), yb = spread(y);
+    const int16x8_t low =
+        vmlal_s8(vmull_s8(vget_low_s8(ab), vget_low_s8(xb)), vget_low_s8(bb), vget_low_s8(yb));
+    const int16x8_t high = vmlal_high_s8(vmull_high_s8(ab, xb), bb, yb);
+
+    return vpadalq_s16(sum, vpaddq_s16(low, high));
+}
+
 /* The compilers' own vector: a pointer to NEON's is another type. */
 typedef int32_t sums __attribute__((vector_size(16)));
 

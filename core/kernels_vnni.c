@@ -8,6 +8,7 @@
 #define LANES     16
 #define BIAS      64
 #define PERIODIC  1
+#define OWN_DOTS  0
 #define SETTLE(v) ((void)(v))
 #define PAIRS     0
 #define SLICES_1  4

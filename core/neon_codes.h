@@ -7,15 +7,15 @@
 #include <stdint.h>
 #include <string.h>
 
-#define LANES     4
-#define BIAS      0
-#define PERIODIC  0
-#define SETTLE(v) ((void)(v))
-#define PAIRS     0
-#define SLICES_1  4
-#define SLICES_2  2
-#define SLICES_4  2
-#define FIELDS_4  2
+#define LANES    4
+#define BIAS     0
+#define OWN_DOTS 1
+#define PERIODIC 0
+#define PAIRS    0
+#define SLICES_1 4
+#define SLICES_2 2
+#define SLICES_4 2
+#define FIELDS_4 2
 
 static inline float32x4_t load_part(const float *p, size_t n)
 {
@@ -61,6 +61,21 @@ static inline struct indices split_indices(uint32x4_t index)
 static inline uint32x4_t lookup_64(const uint8_t *table, const struct indices *at)
 {
     return vreinterpretq_u32_u8(vqtbl4q_u8(vld1q_u8_x4(table), at->all));
+}
+
+/* One of four quads, which instructions take from where it lies. */
+struct factor {
+    int8x16_t quads;
+    size_t i;
+};
+
+static inline struct factor factor_at(const uint8_t *p, size_t i, size_t n)
+{
+    const int8_t *from = (const int8_t *)p + i / 4 * 16;
+
+    if (n - i / 4 * 4 >= 4)
+        return (struct factor){vld1q_s8(from), i % 4};
+    return (struct factor){vcombine_s8(vld1_s8(from), vdup_n_s8(0)), i % 4};
 }
 
 static inline int32_t sum_words(int32x4_t v)
