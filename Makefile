@@ -244,7 +244,7 @@ check-neon: ## build for arm64, run the test programs under qemu (Cortex-A76; co
 faults := $(if $(filter release debug coverage,$(BUILD)),$B/fault/faults $B/fault/preload.so)
 $B/fault/preload.so: $B/obj/tests/fault/preload.o
 	$(link) -shared -ldl
-$B/fault/faults: $B/obj/tests/fault/faults.o \
+$B/fault/faults: $B/obj/tests/fault/faults.o $B/obj/tests/fault/wide.o \
 	$(patsubst %,$B/lib/%.a,aids tools daemon libtrikv store proto core)
 	$(link) $(LIB_uv) $(LIB_pbc) $(LIB_yaml) $(LIB_xxh) $(call pkg,cmocka) -lm -pthread
 $(call objs,$(wildcard tests/fault/*.c)): | $(GEN).h

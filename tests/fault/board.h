@@ -14,9 +14,9 @@
 enum fault_kind {
     FAULT_MEMORY = 0, /* malloc, calloc, realloc, aligned_alloc */
     FAULT_MAP,        /* mmap, memfd_create, ftruncate, fallocate */
-    FAULT_DESCRIPTOR, /* open, fcntl, eventfd, accept4 */
+    FAULT_DESCRIPTOR, /* open, openat, fcntl, eventfd, accept4 */
     FAULT_SOCKET,     /* sendmsg, recvmsg */
-    FAULT_FILE,       /* write, fsync, rename */
+    FAULT_FILE,       /* read, write, fsync, rename, renameat */
     FAULT_N_KINDS,
 };
 

@@ -2,9 +2,9 @@
  * A trikvd in which the k-th call that can fail does, for every k: once, and from there on. Whatever
  * fails, each request is answered or its connection ends, the daemon lives and gives back all that it
  * held, and the session is as if the requests that failed had never come: a twin in this process,
- * given only those that succeeded, has the same bits.
+ * given only those that succeeded, has the same bits. What is asked for less often is in wide.c.
  *
- *     faults PRELOAD [STRIDE]      every STRIDE-th k (default 1)
+ *     faults PRELOAD [STRIDE [TEST]]      every STRIDE-th k (default 1); of one test alone
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -26,6 +26,7 @@
 #include "store/session.h"
 #include "tests/daemon_aid.h"
 #include "tests/fault/board.h"
+#include "tests/fault/wide.h"
 #include "tests/session_aid.h"
 #include "tests/wire.h"
 
@@ -265,9 +266,12 @@ static void calibrate(struct script *s)
         trikv_calibration_release(&c);
 }
 
-/* Everything that a client can ask for; how far it came is in s->at. */
-static void play(struct script *s, const char *socket)
+/* What most clients ask for; how far it came. */
+static const char *play(const char *socket, bool sticky)
 {
+    struct script script, *const s = &script;
+
+    (void)sticky;
     script_init(s);
     if (open_session(s, socket)) {
         append_all(s);
@@ -282,6 +286,7 @@ static void play(struct script *s, const char *socket)
             went_well(s, "close", trikv_close(&s->session));
     }
     script_deinit(s);
+    return s->at;
 }
 
 /* ---- one daemon, all its calls ------------------------------------------------------------ */
@@ -327,25 +332,31 @@ static void arm(unsigned kinds_armed, uint64_t k, bool sticky)
     atomic_store(&board->armed, kinds_armed);
 }
 
-static void start(struct daemon_aid *d)
+static void start(struct daemon_aid *d, const char *config)
 {
     setenv("LD_PRELOAD", preload, 1);
     setenv(FAULT_BOARD_VARIABLE, board_path, 1);
-    daemon_start(d, CONFIG);
+    daemon_start(d, config);
     unsetenv("LD_PRELOAD");
 }
 
+/* A script, and what fails in it. */
+struct play {
+    const char *(*script)(const char *socket, bool sticky);
+    const char *config;
+    void (*prepare)(const struct daemon_aid *d); /* or NULL */
+    enum fault_kind kind;
+};
+
 /* What the daemon keeps for good comes with the first rounds: tables of its loop, buffers of this
  * connection, and what the C library needs for the text of an error. */
-static struct rest warm_up(const struct daemon_aid *d, int control, enum fault_kind kind)
+static struct rest warm_up(const struct daemon_aid *d, int control, const struct play *p)
 {
     struct rest r = {0};
 
     for (uint64_t i = 0; i < 6; i++) {
-        struct script s;
-
-        arm(1u << kind, i < 3 ? 0 : 7 * i - 20, true);
-        play(&s, d->socket);
+        arm(1u << p->kind, i < 3 ? 0 : 7 * i - 20, true);
+        p->script(d->socket, true);
         arm(0, 0, false);
         sleep_ms(50);
         r = rest_of(d, control);
@@ -354,7 +365,7 @@ static struct rest warm_up(const struct daemon_aid *d, int control, enum fault_k
     return r;
 }
 
-static void every_call_of(enum fault_kind kind, bool sticky)
+static void every_call_in(const struct play *p, bool sticky)
 {
     struct daemon_aid d;
     struct rest rest;
@@ -362,25 +373,53 @@ static void every_call_of(enum fault_kind kind, bool sticky)
     int control;
 
     arm(0, 0, false);
-    start(&d);
+    start(&d, p->config);
+    if (p->prepare)
+        p->prepare(&d);
     control = wire_connect_hello(d.socket);
-    rest = warm_up(&d, control, kind);
+    rest = warm_up(&d, control, p);
     for (; n_failed; k += stride) {
-        struct script s;
+        const char *at;
 
-        arm(1u << kind, k, sticky);
-        play(&s, d.socket);
+        arm(1u << p->kind, k, sticky);
+        at = p->script(d.socket, sticky);
         n_failed = atomic_load(&board->n_failed);
         arm(0, 0, false);
         assert_true(daemon_alive(&d));
-        assert_rest(&d, control, &rest, s.at, k);
+        assert_rest(&d, control, &rest, at, k);
     }
     assert_true(k > 1);
-    print_message("# %s%s: %llu calls\n", kinds[kind], sticky ? ", from then on" : "",
+    print_message("# %s%s: %llu calls\n", kinds[p->kind], sticky ? ", from then on" : "",
                   (unsigned long long)(k - 1));
     wire_serve_well(d.socket);
     close(control);
     assert_int_equal(daemon_stop(&d, SIGTERM), 0);
+}
+
+static void every_call_of(enum fault_kind kind, bool sticky)
+{
+    const struct play p = {.script = play, .config = CONFIG, .kind = kind};
+
+    every_call_in(&p, sticky);
+}
+
+/* The same for what is asked for less often, files included. */
+static void wide_calls(void **state)
+{
+    char config[256];
+
+    (void)state;
+    wide_init(config, sizeof(config));
+    for (unsigned kind = 0; kind < FAULT_N_KINDS; kind++) {
+        const struct play p = {.script = wide_play,
+                               .config = config,
+                               .prepare = wide_add_profile,
+                               .kind = (enum fault_kind)kind};
+
+        every_call_in(&p, false);
+        every_call_in(&p, true);
+    }
+    wide_deinit();
 }
 
 static void memory_once(void **state)
@@ -497,7 +536,7 @@ static void starts(void **state)
 
     (void)state;
     arm(0, 0, false);
-    start(&d);
+    start(&d, CONFIG);
     end(&d);
     for (; n_failed; k += stride) {
         int status;
@@ -544,12 +583,15 @@ int main(int argc, char **argv)
         cmocka_unit_test(starts),          cmocka_unit_test(maps),
         cmocka_unit_test(descriptors),     cmocka_unit_test(sockets),
         cmocka_unit_test(memory_for_good), cmocka_unit_test(memory_once),
+        cmocka_unit_test(wide_calls),
     };
 
-    if (argc < 2 || argc > 3 || (argc == 3 && (stride = strtoull(argv[2], NULL, 10)) == 0)) {
-        fprintf(stderr, "usage: faults PRELOAD [STRIDE]\n");
+    if (argc < 2 || argc > 4 || (argc > 2 && (stride = strtoull(argv[2], NULL, 10)) == 0)) {
+        fprintf(stderr, "usage: faults PRELOAD [STRIDE [TEST]]\n");
         return 64;
     }
     preload = argv[1];
+    if (argc > 3)
+        cmocka_set_test_filter(argv[3]);
     return cmocka_run_group_tests(tests, make_board, remove_board);
 }

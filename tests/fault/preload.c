@@ -197,6 +197,20 @@ EXPORT int open(const char *path, int flags, ...)
                                            : (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
 }
 
+EXPORT int openat(int directory, const char *path, int flags, ...)
+{
+    mode_t mode = 0;
+    va_list args;
+
+    if (flags & (O_CREAT | O_TMPFILE)) {
+        va_start(args, flags);
+        mode = va_arg(args, mode_t);
+        va_end(args);
+    }
+    return fails(FAULT_DESCRIPTOR, EMFILE) ? -1
+                                           : (int)syscall(SYS_openat, directory, path, flags, mode);
+}
+
 EXPORT int fcntl(int fd, int command, ...)
 {
     va_list args;
@@ -241,6 +255,15 @@ EXPORT ssize_t write(int fd, const void *p, size_t n)
     return syscall(SYS_write, fd, p, n);
 }
 
+EXPORT ssize_t read(int fd, void *p, size_t n)
+{
+    struct stat s;
+
+    if (fstat(fd, &s) == 0 && S_ISREG(s.st_mode) && fails(FAULT_FILE, EIO))
+        return -1;
+    return syscall(SYS_read, fd, p, n);
+}
+
 EXPORT int fsync(int fd)
 {
     return fails(FAULT_FILE, EIO) ? -1 : (int)syscall(SYS_fsync, fd);
@@ -250,4 +273,9 @@ EXPORT int rename(const char *from, const char *to)
 {
     return fails(FAULT_FILE, EIO) ? -1
                                   : (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
+}
+
+EXPORT int renameat(int from_fd, const char *from, int to_fd, const char *to)
+{
+    return fails(FAULT_FILE, EIO) ? -1 : (int)syscall(SYS_renameat2, from_fd, from, to_fd, to, 0);
 }
