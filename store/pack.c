@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #include "core/types.h"
 #include "proto/errors.h"
@@ -36,6 +37,14 @@ struct header {
     uint64_t reserved[3];
 };
 _Static_assert(sizeof(struct header) == TKV_PACK_HEADER_BYTES, "no padding");
+
+/* zstd gets its memory when it first needs it: without any, nothing is wrong with what it works on. */
+static int fail_zstd(struct tkv_report *why, int error, const char *what, size_t code)
+{
+    if (ZSTD_getErrorCode(code) == ZSTD_error_memory_allocation)
+        error = TRIKV_E_NO_MEMORY;
+    return tkv_fail(why, error, "%s: %s", what, ZSTD_getErrorName(code));
+}
 
 /* ---- writing ------------------------------------------------------------------------------ */
 
@@ -137,7 +146,7 @@ static int pump(struct tkv_pack_writer *w, ZSTD_inBuffer *in, bool end, struct t
 
         left = ZSTD_compressStream2(w->zstd, &out, in, end ? ZSTD_e_end : ZSTD_e_continue);
         if (ZSTD_isError(left))
-            return tkv_fail(why, TRIKV_E_INTERNAL, "compress: %s", ZSTD_getErrorName(left));
+            return fail_zstd(why, TRIKV_E_INTERNAL, "compress", left);
         (void)XXH3_64bits_update(w->hash, w->piece, out.pos);
         w->n_packed += out.pos;
         e = write_fully(w->fd, w->piece, out.pos, why);
@@ -367,7 +376,7 @@ int tkv_pack_read(void *reader, void *bytes, size_t n, struct tkv_report *why)
         }
         hint = ZSTD_decompressStream(r->zstd, &out, &r->in);
         if (ZSTD_isError(hint))
-            return tkv_fail(why, TRIKV_E_VALUE, "decompress: %s", ZSTD_getErrorName(hint));
+            return fail_zstd(why, TRIKV_E_VALUE, "decompress", hint);
         if (hint == 0 && out.pos < n && out.pos == before && r->packed_left == 0 &&
             r->in.pos == r->in.size)
             return tkv_fail(why, TRIKV_E_VALUE, "file ends early");
