@@ -19,7 +19,7 @@
 #include "tests/rng.h"
 
 enum { N_LAYERS = 2, N_TOKENS = 60, N_STEPS = 6, HEADS = 4, KV_HEADS = 2, DIM = 64 };
-enum { CALL_MS = 2000, N_ALL = N_TOKENS * N_STEPS };
+enum { CALL_MS = 5000, N_ALL = N_TOKENS * N_STEPS };
 
 static const char profile_text[] = "format: trikv-profile/1\n"
                                    "name: wide\n"
