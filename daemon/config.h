@@ -19,7 +19,7 @@ struct tkv_diag;
 enum {
     TKV_CONFIG_PATH_BYTES = 1024,
     TKV_CONFIG_SOCKET_BYTES = 108, /* sun_path */
-    TKV_CONFIG_MAX_OPTIONS = 48,
+    TKV_CONFIG_MAX_OPTIONS = 56,
 };
 
 /* Where the value of an option comes from. */
@@ -59,6 +59,10 @@ struct tkv_config {
     char profiles_directory[TKV_CONFIG_PATH_BYTES];
     char snapshot_directory[TKV_CONFIG_PATH_BYTES]; /* "": no snapshots */
     uint64_t snapshot_day_bytes;                    /* 0: no bound */
+    uint64_t snapshot_every_ms;                     /* 0: never */
+    bool snapshot_on_stop;
+    bool snapshot_restore;
+    uint64_t snapshot_deadline_ms;
     struct tkv_policy defaults;
 
     char file[TKV_CONFIG_PATH_BYTES];                        /* "": none was read */

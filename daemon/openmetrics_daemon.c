@@ -202,24 +202,6 @@ static void write_lookups(struct tkv_om *w, const struct tkv_prefixes *p)
     }
 }
 
-static void write_snapshots(struct tkv_om *w, const struct tkv_server *s)
-{
-    const struct tkv_snapshots *t = &s->snapshots;
-    const uint64_t now_ms = uv_now(&s->loop);
-
-    tkv_om_family(w, "trikv_snapshots_failed", TKV_OM_COUNTER, NULL,
-                  "SNAPSHOT and RESTORE that failed, by reason.");
-    for (size_t i = 0; i < TKV_SNAPSHOT_N_FAILURES; i++) {
-        tkv_om_begin(w);
-        tkv_om_label(w, "reason", tkv_snapshot_failures[i]);
-        tkv_om_count(w, t->n_failed[i]);
-    }
-    tkv_om_family(w, "trikv_snapshot_age_seconds", TKV_OM_GAUGE, "seconds",
-                  "Since the last file was written; 0 if none was.");
-    tkv_om_begin(w);
-    tkv_om_number(w, t->any_written ? (double)(now_ms - t->written_ms) / 1000 : 0);
-}
-
 static void write_errors(struct tkv_om *w, const struct tkv_metrics *m)
 {
     static const int numbers[] = {
@@ -327,7 +309,7 @@ void tkv_om_write_daemon(struct tkv_om *w, struct tkv_server *s, const struct tk
     write_errors(w, m);
     write_cold(w, &s->keep);
     write_lookups(w, &s->prefixes);
-    write_snapshots(w, s);
+    tkv_om_write_snapshots(w, s);
     write_histogram(w, "trikv_attend_seconds", "Work of a request that attends, appending or not.",
                     &m->attend_s);
     write_histogram(w, "trikv_append_seconds", "Work of a request that only appends.",

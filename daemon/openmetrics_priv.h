@@ -27,9 +27,10 @@ void tkv_om_label_index(struct tkv_om *w, const char *key, uint64_t index);
 void tkv_om_count(struct tkv_om *w, uint64_t value);
 void tkv_om_number(struct tkv_om *w, double value);
 
-/* openmetrics_daemon.c, openmetrics_sessions.c */
+/* openmetrics_daemon.c, openmetrics_snapshots.c, openmetrics_sessions.c */
 void tkv_om_write_daemon(struct tkv_om *w, struct tkv_server *s, const struct tkv_survey *v,
                          size_t n_left_out);
+void tkv_om_write_snapshots(struct tkv_om *w, const struct tkv_server *s); /* the rest of them */
 void tkv_om_write_sessions(struct tkv_om *w, const struct tkv_survey *v, size_t n_shown);
 void tkv_om_write_layers(struct tkv_om *w, const struct tkv_survey *v, size_t n_shown);
 

@@ -61,6 +61,13 @@ void tkv_call_wait(struct tkv_call *call, struct tkv_session_entry *e)
         tkv_ring_recall(e->owner->ring);
 }
 
+/* Nobody wants it any more, not even as a file that nobody asked for. */
+static void end_for_good(struct tkv_call *call, struct tkv_session_entry *e)
+{
+    tkv_autosave_forget(e);
+    tkv_sessions_doom(e, call);
+}
+
 void tkv_handle_close(struct tkv_call *call, const ProtobufCMessage *message)
 {
     const Trikv__Empty reply = TRIKV__EMPTY__INIT;
@@ -74,7 +81,7 @@ void tkv_handle_close(struct tkv_call *call, const ProtobufCMessage *message)
     else if (e->prefix.keep && !tkv_prefixes_take(e, &why))
         tkv_call_reply(call, &reply.base);
     else
-        tkv_sessions_doom(e, call);
+        end_for_good(call, e);
 }
 
 void tkv_handle_drop(struct tkv_call *call, const ProtobufCMessage *message)
@@ -90,7 +97,7 @@ void tkv_handle_drop(struct tkv_call *call, const ProtobufCMessage *message)
     else if (e->busy)
         tkv_call_wait(call, e);
     else
-        tkv_sessions_doom(e, call);
+        end_for_good(call, e);
 }
 
 static void reply_handle(struct tkv_call *call, struct tkv_session *session)

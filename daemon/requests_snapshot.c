@@ -13,9 +13,9 @@
 #include "daemon/keep.h"
 #include "daemon/requests.h"
 #include "daemon/server.h"
+#include "daemon/snapshots_file.h"
 #include "proto/errors.h"
 #include "proto/trikv.pb-c.h"
-#include "store/pack.h"
 #include "store/snapshot.h"
 
 enum { MAX_LISTED = 400 }; /* that fit into a message */
@@ -38,9 +38,8 @@ struct tkv_snapshot_job {
     uint8_t *meta;
     size_t meta_bytes;
     uint64_t n_seen, file_bytes;
-    struct tkv_pack_reader *reader; /* RESTORE */
-    struct tkv_snapshot *snapshot;
-    struct listed *listed; /* SNAPSHOT_LIST, [MAX_LISTED] */
+    struct tkv_snapshot_reading reading; /* RESTORE */
+    struct listed *listed;               /* SNAPSHOT_LIST, [MAX_LISTED] */
     uint32_t n_listed, n_files;
 };
 
@@ -71,8 +70,7 @@ static void free_job(struct tkv_call *call)
         return;
     tkv_session_destroy(&j->session);
     tkv_quota_unref(&j->quota);
-    tkv_snapshot_close(&j->snapshot);
-    tkv_pack_reader_destroy(&j->reader);
+    tkv_snapshot_file_close(&j->reading);
     tkv_budget_free(budget, j->meta, j->meta_bytes);
     tkv_budget_free(budget, j->listed, MAX_LISTED * sizeof(*j->listed));
     tkv_budget_free(budget, j, sizeof(*j));
@@ -86,40 +84,23 @@ static void fail_call(struct tkv_call *call)
     tkv_call_fail(call);
 }
 
-static int open_directory(struct tkv_call *call, bool make)
+static struct tkv_snapshot_place place_of(const struct tkv_snapshot_job *j)
 {
-    const struct tkv_snapshot_job *const j = call->snapshot;
-
-    return tkv_snapshots_open_directory(j->root, j->uid, make, &call->why);
+    return (struct tkv_snapshot_place){.root = j->root, .uid = j->uid, .name = j->name};
 }
 
 /* ---- SNAPSHOT ------------------------------------------------------------------------------- */
 
-static int write_file(struct tkv_call *call, int directory)
-{
-    struct tkv_snapshot_job *const j = call->snapshot;
-    const struct tkv_session *const session = j->session;
-    struct tkv_pack_writer *w;
-    struct tkv_snapshot_sink sink = {.write = tkv_pack_write};
-    int e = tkv_pack_create(&w, directory, j->name, &call->client->server->budget, &call->why);
-
-    sink.ctx = w;
-    e = e ? e : tkv_snapshot_write(&sink, &session, 1, j->meta, j->meta_bytes, &call->why);
-    e = e ? e : tkv_pack_commit(w, &j->file_bytes, &call->why);
-    tkv_pack_writer_destroy(&w);
-    return e;
-}
-
 static void snapshot_work(struct tkv_job *job)
 {
     struct tkv_call *const call = tkv_call_of(job);
-    const int directory = open_directory(call, true);
+    struct tkv_snapshot_job *const j = call->snapshot;
+    const struct tkv_snapshot_place at = place_of(j);
+    const struct tkv_snapshot_content content = {j->session, j->meta, j->meta_bytes};
 
-    if (directory >= 0) {
-        (void)write_file(call, directory);
-        close(directory);
-    }
-    tkv_session_destroy(&call->snapshot->session);
+    (void)tkv_snapshot_file_write(&at, &content, &call->client->server->budget, NULL,
+                                  &j->file_bytes, &call->why);
+    tkv_session_destroy(&j->session);
 }
 
 static void snapshot_done(struct tkv_job *job)
@@ -186,54 +167,24 @@ void tkv_handle_snapshot(struct tkv_call *call, const ProtobufCMessage *message)
 
 /* ---- RESTORE: a worker opens the file, the loop finds the profile, a worker reads the rest ---- */
 
-static int open_file(struct tkv_call *call, int directory)
-{
-    struct tkv_snapshot_job *const j = call->snapshot;
-    struct tkv_budget *const budget = &call->entry->quota->budget;
-    const int fd = openat(directory, j->name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-    struct tkv_snapshot_source source = {.read = tkv_pack_read};
-    int e;
-
-    if (fd < 0)
-        return tkv_fail(&call->why, errno == ENOENT ? TRIKV_E_ARGUMENT : TRIKV_E_SYSTEM,
-                        "snapshot %s: %s", j->name, strerror(errno));
-    e = tkv_pack_open(&j->reader, fd, budget, &call->why);
-    if (e) {
-        close(fd);
-        return e;
-    }
-    source.ctx = j->reader;
-    e = tkv_snapshot_open(&j->snapshot, &source, budget, &call->why);
-    if (!e && j->snapshot->n_sessions != 1)
-        e = tkv_fail(&call->why, TRIKV_E_VALUE, "snapshot %s: %u sessions, want 1", j->name,
-                     j->snapshot->n_sessions);
-    return e ? e : tkv_snapshot_meta_check(j->snapshot->meta, j->snapshot->meta_bytes, &call->why);
-}
-
 static void open_work(struct tkv_job *job)
 {
     struct tkv_call *const call = tkv_call_of(job);
-    const int directory = open_directory(call, false);
+    struct tkv_snapshot_job *const j = call->snapshot;
+    const struct tkv_snapshot_place at = place_of(j);
 
-    if (directory < 0)
-        return;
-    (void)open_file(call, directory);
-    close(directory);
+    (void)tkv_snapshot_file_open(&j->reading, &at, &call->entry->quota->budget, &call->why);
 }
 
 static void restore_work(struct tkv_job *job)
 {
     struct tkv_call *const call = tkv_call_of(job);
-    struct tkv_snapshot_job *const j = call->snapshot;
     struct tkv_server *const s = call->client->server;
-    int e = tkv_snapshot_read(j->snapshot, &s->kernels, &call->entry->made, &call->why);
 
-    e = e ? e : tkv_pack_end(j->reader, &call->why);
-    if (!e && call->entry->made)
-        e = tkv_keep_session(call->entry, NULL, &call->why);
-    if (e)
+    if (!tkv_snapshot_file_read(&call->snapshot->reading, &s->kernels, &call->entry->made,
+                                &call->why) &&
+        tkv_keep_session(call->entry, NULL, &call->why))
         tkv_session_destroy(&call->entry->made);
-    tkv_snapshot_close(&j->snapshot);
 }
 
 static void restore_done(struct tkv_job *job)
@@ -243,6 +194,8 @@ static void restore_done(struct tkv_job *job)
 
     tkv_keep_arena(e);
     e->server->snapshots.n_restored += !call->why.error;
+    if (e->made)
+        tkv_autosave_take(e, call->snapshot->name);
     free_job(call);
     tkv_sessions_idle(e);
     if (!tkv_call_ended(call))
@@ -257,9 +210,9 @@ static int take_entry(struct tkv_call *call)
 {
     const struct tkv_snapshot_job *const j = call->snapshot;
     struct tkv_session_entry *const e = call->entry;
-    int error = tkv_snapshot_take_profile(e, j->snapshot, &call->why);
+    int error = tkv_snapshot_take_profile(e, j->reading.snapshot, &call->why);
 
-    error = error ? error : tkv_snapshot_meta_take(e, j->snapshot->meta, &call->why);
+    error = error ? error : tkv_snapshot_meta_take(e, j->reading.snapshot->meta, &call->why);
     if (!error && j->has_label)
         memcpy(e->label, j->label, sizeof(e->label));
     return error;
@@ -329,7 +282,8 @@ static int by_name(const void *a, const void *b)
 static void list_work(struct tkv_job *job)
 {
     struct tkv_call *const call = tkv_call_of(job);
-    const int directory = open_directory(call, true);
+    const struct tkv_snapshot_job *const j = call->snapshot;
+    const int directory = tkv_snapshots_open_directory(j->root, j->uid, true, &call->why);
     DIR *d = directory >= 0 ? fdopendir(directory) : NULL;
     const struct dirent *entry;
 
@@ -408,14 +362,9 @@ void tkv_handle_snapshot_list(struct tkv_call *call, const ProtobufCMessage *mes
 static void delete_work(struct tkv_job *job)
 {
     struct tkv_call *const call = tkv_call_of(job);
-    const int directory = open_directory(call, false);
+    const struct tkv_snapshot_place at = place_of(call->snapshot);
 
-    if (directory < 0)
-        return;
-    if (unlinkat(directory, call->snapshot->name, 0))
-        tkv_fail(&call->why, errno == ENOENT ? TRIKV_E_ARGUMENT : TRIKV_E_SYSTEM, "snapshot %s: %s",
-                 call->snapshot->name, strerror(errno));
-    close(directory);
+    (void)tkv_snapshot_file_remove(&at, &call->why);
 }
 
 static void delete_done(struct tkv_job *job)

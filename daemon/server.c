@@ -161,6 +161,7 @@ void tkv_server_drain(struct tkv_server *s)
     tkv_log(&s->log, TKV_LOG_INFO, "msg=draining connections=%u sessions=%u", s->n_clients,
             s->sessions.n);
     tkv_notify_send(&s->notify, "STOPPING=1");
+    tkv_autosave_drain(s);
     tkv_listen_stop(s);
     if (s->handover.peer_fd < 0)
         tkv_listen_close(s);
@@ -187,7 +188,8 @@ void tkv_server_check_drained(struct tkv_server *s)
 {
     const bool idle = s->keep.is_on ? !tkv_sessions_any_busy(&s->sessions) : !s->sessions.n;
 
-    if (s->draining && !s->n_clients && !s->rings.n && idle)
+    if (s->draining && !s->n_clients && !s->rings.n && idle &&
+        !tkv_autosave_is_busy(s))
         uv_walk(&s->loop, close_handle, NULL);
 }
 
@@ -238,10 +240,13 @@ static int start_loop(struct tkv_server *s)
     start_signal(s, &s->on_hup, SIGHUP);
     hold_signals(SIG_UNBLOCK);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is an error like a full disk */
     tkv_listen_start(s);
     tkv_handover_start(s);
     tkv_http_start(s);
     if (tkv_pool_create(&s->pool, s->n_threads, wake_loop, &s->jobs_done))
+        return EX_OSERR;
+    if (tkv_autosave_start(s))
         return EX_OSERR;
     s->started_ms = uv_now(&s->loop);
     tkv_pulse_start(s);
@@ -308,6 +313,8 @@ int tkv_server_init(struct tkv_server *s, const struct tkv_config *config,
         e = start_loop(s);
     if (!e)
         tkv_keep_adopt(s, &passed);
+    if (!e)
+        tkv_autosave_restore(s);
     return e;
 }
 
@@ -325,7 +332,9 @@ int tkv_server_run(struct tkv_server *s)
 void tkv_server_deinit(struct tkv_server *s)
 {
     tkv_rings_deinit(s);
+    tkv_autosave_stop(s);
     tkv_pool_destroy(&s->pool);
+    tkv_autosave_deinit(s);
     tkv_handover_give(s);
     tkv_listen_close(s);
     tkv_keep_leave(s);

@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <uv.h>
 
+#include "daemon/autosave.h"
 #include "daemon/config.h"
 #include "daemon/conn.h"
 #include "daemon/foreign.h"
@@ -125,6 +126,7 @@ struct tkv_server {
     struct tkv_sessions sessions;
     struct tkv_prefixes prefixes;
     struct tkv_snapshots snapshots;
+    struct tkv_autosave autosave;
     struct tkv_quota *users;
     struct tkv_keep keep;
     struct tkv_handover handover;

@@ -203,6 +203,7 @@ static void destroy_work(struct tkv_job *job)
         (struct tkv_session_entry *)((char *)job - offsetof(struct tkv_session_entry, destruction));
 
     tkv_session_destroy(&e->made);
+    tkv_autosave_remove(e);
     tkv_observation_destroy(&e->observation, &e->quota->budget);
 }
 
@@ -279,6 +280,7 @@ void tkv_sessions_settle(struct tkv_session_entry *e)
     }
     if (e->session && now_ms - e->stats_ms > STATS_AGE_MS)
         tkv_sessions_stats(e);
+    tkv_autosave_settle(e);
     if ((e->doomed || !e->session) && !outlives_owner(e)) {
         e->doomed = true;
         start_destruction(e);

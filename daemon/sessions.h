@@ -10,6 +10,7 @@
 #include <sys/types.h>
 
 #include "core/rope.h"
+#include "daemon/autosave.h"
 #include "daemon/pool.h"
 #include "daemon/prefixes.h"
 #include "daemon/survey.h"
@@ -59,6 +60,7 @@ struct tkv_session_entry {
     bool never_evict;                    /* for memory, however idle it is */
     enum tkv_entry_kind kind;
     struct tkv_prefix prefix;
+    struct tkv_autosave_entry autosave;
     struct tkv_call *waiting;       /* for the end of the job */
     struct tkv_call *closer;        /* to be answered when it is destroyed; may be NULL */
     struct tkv_session_stats stats; /* as of stats_ms; what others see while it is busy */

@@ -15,7 +15,7 @@
 enum { META_VERSION = 1, DAY_MS = 24 * 3600 * 1000 };
 
 const char *const tkv_snapshot_failures[TKV_SNAPSHOT_N_FAILURES] = {
-    "day_budget", "memory", "io", "profile", "file", "other"};
+    "day_budget", "memory", "io", "profile", "file", "deadline", "other"};
 
 /* ---- files ---------------------------------------------------------------------------------- */
 
@@ -32,6 +32,7 @@ void tkv_snapshots_count_failure(struct tkv_snapshots *s, int error)
     case TRIKV_E_VALUE:
     case TRIKV_E_VERSION:
     case TRIKV_E_CHECKSUM: s->n_failed[TKV_SNAPSHOT_FILE]++; break;
+    case TRIKV_E_DRAINING: s->n_failed[TKV_SNAPSHOT_NO_TIME]++; break;
     default: s->n_failed[TKV_SNAPSHOT_OTHER]++; break;
     }
 }

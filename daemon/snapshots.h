@@ -29,6 +29,7 @@ enum tkv_snapshot_failure {
     TKV_SNAPSHOT_IO,
     TKV_SNAPSHOT_PROFILE, /* is missing or another one */
     TKV_SNAPSHOT_FILE,    /* is damaged, of another version, or none */
+    TKV_SNAPSHOT_NO_TIME, /* the daemon stopped */
     TKV_SNAPSHOT_OTHER,
     TKV_SNAPSHOT_N_FAILURES,
 };

@@ -189,7 +189,9 @@ int tkv_session_truncate(struct tkv_session *s, uint64_t n_tokens, struct tkv_re
     e = tkv_journal_prepare(s, 0, s->config.n_layers, why);
     for (uint32_t i = 0; !e && i < s->config.n_layers; i++)
         cut_layer(s, &s->layers[i], seen - n_tokens);
-    if (!e)
-        tkv_journal_commit(s, 0, s->config.n_layers);
-    return e;
+    if (e)
+        return e;
+    tkv_journal_commit(s, 0, s->config.n_layers);
+    s->n_changes += n_tokens > 0;
+    return 0;
 }

@@ -271,6 +271,7 @@ int tkv_session_set_budget(struct tkv_session *s, uint32_t budget_tokens, struct
     e = tkv_check_budget(&s->config, 0, budget_tokens, why);
     for (uint32_t i = 0; !e && i < s->config.n_layers; i++)
         s->layers[i].config.budget_tokens = budget_tokens;
+    s->n_changes += !e;
     if (!e && !tkv_budgets_share(s))
         e = tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room to share a budget of %u tokens",
                      budget_tokens);

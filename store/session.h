@@ -328,6 +328,9 @@ uint64_t tkv_session_n_seen(const struct tkv_session *s, uint32_t layer);
 uint32_t tkv_session_n_kept(const struct tkv_session *s, uint32_t layer);
 uint32_t tkv_session_n_rounds(const struct tkv_session *s);
 uint32_t tkv_session_n_layers(const struct tkv_session *s);
+
+/* Another number after everything that a snapshot would show; a fork begins with its parent's. */
+uint64_t tkv_session_n_changes(const struct tkv_session *s);
 const struct tkv_shape *tkv_session_shape(const struct tkv_session *s, uint32_t layer);
 
 /*

@@ -124,6 +124,7 @@ struct tkv_session {
     uint64_t pin_value;
     size_t own_bytes;        /* private memory that it refers to: tables, coders */
     uint32_t horizon_tokens; /* method default: what the plan is for, config.max_tokens at first */
+    uint64_t n_changes;      /* that leave all tables as they are */
     uint64_t generation;
     uint64_t n_evicted;              /* (token, layer, KV head) triples */
     struct tkv_journal *journal;     /* NULL: it ends with this process */

@@ -258,6 +258,11 @@ uint32_t tkv_session_n_rounds(const struct tkv_session *s)
     return most;
 }
 
+uint64_t tkv_session_n_changes(const struct tkv_session *s)
+{
+    return s->n_changes + s->generation;
+}
+
 uint32_t tkv_session_n_layers(const struct tkv_session *s)
 {
     return s->config.n_layers;

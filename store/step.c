@@ -378,6 +378,7 @@ static void attend_part(const struct run *r, uint32_t first, uint32_t n)
     };
 
     tkv_probes_record(r->s, r->l, &part);
+    r->s->n_changes += r->l->mass || r->l->probes;
     if (!tkv_layer_observes(r->l)) {
         tkv_cache_attend(&c, &part, r->attend, attend_exec(r, n));
         return;
@@ -403,6 +404,7 @@ static void push_part(const struct run *r, uint32_t first, uint32_t n)
     };
 
     tkv_layer_push(r->s, r->l, &t, n * k_row < MIN_PARALLEL_WORK ? NULL : r->exec);
+    r->s->n_changes++;
 }
 
 /* A layer is about to be folded; with `due` because the next token needs the room. */
