@@ -1,7 +1,8 @@
 /*
- * Files of sessions that an x86-64 machine wrote, in tests/portable: every machine reads them, answers what was
- * written beside them to the bit, writes the same bytes again, and writes them too when it makes
- * the session itself; so a file that arm64 writes is the one that x86-64 reads.
+ * Files of sessions that an x86-64 machine wrote, in tests/portable: every machine reads them, writes the same
+ * bytes again, and writes them too when it makes the session itself; so a file that arm64 writes is the
+ * one that x86-64 reads. What attention then gives stands beside them: to the bit with plain C,
+ * and nearly so with a machine's own kernels, which add in another order.
  *
  * After a change of the format: TRIKV_WRITE_PORTABLE=1 build/tests/check_portable writes them anew.
  */
@@ -13,6 +14,7 @@
 #include <cmocka.h>
 
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +30,8 @@
 #define FOLDER "tests/portable"
 
 enum { N_TOKENS = 420, N_BEFORE = 400, MAX_BYTES = 4 << 20 };
+
+#define TOLERANCE 1e-4f /* of numbers up to 2 */
 
 /* The content of a file, in memory. */
 struct content {
@@ -71,9 +75,12 @@ static struct aid_tokens tokens_for(const struct aid *a)
     return t;
 }
 
-static void open_scene(struct aid *a, size_t scene, struct aid_tokens *t)
+static void open_scene(struct aid *a, size_t scene, bool plain, struct aid_tokens *t)
 {
-    scene_open(a, scene);
+    scene_configure(a, scene, NULL);
+    if (plain)
+        tkv_kernels_init(&a->kn, 0);
+    assert_int_equal(aid_open(a), 0);
     *t = tokens_for(a);
     scene_feed(a, a->session, t, 0, N_BEFORE);
 }
@@ -111,7 +118,7 @@ static void write_portable(size_t scene)
     int fd;
 
     assert_true(directory >= 0);
-    open_scene(&a, scene, &t);
+    open_scene(&a, scene, true, &t);
     s = a.session;
     name_of(scene, "snapshot", name, sizeof(name));
     assert_int_equal(tkv_pack_create(&w, directory, name, &a.budget, &why), 0);
@@ -169,7 +176,8 @@ static struct tkv_session *read_session(struct aid *a, size_t scene)
     return s;
 }
 
-static void check_answers(struct aid *a, size_t scene, struct tkv_session *s, struct aid_tokens *t)
+static void check_answers(struct aid *a, size_t scene, bool plain, struct tkv_session *s,
+                          struct aid_tokens *t)
 {
     const float *out;
     const size_t n = go_on(a, s, t, &out);
@@ -178,9 +186,13 @@ static void check_answers(struct aid *a, size_t scene, struct tkv_session *s, st
 
     assert_non_null(want);
     assert_int_equal(read(fd, want, n), n);
-    if (memcmp(want, out, n) != 0)
-        fail_msg("%s: other attention", scene_name(scene));
     close(fd);
+    if (plain && memcmp(want, out, n) != 0)
+        fail_msg("%s: other attention", scene_name(scene));
+    for (size_t i = 0; i < n / sizeof(float); i++)
+        if (fabsf(want[i] - out[i]) > TOLERANCE)
+            fail_msg("%s: attention %zu is %g, want %g", scene_name(scene), i, (double)out[i],
+                     (double)want[i]);
     free(want);
 }
 
@@ -208,21 +220,21 @@ static void check_bytes(size_t scene, const struct tkv_session *s, struct tkv_bu
     free(c.bytes);
 }
 
-static void check_scene(size_t scene)
+static void check_scene(size_t scene, bool plain)
 {
     struct tkv_session *read, *made;
     struct aid_tokens t;
     struct aid a;
 
-    open_scene(&a, scene, &t);
+    open_scene(&a, scene, plain, &t);
     made = a.session;
     read = read_session(&a, scene);
     check_bytes(scene, read, &a.budget);
-    check_answers(&a, scene, read, &t);
+    check_answers(&a, scene, plain, read, &t);
     tkv_session_destroy(&read);
-    if (is_made_alike(&a)) {
+    if (plain && is_made_alike(&a)) {
         check_bytes(scene, made, &a.budget);
-        check_answers(&a, scene, made, &t);
+        check_answers(&a, scene, plain, made, &t);
     }
     a.session = made;
     free(t.k);
@@ -238,7 +250,8 @@ static void files_are_the_same_everywhere(void **state)
     for (size_t i = 0; i < sizeof(scenes) / sizeof(scenes[0]); i++) {
         if (writes)
             write_portable(scenes[i]);
-        check_scene(scenes[i]);
+        check_scene(scenes[i], true);
+        check_scene(scenes[i], false);
     }
 }
 
