@@ -148,7 +148,7 @@ $(call objs,$(shell grep -l TRIKV_SYSCONFDIR */*.c)): $B/gen/places
 SCRIPTS := $(wildcard tests/check_*.sh)
 # What the instruction set of a kernel can change.
 ISA := attention codebook codec codec_format codec_quality codec_types fused gate half kept_set kernels \
-	kv_quality ladder latents map_read mixed model ranges roundtrip rotation rope select session \
+	kv_quality ladder latents map_read mixed model portable ranges roundtrip rotation rope select session \
 	session_methods triattention vectors
 isa_tests := $(ISA:%=$B/tests/check_%)
 # What arm64 cannot change: arithmetic on what kernels give, which are held to equal bits; texts; what Linux

@@ -23,7 +23,7 @@ const struct tkv_bench_command *tkv_bench_find(const char *name);
 /* 0, or -1 with a text. */
 tkv_bench_run tkv_bench_attend, tkv_bench_encode, tkv_bench_round, tkv_bench_ipc, tkv_bench_session,
     tkv_bench_appliance, tkv_bench_memory, tkv_bench_model, tkv_bench_work, tkv_bench_score,
-    tkv_bench_accuracy;
+    tkv_bench_accuracy, tkv_bench_snapshot;
 
 /* Fills the template o->in and writes o->out. */
 int tkv_bench_report(const struct tkv_bench_options *o, struct tkv_reason *why);

@@ -77,15 +77,36 @@ static int write_profile(const char *path, struct tkv_reason *why)
     return e;
 }
 
+static int make_folder(struct tkv_bench_service *s, const char *parent, struct tkv_reason *why)
+{
+    const int n = snprintf(s->folder, sizeof(s->folder), "%s/trikv-bench-XXXXXX", parent);
+
+    if (n > 0 && (size_t)n < sizeof(s->folder) && mkdtemp(s->folder))
+        return 0;
+    s->folder[0] = '\0';
+    return tkv_reason_set(why, "cannot make a folder in %s: %s", parent, strerror(errno));
+}
+
+static int make_config(struct tkv_bench_service *s, struct tkv_reason *why)
+{
+    FILE *f;
+
+    (void)snprintf(s->config, sizeof(s->config), "%s/trikvd.yaml", s->folder);
+    f = fopen(s->config, "we");
+    if (!f || fprintf(f, "snapshot:\n  directory: \"%s\"\n", s->folder) < 0) {
+        if (f)
+            (void)fclose(f);
+        return tkv_reason_set(why, "%s: %s", s->config, strerror(errno));
+    }
+    return fclose(f) ? tkv_reason_set(why, "%s: %s", s->config, strerror(errno)) : 0;
+}
+
 static int make_profile(struct tkv_bench_service *s, struct tkv_reason *why)
 {
     char path[128];
 
-    (void)snprintf(s->folder, sizeof(s->folder), "/tmp/trikv-bench-XXXXXX");
-    if (!mkdtemp(s->folder)) {
-        s->folder[0] = '\0';
-        return tkv_reason_set(why, "cannot make a folder in /tmp: %s", strerror(errno));
-    }
+    if (make_folder(s, "/tmp", why))
+        return -1;
     (void)snprintf(path, sizeof(path), "%s/" TKV_BENCH_PROFILE ".yaml", s->folder);
     return write_profile(path, why);
 }
@@ -125,9 +146,11 @@ static int start(struct tkv_bench_service *s, uint32_t n_threads, size_t staging
 {
     char program[600], threads[16];
     const char *const arguments[] = {
-        "--config",    "/dev/null",  "--threads",
-        threads,       "--profiles", s->folder[0] ? s->folder : "/nonexistent",
-        "--log-level", "error",      NULL};
+        "--config",    s->config[0] ? s->config : "/dev/null",
+        "--threads",   threads,
+        "--profiles",  s->folder[0] && !s->config[0] ? s->folder : "/nonexistent",
+        "--log-level", "error",
+        NULL};
     struct trikv_options o = {.size = sizeof(o),
                               .socket = s->daemon.socket,
                               .timeout_ms = 600000,
@@ -152,6 +175,20 @@ int tkv_bench_service_start(struct tkv_bench_service *s, uint32_t n_threads, siz
     return 0;
 }
 
+int tkv_bench_service_start_files(struct tkv_bench_service *s, uint32_t n_threads,
+                                  size_t staging_bytes, struct tkv_reason *why)
+{
+    const char *parent = getenv("TMPDIR");
+
+    *s = (struct tkv_bench_service){0};
+    if (make_folder(s, parent ? parent : "/tmp", why) || make_config(s, why) ||
+        start(s, n_threads, staging_bytes, why)) {
+        tkv_bench_service_stop(s);
+        return -1;
+    }
+    return 0;
+}
+
 void tkv_bench_service_stop(struct tkv_bench_service *s)
 {
     char path[128];
@@ -163,6 +200,9 @@ void tkv_bench_service_stop(struct tkv_bench_service *s)
         (void)unlink(path);
         (void)snprintf(path, sizeof(path), "%s/" TKV_BENCH_PROFILE ".stats", s->folder);
         (void)unlink(path);
+        (void)snprintf(path, sizeof(path), "%s/%lu", s->folder, (unsigned long)getuid());
+        (void)rmdir(path);
+        (void)unlink(s->config);
         (void)rmdir(s->folder);
     }
     *s = (struct tkv_bench_service){0};

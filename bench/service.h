@@ -10,7 +10,8 @@
 struct tkv_bench_service {
     struct tkv_spawn daemon;
     struct trikv_client *client;
-    char folder[64]; /* of its profiles; "": none */
+    char folder[64];  /* of its profiles and snapshots; "": none */
+    char config[128]; /* its file; "": none */
 };
 
 /* The geometry of Qwen3-8B. */
@@ -30,6 +31,10 @@ enum {
  */
 int tkv_bench_service_start(struct tkv_bench_service *s, uint32_t n_threads, size_t staging_bytes,
                             bool with_profile, struct tkv_reason *why);
+
+/* The same for a daemon that writes snapshots, to a folder in $TMPDIR or /tmp. */
+int tkv_bench_service_start_files(struct tkv_bench_service *s, uint32_t n_threads,
+                                  size_t staging_bytes, struct tkv_reason *why);
 void tkv_bench_service_stop(struct tkv_bench_service *s);
 
 /* How long the daemon has attended (appending or not) for anybody, ever. 0, or an error of libtrikv. */

@@ -192,14 +192,26 @@ struct tkv_session_entry *tkv_call_own_session(struct tkv_call *call)
     return tkv_sessions_find_own(call->client, call->session_id, &call->why);
 }
 
-void tkv_call_start(struct tkv_call *call, void (*work)(struct tkv_job *job),
-                    void (*done)(struct tkv_job *job))
+static void start_on(struct tkv_pool *pool, struct tkv_call *call,
+                     void (*work)(struct tkv_job *job), void (*done)(struct tkv_job *job))
 {
     call->running = true;
     call->submitted_ns = uv_hrtime();
     call->job.work = work;
     call->job.done = done;
-    tkv_pool_submit(call->client->server->pool, &call->job);
+    tkv_pool_submit(pool, &call->job);
+}
+
+void tkv_call_start(struct tkv_call *call, void (*work)(struct tkv_job *job),
+                    void (*done)(struct tkv_job *job))
+{
+    start_on(call->client->server->pool, call, work, done);
+}
+
+void tkv_call_start_file(struct tkv_call *call, void (*work)(struct tkv_job *job),
+                         void (*done)(struct tkv_job *job))
+{
+    start_on(call->client->server->autosave.pool, call, work, done);
 }
 
 bool tkv_call_ended(struct tkv_call *call)

@@ -39,6 +39,10 @@ struct tkv_session_entry *tkv_call_own_session(struct tkv_call *call);
 void tkv_call_start(struct tkv_call *call, void (*work)(struct tkv_job *job),
                     void (*done)(struct tkv_job *job));
 
+/* The same on the thread for files: what waits for a disk keeps no worker from the others. */
+void tkv_call_start_file(struct tkv_call *call, void (*work)(struct tkv_job *job),
+                         void (*done)(struct tkv_job *job));
+
 /* To be called first in every `done`; false if the client has gone meanwhile: then the call
  * must not be touched any more. */
 bool tkv_call_ended(struct tkv_call *call);

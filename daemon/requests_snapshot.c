@@ -1,5 +1,6 @@
-/* SNAPSHOT, RESTORE, SNAPSHOT_LIST and SNAPSHOT_DELETE. Whatever touches a file is done by a worker: a
- * disk may be slow. A session is forked for it, so that it can go on at once. */
+/* SNAPSHOT, RESTORE, SNAPSHOT_LIST and SNAPSHOT_DELETE. Whatever touches a file is done by a thread: a
+ * disk may be slow, so what only writes or looks has one for itself, and only RESTORE takes a worker.
+ * SNAPSHOT forks the session, so that it can go on at once. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -98,8 +99,8 @@ static void snapshot_work(struct tkv_job *job)
     const struct tkv_snapshot_place at = place_of(j);
     const struct tkv_snapshot_content content = {j->session, j->meta, j->meta_bytes};
 
-    (void)tkv_snapshot_file_write(&at, &content, &call->client->server->budget, NULL,
-                                  &j->file_bytes, &call->why);
+    (void)tkv_snapshot_file_write(&at, &content, &call->client->server->budget,
+                                  &call->client->server->autosave.stop, &j->file_bytes, &call->why);
     tkv_session_destroy(&j->session);
 }
 
@@ -161,7 +162,7 @@ void tkv_handle_snapshot(struct tkv_call *call, const ProtobufCMessage *message)
         free_job(call);
         fail_call(call);
     } else {
-        tkv_call_start(call, snapshot_work, snapshot_done);
+        tkv_call_start_file(call, snapshot_work, snapshot_done);
     }
 }
 
@@ -354,7 +355,7 @@ void tkv_handle_snapshot_list(struct tkv_call *call, const ProtobufCMessage *mes
         tkv_call_fail(call);
         return;
     }
-    tkv_call_start(call, list_work, list_done);
+    tkv_call_start_file(call, list_work, list_done);
 }
 
 /* ---- SNAPSHOT_DELETE ------------------------------------------------------------------------ */
@@ -384,7 +385,7 @@ static void delete_done(struct tkv_job *job)
 void tkv_handle_snapshot_delete(struct tkv_call *call, const ProtobufCMessage *message)
 {
     if (job_of(call, ((const Trikv__SnapshotNameRequest *)message)->name))
-        tkv_call_start(call, delete_work, delete_done);
+        tkv_call_start_file(call, delete_work, delete_done);
     else
         tkv_call_fail(call);
 }

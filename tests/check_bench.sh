@@ -95,6 +95,9 @@ json ipc --tokens 300 -- 'socket_p50_us > 0' 'ring_sleep_p50_us > 0' 'layers_loc
 json session --layers 4 --tokens 300 --seconds 0 -- 'open_us > 0' 'fork_us > 0' \
     'truncate_us > 0' 'fork_bytes > 1000 and fork_bytes < 65536' \
     'map_us > 0' 'daemon_attend_us > 0' 'local_attend_us > 0'
+json snapshot --layers 2 --kv-heads 2 --tokens 600 --seconds 0 -- 'file_bytes > 0' '0 < ratio < 1' \
+    'near(ratio, file_bytes / resident_bytes, rel_tol=1e-6)' 'bytes_per_token * 600 > 0.99 * file_bytes' \
+    'write_mb_per_s > 0' 'read_mb_per_s > 0' 'other_ms > 0' 'fp16_ratio < ratio'
 json appliance --tokens 1024 --budget 512 -- 'tokens == 1024' 'n_kept == 512' \
     'resident_bytes > 0' 'compression > 1' 'append_us_per_token > 0' 'round_ms > 0' \
     'attend_us_per_token > 0' 'daemon_peak_bytes > resident_bytes'
