@@ -342,7 +342,7 @@ static void on_beat(uv_timer_t *timer)
 void tkv_autosave_settle(struct tkv_session_entry *e)
 {
     struct tkv_server *const s = e->server;
-    const bool stops = s->draining && s->config.snapshot_on_stop && !atomic_load(&s->autosave.stop);
+    const bool stops = s->autosave.is_last && !atomic_load(&s->autosave.stop);
 
     if (!s->autosave.pool || !is_ours(e))
         return;
@@ -404,8 +404,10 @@ void tkv_autosave_drain(struct tkv_server *s)
     const uint64_t most_ms = s->config.snapshot_deadline_ms;
     char text[64];
 
-    if (!s->autosave.pool || !s->config.snapshot_on_stop)
+    /* A successor that is there takes over what is in memory. */
+    if (!s->autosave.pool || !s->config.snapshot_on_stop || s->handover.peer_fd >= 0)
         return;
+    s->autosave.is_last = true;
     (void)snprintf(text, sizeof(text), "EXTEND_TIMEOUT_USEC=%llu",
                    (unsigned long long)(most_ms + TKV_AUTOSAVE_GRACE_MS) * 1000);
     tkv_notify_send(&s->notify, text);

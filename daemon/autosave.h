@@ -67,6 +67,7 @@ struct tkv_autosave {
     struct tkv_pool *pool;
     uv_async_t jobs_done;
     uv_timer_t beat, deadline;
+    bool is_last;                    /* the daemon stops: what is not written now is lost */
     atomic_bool stop;                /* nothing is written any more */
     struct tkv_autosave_item *items; /* those running first come, then by age */
     uint32_t n_items, n_running;

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "daemon/autosave.h"
+#include "daemon/keep.h"
 #include "daemon/server.h"
 #include "daemon/snapshots_file.h"
 #include "proto/errors.h"
@@ -175,13 +176,18 @@ static int read_session(struct tkv_session_entry *e, struct tkv_snapshot_reading
     error = error ? error : tkv_snapshot_meta_take(e, r->snapshot->meta, why);
     if (!error && is_held(e))
         error = tkv_fail(why, TRIKV_E_EXISTS, "the session was taken over warm");
-    return error ? error : tkv_snapshot_file_read(r, &e->server->kernels, &e->made, why);
+    error = error ? error : tkv_snapshot_file_read(r, &e->server->kernels, &e->made, why);
+    error = error ? error : tkv_keep_session(e, NULL, why);
+    if (error)
+        tkv_session_destroy(&e->made);
+    return error;
 }
 
 static int store(struct tkv_session_entry *e, const char *name, struct tkv_report *why)
 {
     int error;
 
+    tkv_keep_arena(e);
     tkv_autosave_take(e, name);
     tkv_sessions_idle(e); /* the session is the entry's */
     error = tkv_prefixes_take(e, why);
