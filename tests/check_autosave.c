@@ -21,6 +21,7 @@
 
 #include "tests/daemon_aid.h"
 #include "tests/http_aid.h"
+#include "tests/manager.h"
 #include "tests/service.h"
 
 enum { PATIENCE = 1000, BASE = 500 }; /* times 10 ms; the first token's id */
@@ -288,6 +289,50 @@ static void what_stops_goes_on(void **state)
     end(&p);
 }
 
+/* What the service manager kept is newer than the file: that stays a file. Without it the file counts. */
+static void what_is_kept_warm_wins(void **state)
+{
+    const struct trikv_options o = {.size = sizeof(o), .timeout_ms = 60000};
+    struct trikv_options at = o;
+    struct trikv_session *s;
+    struct manager m;
+    char config[400];
+    struct place p;
+
+    (void)state;
+    begin(&p);
+    snprintf(config, sizeof(config),
+             "memory:\n  cap: 64MiB\nmetrics:\n  socket: %s\nsnapshot:\n  directory: %s\n"
+             "  restore_on_start: true\n",
+             p.metrics, p.directory);
+    manager_init(&m, config);
+    (void)manager_start(&m);
+    at.socket = m.socket;
+    assert_int_equal(trikv_connect(&p.client, &at), 0);
+    s = open_session(&p, "warm", true, 0);
+    feed(&p, s, p.data, true, 0, 100);
+    assert_int_equal(trikv_snapshot(s, "auto.warm", NULL), 0);
+    feed(&p, s, p.data, true, 100, 100);
+    (void)manager_stop(&m, SIGKILL);
+    (void)manager_start(&m);
+    assert_true(metric(&p, "trikv_adopted_sessions_total") == 1);
+    assert_true(metric(&p, "trikv_autosaved_files_at_start_total{outcome=\"held\"}") == 1);
+    assert_true(metric(&p, "trikv_prefixes") == 0);
+    assert_int_equal(trikv_reconnect(p.client), 0);
+    assert_int_equal(trikv_reattach(s, NULL), 0);
+    feed(&p, s, p.data, true, 200, 10);
+    (void)manager_stop(&m, SIGKILL);
+    while (m.n_kept > 0)
+        close(m.kept[--m.n_kept].fd); /* as when the machine starts anew */
+    (void)manager_start(&m);
+    assert_true(metric(&p, "trikv_autosaved_files_at_start_total{outcome=\"restored\"}") == 1);
+    assert_true(metric(&p, "trikv_prefixes") == 1);
+    trikv_disconnect(&p.client);
+    assert_int_equal(manager_stop(&m, SIGTERM), 0);
+    manager_deinit(&m);
+    end(&p);
+}
+
 /* ---- what goes wrong ------------------------------------------------------------------------ */
 
 static void change_byte(const struct place *p, const char *name, off_t from_end)
@@ -514,6 +559,7 @@ int main(void)
         cmocka_unit_test(what_changed_is_there_after_a_kill),
         cmocka_unit_test(the_file_goes_with_what_is_closed),
         cmocka_unit_test(what_stops_goes_on),
+        cmocka_unit_test(what_is_kept_warm_wins),
         cmocka_unit_test(broken_files_are_moved_aside),
         cmocka_unit_test(without_a_place_the_daemon_serves),
         cmocka_unit_test(a_full_disk_leaves_the_old_file),
