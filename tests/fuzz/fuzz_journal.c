@@ -79,7 +79,8 @@ static void make_sound(struct sound *x)
 
     aid_init(&x->aid, "tq2");
     tkv_budget_init(&x->aid.budget, CAP);
-    x->aid.shape = (struct tkv_shape){2, 1, 16, 16};
+    x->aid.shape =
+        (struct tkv_shape){.n_q_heads = 2, .n_kv_heads = 1, .head_dim_k = 16, .head_dim_v = 16};
     x->aid.config.method = TKV_METHOD_STREAMING;
     x->aid.config.rollback_tokens = 8;
     x->aid.config.is_kept = true;
