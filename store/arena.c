@@ -548,15 +548,6 @@ size_t tkv_arena_count_shared(struct tkv_arena *a, const void *ids, size_t strid
     return n_shared;
 }
 
-void tkv_arena_find_alone(struct tkv_arena *a, const void *ids, size_t stride_bytes, size_t n,
-                          bool *alone)
-{
-    lock(a);
-    for (size_t i = 0; i < n; i++)
-        alone[i] = !a->defers && *refs_of(a->core, id_at(ids, stride_bytes, i)) == 1;
-    unlock(a);
-}
-
 void tkv_arena_ref(struct tkv_arena *a, struct tkv_block_id id)
 {
     tkv_arena_ref_each(a, &id, sizeof(id), 1);

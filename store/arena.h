@@ -94,10 +94,6 @@ void tkv_arena_unref_each(struct tkv_arena *a, const void *ids, size_t stride_by
 /* How many of them somebody else refers to as well. */
 size_t tkv_arena_count_shared(struct tkv_arena *a, const void *ids, size_t stride_bytes, size_t n);
 
-/* And which of them may be written over: nobody else refers to them, and no journal does (defer). */
-void tkv_arena_find_alone(struct tkv_arena *a, const void *ids, size_t stride_bytes, size_t n,
-                          bool *alone);
-
 /*
  * Between defer and settle the references that this user gives up stay: what the journal still refers
  * to must not change. There is room for n of them, or an error. Settle gives them up.

@@ -13,7 +13,6 @@
 struct source {
     struct tkv_lane_run run;
     int32_t first_position;
-    uint32_t block; /* of the old table */
 };
 
 /* Survivors that make one new block: whole sources from `first` on or parts of them. */
@@ -36,7 +35,6 @@ struct rebuild {
     const struct tkv_block_layout *layout;
     struct source *sources;
     struct tkv_block *fresh; /* new entries */
-    bool *alone;             /* [n_blocks] of the old table: nobody else refers to it */
     struct tkv_places *places;
     uint32_t n_sources;
     uint32_t n_whole; /* leading blocks that stay */
@@ -50,8 +48,7 @@ static size_t source_bytes(size_t cap_blocks)
 
 size_t tkv_rebuild_bytes(size_t cap_blocks)
 {
-    return source_bytes(cap_blocks) + tkv_align(cap_blocks * sizeof(struct tkv_block), 64) +
-           tkv_align(cap_blocks * sizeof(bool), 64);
+    return source_bytes(cap_blocks) + tkv_align(cap_blocks * sizeof(struct tkv_block), 64);
 }
 
 /* ---- what stays, what moves ------------------------------------------------------------------- */
@@ -97,8 +94,7 @@ static void plan_sources(struct rebuild *r, const struct tkv_head *head,
         else if (lanes)
             r->sources[r->n_sources++] =
                 (struct source){.run = {tkv_arena_at(r->s->arena, block->id), lanes},
-                                .first_position = block->first_position,
-                                .block = b};
+                                .first_position = block->first_position};
         first += block->n_tokens;
     }
 }
@@ -199,50 +195,33 @@ static void fill_block(const struct rebuild *r, const struct batch *b, void *byt
     gather_positions(r, b, &g, tkv_block_positions(r->layout, bytes));
 }
 
-/* A source that is used up has left its place, which is still near, to the next new block. */
-static void leave_places(const struct rebuild *r, const struct tkv_head *head, uint32_t first,
-                         uint32_t n)
-{
-    for (uint32_t i = first; i < first + n; i++)
-        if (r->alone[r->sources[i].block])
-            r->places->ids[r->places->n++] = head->blocks[r->sources[i].block].id;
-}
-
 /* How many it will be is only known when the last survivor has its place. */
 static void fill_blocks(struct rebuild *r, const struct tkv_head *head)
 {
     struct place at = {0};
-    uint32_t n_left = 0;
     struct batch b;
 
     for (take_batch(r, &at, &b); b.n > 0; take_batch(r, &at, &b)) {
         struct tkv_block *fresh = &r->fresh[r->n_fresh++];
 
-        assert(r->n_whole + r->n_fresh <= head->cap_blocks && r->places->n > 0);
+        assert(r->n_whole + r->n_fresh <= head->cap_blocks && r->n_fresh <= r->places->n);
         fetch_source(r, at.source + 1);
-        *fresh = (struct tkv_block){.id = r->places->ids[--r->places->n],
+        *fresh = (struct tkv_block){.id = r->places->ids[r->n_fresh - 1],
                                     .first_position = b.first_position,
                                     .n_tokens = (uint16_t)b.n};
         fill_block(r, &b, tkv_arena_at(r->s->arena, fresh->id));
-        leave_places(r, head, n_left, at.source - n_left);
-        n_left = at.source;
     }
 }
 
-/* The places of the old blocks that were not left to new ones: of those with no survivors, and those that
- * others refer to, too. */
+/* The places not used, then those of the old blocks: what was read last is the first to be used again. */
 static void list_free(const struct rebuild *r, const struct tkv_head *head)
 {
     struct tkv_places *p = r->places;
-    uint32_t i = 0;
 
-    for (uint32_t b = r->n_whole; b < head->n_blocks; b++) {
-        const bool is_source = i < r->n_sources && r->sources[i].block == b;
-
-        if (!is_source || !r->alone[b])
-            p->ids[p->n++] = head->blocks[b].id;
-        i += is_source;
-    }
+    p->n -= r->n_fresh;
+    memmove(p->ids, p->ids + r->n_fresh, p->n * sizeof(*p->ids));
+    for (uint32_t b = r->n_whole; b < head->n_blocks; b++)
+        p->ids[p->n++] = head->blocks[b].id;
 }
 
 size_t tkv_places_bytes(size_t cap_blocks)
@@ -261,12 +240,6 @@ void tkv_head_rebuild(const struct tkv_session *s, const struct tkv_block_layout
         .fresh = (void *)((uint8_t *)memory + source_bytes(head->cap_blocks)),
         .places = places,
     };
-
-    r.alone =
-        (bool *)(void *)((uint8_t *)r.fresh + tkv_align(head->cap_blocks * sizeof(*r.fresh), 64));
-    if (head->n_blocks > 0)
-        tkv_arena_find_alone(s->arena, &head->blocks->id, sizeof(*head->blocks), head->n_blocks,
-                             r.alone);
 
     plan_sources(&r, head, keep);
     fill_blocks(&r, head);
