@@ -188,8 +188,7 @@ void tkv_server_check_drained(struct tkv_server *s)
 {
     const bool idle = s->keep.is_on ? !tkv_sessions_any_busy(&s->sessions) : !s->sessions.n;
 
-    if (s->draining && !s->n_clients && !s->rings.n && idle &&
-        !tkv_autosave_is_busy(s))
+    if (s->draining && !s->n_clients && !s->rings.n && idle && !tkv_autosave_is_busy(s))
         uv_walk(&s->loop, close_handle, NULL);
 }
 
