@@ -82,8 +82,9 @@ static int duplicate(const struct tkv_ring *r, int *fds, struct tkv_report *why)
     if (fds[0] >= 0 && fds[1] >= 0)
         return TRIKV_OK;
     tkv_fail(why, TRIKV_E_SYSTEM, "ring: dup: %s", strerror(errno));
-    if (fds[0] >= 0)
-        close(fds[0]);
+    for (size_t i = 0; i < 2; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
     return why->error;
 }
 
