@@ -141,14 +141,15 @@ class PageStore:
             place = self._index.get(key)
             if place is None or not self.has(key, exact=exact):
                 return False
+            self._segments.move_to_end(place.segment.session.id)
             try:
-                page = self._read(place)
+                page = self._read_in_room(place)
             except ConnectionLostError:
                 self._lose()
                 return False
-            into[:] = page
-            self._segments.move_to_end(place.segment.session.id)
-            return True
+            if page is not None:
+                into[:] = page
+            return page is not None
 
     def touch(self, key: Hashable) -> None:
         """It was used: keep it longer."""
@@ -240,6 +241,16 @@ class PageStore:
         k, v = self._layout.view(page).reshape(2, self._layout.n_tokens, -1, self._layout.head_dim)
         bfloat16 = self._layout.dtype == "bfloat16"
         segment.session.append(0, k, v, dtype="bfloat16" if bfloat16 else None)
+
+    def _read_in_room(self, place: _Place) -> Bytes | None:
+        """A reply takes room, too: other pages make it. None if there are none left."""
+        while True:
+            try:
+                return self._read(place)
+            except LimitError:
+                if len(self._segments) == 1:
+                    return None
+                self._drop(next(iter(self._segments)))
 
     def _read(self, place: _Place) -> Bytes:
         session = place.segment.session
