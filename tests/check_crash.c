@@ -24,14 +24,7 @@
 #include "tests/emulated.h"
 #include "tests/session_aid.h"
 
-enum {
-    MAX_SESSIONS = 4,
-    N_TOKENS = 512,
-    CAP = 48 << 20,
-    GO_ON = 70,
-    OUT_FLOATS = 1024,
-    EMULATED = 29
-};
+enum { MAX_SESSIONS = 4, N_TOKENS = 512, CAP = 48 << 20, GO_ON = 70, OUT_FLOATS = 1024, SLOW = 29 };
 
 enum kind { APPEND, ATTEND, ROUND, TRUNCATE, FORK, CLOSE };
 
@@ -320,7 +313,7 @@ static void check_session(struct crash *c, int i, struct tkv_session *s)
                 "layer %u, %u tokens in flight)",
                 c->n_steps, i, (int)c->op.kind, c->op.session, c->op.layer, c->op.n);
     }
-    if (c->n_steps / emulated_step(EMULATED) % 31 == 0)
+    if (c->n_steps / slow_step(SLOW) % 31 == 0)
         go_on(c, s, twin);
 }
 
@@ -354,7 +347,7 @@ static void on_step(void *arg)
 {
     struct crash *c = arg;
 
-    if (++c->n_steps % emulated_step(EMULATED) == 0)
+    if (++c->n_steps % slow_step(SLOW) == 0)
         crash(c);
 }
 
@@ -365,7 +358,7 @@ static void request(struct crash *c, struct op op)
     c->op = op;
     c->has_after = false;
     apply(c, &c->real, &op);
-    if (++c->n_requests % emulated_step(EMULATED) == 0 && arena_fd(&c->real) >= 0)
+    if (++c->n_requests % slow_step(SLOW) == 0 && arena_fd(&c->real) >= 0)
         crash(c); /* answered: from here on it must be there whole */
     for (int i = 0; i < MAX_SESSIONS; i++)
         tkv_session_destroy(&c->after.s[i]);
@@ -413,7 +406,7 @@ static void end(struct crash *c)
     aid_close(&c->aid);
     print_message("%u stores, %u left the request in flight whole, %u a part of it\n", c->n_steps,
                   c->n_whole, c->n_cut);
-    assert_true(c->n_steps > 50 && c->n_whole > 10 / emulated_step(EMULATED));
+    assert_true(c->n_steps > 50 && c->n_whole > 10 / slow_step(SLOW));
 }
 
 /* Decoding with folds and rounds, prefill, forks that go apart, and going back. */
