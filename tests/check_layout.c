@@ -13,6 +13,7 @@
 #include "daemon/pool.h"
 #include "store/session_priv.h"
 #include "store/snapshot.h"
+#include "tests/emulated.h"
 #include "tests/rng.h"
 #include "tests/scenes.h"
 
@@ -175,7 +176,7 @@ static void order_changes_nothing(void **state)
         {"in order", NULL}, {"backwards", &backwards}, {"in any order", &shuffled}};
 
     (void)state;
-    for (size_t scene = 0; scene < N_SCENES; scene++)
+    for (size_t scene = 0; scene < N_SCENES; scene += slow_step(5))
         try_scene(scene, &many_heads, ways, sizeof(ways) / sizeof(*ways));
 }
 
@@ -195,7 +196,7 @@ static void threads_change_nothing(void **state)
                          0); /* and the caller */
         ways[i + 1].exec = tkv_pool_exec(pools[i]);
     }
-    for (size_t scene = 0; scene < N_SCENES; scene += 3)
+    for (size_t scene = 0; scene < N_SCENES; scene += 3 * slow_step(2))
         try_scene(scene, &many_heads, ways, 3);
     for (unsigned i = 0; i < 2; i++)
         tkv_pool_destroy(&pools[i]);
