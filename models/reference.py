@@ -73,6 +73,9 @@ class Model:
             x = self.block(x, layer, record)
         return rms_norm(x, self.w["output_norm.weight"], self.eps) @ self.output.T
 
+    def attend(self, layer, q, k, v):
+        return attention(q, k, v)
+
     def block(self, x, layer, record):
         w = lambda name: self.w[f"blk.{layer}.{name}.weight"]
         norm = lambda y, name: rms_norm(y, w(name), self.eps)
@@ -82,7 +85,7 @@ class Model:
         v = self.split(h @ w("attn_v").T, self.kv_heads)
         if record is not None:
             record.append((q, k, v))
-        o = attention(q, k, v).transpose(1, 0, 2).reshape(len(x), -1)
+        o = self.attend(layer, q, k, v).transpose(1, 0, 2).reshape(len(x), -1)
         x = x + o @ w("attn_output").T
         h = norm(x, "ffn_norm")
         gate = h @ w("ffn_gate").T
