@@ -13,6 +13,7 @@ What stands in the template is copied. In it
     @output NAME               its standard output
     @table NAME,... COLUMN... [KEY=VALUE,...]   the rows of their JSON that have these values, fp16
                                once; COLUMN is NAME, NAME:FORMAT or NAME:FORMAT:TITLE
+    @plot FILE NAME,... POLICY,... TITLE:COLUMN:LOW:HIGH...   a picture of the rows beside the page
 
 A number that has a spread is followed by it. Nothing is written unless everything could be.
 """
@@ -25,6 +26,8 @@ import shlex
 import subprocess
 import sys
 import time
+
+import quality_plot
 
 KEPT = "build/quality"
 INPUTS = ["build/bin/trikvd", "build/bin/trikv-eval", *glob.glob("models/*.gguf")]
@@ -106,7 +109,17 @@ def table(names, words):
     return lines
 
 
-def fill(line):
+def plot(folder, words):
+    """The line that shows a picture, and the picture."""
+    file, names, policies, *panels = words
+    panels = [(title.replace("_", " "), column, float(low), float(high))
+              for title, column, low, high in (panel.split(":") for panel in panels)]
+    with open(f"{folder}/{file}", "w", encoding="utf-8") as f:
+        f.write(quality_plot.draw(rows_of(names), policies.split(","), panels))
+    return [f"![{', '.join(panel[0] for panel in panels)}]({file})"]
+
+
+def fill(line, folder):
     words = shlex.split(line) if line.startswith("@") else [""]
     if words[0] == "@run":
         run(words[1], words[2:])
@@ -116,6 +129,8 @@ def fill(line):
             return ["```", *f.read().strip("\n").split("\n"), "```"]
     if words[0] == "@table":
         return table(words[1], words[2:])
+    if words[0] == "@plot":
+        return plot(folder, words[1:])
     today = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     return [line.replace("@date", today).replace("@machine", machine())]
 
@@ -124,7 +139,8 @@ def main():
     template, page = sys.argv[1:]
     os.makedirs(KEPT, exist_ok=True)
     with open(template, encoding="utf-8") as f:
-        lines = [out for line in f.read().splitlines() for out in fill(line)]
+        lines = [out for line in f.read().splitlines()
+                 for out in fill(line, os.path.dirname(page) or ".")]
     with open(page, "w", encoding="utf-8") as f:
         f.write("\n".join(lines) + "\n")
 
