@@ -47,8 +47,10 @@ int tkv_pin_process(pid_t pid, const cpu_set_t *set, struct tkv_reason *why)
     while ((entry = readdir(folder)) != NULL) {
         const pid_t thread = (pid_t)strtol(entry->d_name, NULL, 10);
 
-        if (thread > 0 && sched_setaffinity(thread, sizeof(*set), set))
-            e = tkv_reason_set(why, "cannot choose processors for a thread of %d", (int)pid);
+        if (thread > 0 && sched_setaffinity(thread, sizeof(*set), set) &&
+            errno != ESRCH) /* it ended */
+            e = tkv_reason_set(why, "cannot choose processors for a thread of %d: %s", (int)pid,
+                               strerror(errno));
     }
     (void)closedir(folder);
     return e;
