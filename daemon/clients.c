@@ -117,6 +117,7 @@ void tkv_client_release(struct tkv_client *c)
         return;
     tkv_staging_close(&c->staging, &c->quota->budget);
     tkv_buffer_free(&c->output, &s->budget);
+    tkv_scratch_free(&c->scratch, &c->quota->budget);
     tkv_conn_deinit(&c->conn);
     tkv_quota_unref(&c->quota);
     tkv_budget_free(&s->budget, c, sizeof(*c));

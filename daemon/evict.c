@@ -1,6 +1,7 @@
 /* The order of eviction; see evict.h. */
 #include "daemon/evict.h"
 
+#include "daemon/dispatch.h"
 #include "daemon/requests.h"
 #include "daemon/server.h"
 #include "proto/errors.h"
@@ -83,6 +84,20 @@ static struct tkv_quota *family_of(const struct tkv_call *call)
     return e ? e->quota : NULL;
 }
 
+/* What connections keep from step to step; each takes it again when it needs it. */
+static bool drop_scratch(const struct tkv_server *s, const struct tkv_quota *user)
+{
+    bool any = false;
+
+    for (struct tkv_client *c = s->clients; c; c = c->next) {
+        if (c->call.running || !c->scratch.memory || (user && c->quota != user))
+            continue;
+        tkv_scratch_free(&c->scratch, &c->quota->budget);
+        any = true;
+    }
+    return any;
+}
+
 bool tkv_evict_for(struct tkv_call *call)
 {
     struct tkv_client *const client = call->client;
@@ -96,6 +111,11 @@ bool tkv_evict_for(struct tkv_call *call)
         return false; /* its own memory is what is too much */
     if (!tkv_quota_explain(user, &call->why))
         user = NULL;
+    if (drop_scratch(client->server, user)) {
+        *call = (struct tkv_call){.client = client};
+        tkv_call_again(call);
+        return true;
+    }
     victim = next_victim(client->server, user, call->session_id);
     if (!victim)
         return false;
@@ -107,8 +127,11 @@ bool tkv_evict_for(struct tkv_call *call)
 
 static bool evict_at_once(struct tkv_server *s, const struct tkv_quota *user, uint64_t but_id)
 {
-    struct tkv_session_entry *victim = next_victim(s, user, but_id);
+    struct tkv_session_entry *victim;
 
+    if (drop_scratch(s, user))
+        return true;
+    victim = next_victim(s, user, but_id);
     if (!victim)
         return false;
     (void)tkv_sessions_stats(victim); /* the last there is to count */

@@ -1,8 +1,8 @@
 /*
- * Who has to go when memory is short, before a request is refused: stored prefixes first, the least
- * recently used one first, then whole sessions that have been idle for limits.evict_idle_after, likewise.
- * Those that said so in OPEN stay, and so do maps and sessions at work. What goes for a user's quota is
- * that user's own. Loop thread only.
+ * What has to go when memory is short, before a request is refused: working memory that connections
+ * keep, then stored prefixes, the least recently used one first, then whole sessions that have been
+ * idle for limits.evict_idle_after, likewise. Those that said so in OPEN stay, and so do maps and
+ * sessions at work. What goes for a user's quota is that user's own. Loop thread only.
  */
 #ifndef TKV_DAEMON_EVICT_H
 #define TKV_DAEMON_EVICT_H
@@ -18,8 +18,8 @@ struct tkv_quota;
 struct tkv_server;
 
 /*
- * The call failed for memory. True: something is on its way out, and the call will be served anew after
- * that. False: it stays failed, and call->why says whose limit was in the way.
+ * The call failed for memory. True: something is gone or on its way out, and the call is served anew
+ * after that. False: it stays failed, and call->why says whose limit was in the way.
  */
 bool tkv_evict_for(struct tkv_call *call);
 

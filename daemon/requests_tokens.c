@@ -9,6 +9,9 @@
 #include "proto/errors.h"
 #include "proto/trikv.pb-c.h"
 
+/* For a decode step of every known model; a prefill chunk takes its own. */
+enum { KEPT_SCRATCH_BYTES = 2 << 20 };
+
 /* Sizes of what a request holds, in the order of the payload. */
 enum part { POSITIONS, TOKEN_IDS, KEYS, VALUES, QUERIES, N_PARTS };
 
@@ -158,6 +161,7 @@ static void step_work(struct tkv_job *job)
 {
     struct tkv_call *const call = tkv_call_of(job);
 
+    call->step.scratch = &call->client->scratch;
     call->started_ns = uv_hrtime();
     call->work(call->entry->session, &call->step, tkv_pool_exec(call->client->server->pool),
                &call->why);
@@ -212,6 +216,8 @@ static void step_done(struct tkv_job *job)
     const uint32_t n_rounds = tkv_session_n_rounds(e->session);
 
     count_step(call);
+    if (!call->why.error)
+        tkv_scratch_grow(&call->client->scratch, &call->client->quota->budget, KEPT_SCRATCH_BYTES);
     if (call->token_ids)
         tkv_sessions_commit_ids(e, call->why.error ? NULL : &call->step);
     tkv_sessions_idle(e);

@@ -123,20 +123,6 @@ static void count(struct tkv_ring *r, const struct trikv_ring_entry *e, int erro
         c->n_rows += e->n_tokens;
 }
 
-/* What a step asked for in vain becomes what is kept, if it is not much. */
-static void grow_scratch(struct tkv_ring *r)
-{
-    struct tkv_scratch *const c = &r->scratch;
-    struct tkv_budget *const budget = &r->client->quota->budget;
-    const size_t bytes = tkv_align(c->most_bytes, 4096);
-
-    if (c->most_bytes <= c->bytes || bytes > MAX_SCRATCH_BYTES)
-        return;
-    tkv_budget_free(budget, c->memory, c->bytes);
-    c->memory = tkv_budget_take(budget, bytes);
-    c->bytes = c->memory ? bytes : 0;
-}
-
 /* Do what the entry says, on sessions that are lent; what came of it goes into *done. */
 static int do_step(struct tkv_ring *r, const struct trikv_ring_entry *e,
                    struct trikv_completion *done, struct tkv_report *why)
@@ -168,7 +154,7 @@ static int do_step(struct tkv_ring *r, const struct trikv_ring_entry *e,
     if (token_ids)
         tkv_sessions_commit_ids(entry, error ? NULL : &step);
     count(r, e, error, done->n_rounds - n_rounds, now_ns() - start_ns);
-    grow_scratch(r);
+    tkv_scratch_grow(&r->scratch, &r->client->quota->budget, MAX_SCRATCH_BYTES);
     return error;
 }
 
@@ -368,7 +354,7 @@ void *tkv_ring_main(void *ring)
         atomic_store(&r->shared->ended, (uint32_t)r->why.error);
         wake_client(r);
     }
-    tkv_budget_free(&r->client->quota->budget, r->scratch.memory, r->scratch.bytes);
+    tkv_scratch_free(&r->scratch, &r->client->quota->budget);
     atomic_store(&r->ended, true);
     wake_loop(r);
     return NULL;

@@ -76,8 +76,9 @@ struct tkv_client {
     bool socket_closed;
     uint32_t n_sessions;
     struct tkv_staging staging;
-    struct tkv_ring *ring;    /* or NULL */
-    struct tkv_buffer output; /* of the reply being written */
+    struct tkv_ring *ring;      /* or NULL */
+    struct tkv_buffer output;   /* of the reply being written */
+    struct tkv_scratch scratch; /* of the steps that come over the socket */
     struct tkv_call call;
 };
 

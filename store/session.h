@@ -109,8 +109,12 @@ struct tkv_scratch {
     void *memory; /* 64-byte aligned, or NULL */
     size_t bytes;
     size_t used_bytes; /* by the step that runs */
-    size_t most_bytes; /* that a step has needed */
+    size_t most_bytes; /* that a step has needed since it was grown last */
 };
+
+/* After a step: as much as it needed, if that is more than there is and at most limit_bytes. */
+void tkv_scratch_grow(struct tkv_scratch *c, struct tkv_budget *b, size_t limit_bytes);
+void tkv_scratch_free(struct tkv_scratch *c, struct tkv_budget *b);
 
 /* Tokens of one layer; see trikv_step in client/trikv.h for the shapes. Pointers are views. */
 struct tkv_step {

@@ -169,6 +169,24 @@ static int check_queries(const struct run *r, struct tkv_report *why)
 
 /* ---- preparation -------------------------------------------------------------------------------- */
 
+void tkv_scratch_grow(struct tkv_scratch *c, struct tkv_budget *b, size_t limit_bytes)
+{
+    const size_t bytes = tkv_align(c->most_bytes, 4096);
+
+    c->most_bytes = 0; /* one long step must not stand in the way of the many short ones */
+    if (bytes <= c->bytes || bytes > limit_bytes)
+        return;
+    tkv_budget_free(b, c->memory, c->bytes);
+    c->memory = tkv_budget_take(b, bytes);
+    c->bytes = c->memory ? bytes : 0;
+}
+
+void tkv_scratch_free(struct tkv_scratch *c, struct tkv_budget *b)
+{
+    tkv_budget_free(b, c->memory, c->bytes);
+    *c = (struct tkv_scratch){0};
+}
+
 /* Memory for this step: what the caller keeps for it, if there is so much, else its own. */
 static void *take(const struct run *r, size_t bytes)
 {

@@ -262,6 +262,41 @@ static void only_idle_sessions_go(void **state)
     }
 }
 
+/* A long step's working memory stays with its connection only until another one wants it. */
+static void kept_working_memory_goes_first(void **state)
+{
+    const uint32_t n = 2200;
+    Trikv__TokensRequest m = TRIKV__TOKENS_REQUEST__INIT;
+    struct rng rng = {13};
+    struct wire_reply r;
+    struct scene s;
+    uint64_t before, kept;
+    size_t bytes;
+    float *tokens = wire_payload(&rng, n, &bytes);
+    int fd;
+
+    (void)state;
+    scene_init(&s, "memory: {cap: 12MiB}\nlimits: {evict_idle_after: 0}\n");
+    fd = wire_connect_hello(s.daemon.socket);
+    m.session = open_session(fd, 0);
+    m.n_tokens = n;
+    assert_int_equal(
+        wire_call(fd, TRIKV_APPEND, &m.base, tokens, 2 * WIRE_K_FLOATS * n * sizeof(float), -1, &r),
+        0);
+    wire_reply_deinit(&r);
+    before = used_bytes(s.fd);
+    assert_int_equal(call(fd, TRIKV_CLOSE, m.session), 0);
+    kept = used_bytes(s.fd);
+    assert_in_range(kept, n * WIRE_K_FLOATS * 4, before);
+    assert_int_equal(append_until_refused(&s, s.fd, open_session(s.fd, 0)), TRIKV_E_MEMORY_CAP);
+    before = used_bytes(s.fd);
+    close(fd);
+    sleep_ms(50);
+    assert_in_range(before - used_bytes(s.fd), 0, 300000);
+    free(tokens);
+    scene_deinit(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -270,6 +305,7 @@ int main(void)
         cmocka_unit_test(a_user_has_a_share),
         cmocka_unit_test(idle_sessions_go_before_a_request_fails),
         cmocka_unit_test(only_idle_sessions_go),
+        cmocka_unit_test(kept_working_memory_goes_first),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -367,6 +367,10 @@ static int do_request(struct client *c, struct request r)
         if (!e && skip < r.n)
             e = send_one(c, &s, parent, &r, skip, c->out[0]);
     }
+    if (e == TRIKV_E_STATE && r.kind == TRUNCATE) /* two folds so close together: both say no */
+        return send_one(c, &p->twin, c->pair[r.session].twin, &r, 0, c->out[1]) == e
+                   ? 0
+                   : complain(c, "cannot go back, but its twin can", r.session);
     if (e)
         return complain(c, "request", r.session);
     if (r.kind == FORK)

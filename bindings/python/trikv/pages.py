@@ -226,9 +226,22 @@ class PageStore:
         self._index[key] = _Place(segment, segment.n_pages)
         segment.n_pages += 1
         if segment.n_pages == self._segment_pages:
-            segment.session.round()  # nothing comes after its newest tokens: code them, too
+            self._finish(segment)
         self._segments.move_to_end(segment.session.id)
         return True
+
+    def _finish(self, segment: _Segment) -> None:
+        """Nothing comes after its newest tokens: code them, too. Other pages make room for that; if
+        there are none left, they stay as they are."""
+        while True:
+            try:
+                segment.session.round()
+                return
+            except LimitError:
+                others = [i for i, s in self._segments.items() if s is not segment]
+                if not others:
+                    return
+                self._drop(others[0])
 
     # ---- pages as tokens ----
 
