@@ -12,7 +12,7 @@
 
 const char *const tkv_cold_names[TKV_N_COLD] = {"version", "broken", "memory", "profile"};
 
-enum { NOTE_VERSION = 2 };
+enum { NOTE_VERSION = 3 };
 
 /* What a journal notes for the daemon. Texts end with a zero byte. */
 struct note {
@@ -20,6 +20,7 @@ struct note {
     uint32_t uid;
     uint64_t id;
     uint64_t boot_id; /* of the daemon that opened it */
+    uint64_t orphaned_ms;
     uint64_t profile[TKV_N_DIGESTS];
     struct tkv_rope_params rope;
     uint32_t salt_bytes;
@@ -41,6 +42,7 @@ static void write_note(const struct tkv_session_entry *e, bool as_prefix, struct
     n->uid = e->uid;
     n->id = e->id;
     n->boot_id = e->boot_id;
+    n->orphaned_ms = e->orphaned_ms;
     n->is_prefix = as_prefix;
     n->is_named = p->is_named;
     n->keeps = p->keep;
@@ -225,6 +227,7 @@ static void fill_entry(struct tkv_session_entry *e, const struct note *n, struct
     struct tkv_prefix *prefix = &e->prefix;
 
     e->boot_id = n->boot_id;
+    e->orphaned_ms = n->orphaned_ms;
     e->profile = p ? tkv_profile_ref(p) : NULL;
     e->has_rope = n->has_rope;
     e->rope = n->rope;
@@ -363,10 +366,36 @@ static void wake_entries(struct tkv_server *s)
 static void on_grace_over(uv_timer_t *timer)
 {
     struct tkv_server *const s = timer->data;
-    const uint32_t n = tkv_sessions_doom_orphans(&s->sessions);
+    const uint64_t now_ms = uv_now(&s->loop), grace_ms = s->config.grace_ms;
+    uint64_t oldest_ms;
+    const uint32_t n = tkv_sessions_doom_orphans(
+        &s->sessions, now_ms > grace_ms ? now_ms - grace_ms : 0, &oldest_ms);
 
     if (n > 0)
         tkv_log(&s->log, TKV_LOG_INFO, "msg=\"sessions that nobody came back for\" n=%u", n);
+    if (oldest_ms)
+        uv_timer_start(timer, on_grace_over, oldest_ms + grace_ms - now_ms, 0);
+}
+
+/*
+ * Since when nobody has come for them goes into their notes, for the next successor: a daemon that
+ * dies again and again would give every one of them the whole time anew, and drown in them. The clock is the
+ * machine's, not the process's. What cannot be noted for want of memory has its time anew.
+ */
+static void begin_grace(struct tkv_server *s)
+{
+    const uint64_t now_ms = uv_now(&s->loop);
+
+    for (size_t b = 0; b < TKV_SESSION_BUCKETS; b++)
+        for (struct tkv_session_entry *e = s->sessions.bucket[b]; e; e = e->next) {
+            struct tkv_report why;
+
+            if (e->kind != TKV_ENTRY_SESSION || (e->orphaned_ms && e->orphaned_ms <= now_ms))
+                continue;
+            e->orphaned_ms = now_ms;
+            (void)tkv_keep_note(e, false, &why);
+        }
+    on_grace_over(&s->grace);
 }
 
 void tkv_keep_adopt(struct tkv_server *s, const struct tkv_notify_sockets *passed)
@@ -389,7 +418,7 @@ void tkv_keep_adopt(struct tkv_server *s, const struct tkv_notify_sockets *passe
             passed->n_arenas, (unsigned long long)s->keep.n_sessions,
             (unsigned long long)s->keep.n_prefixes, atomic_load(&s->budget.used_bytes),
             (unsigned long long)s->keep.adopt_us);
-    uv_timer_start(&s->grace, on_grace_over, s->config.grace_ms, 0);
+    begin_grace(s);
 }
 
 void tkv_keep_leave(struct tkv_server *s)

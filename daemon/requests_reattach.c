@@ -39,6 +39,19 @@ static void reply_reattach(struct tkv_call *call, const struct tkv_session_entry
     tkv_call_reply(call, &reply.base);
 }
 
+/* It is an orphan no more, for this daemon and the next. */
+static int claim(struct tkv_session_entry *e, struct tkv_report *why)
+{
+    const uint64_t since_ms = e->orphaned_ms;
+    int error;
+
+    e->orphaned_ms = 0;
+    error = tkv_keep_note(e, false, why);
+    if (error)
+        e->orphaned_ms = since_ms;
+    return error;
+}
+
 void tkv_handle_reattach(struct tkv_call *call, const ProtobufCMessage *message)
 {
     const Trikv__ReattachRequest *m = (const Trikv__ReattachRequest *)message;
@@ -47,7 +60,11 @@ void tkv_handle_reattach(struct tkv_call *call, const ProtobufCMessage *message)
     call->session_id = m->session;
     if (!tkv_sessions_check_room(call->client, &call->why))
         e = find(call, m);
-    if (!e) {
+    if (e && e->busy) {
+        tkv_call_wait(call, e);
+        return;
+    }
+    if (!e || claim(e, &call->why)) {
         tkv_call_fail(call);
         return;
     }

@@ -357,17 +357,23 @@ void tkv_sessions_commit_ids(struct tkv_session_entry *e, const struct tkv_step 
     tkv_session_commit_ids(e->session, e->prefix.ids.n);
 }
 
-uint32_t tkv_sessions_doom_orphans(struct tkv_sessions *t)
+uint32_t tkv_sessions_doom_orphans(struct tkv_sessions *t, uint64_t until_ms, uint64_t *oldest_ms)
 {
     uint32_t n = 0;
 
+    *oldest_ms = 0;
     for (size_t b = 0; b < TKV_SESSION_BUCKETS; b++) {
         struct tkv_session_entry *next;
 
         for (struct tkv_session_entry *e = t->bucket[b]; e; e = next) {
             next = e->next;
-            if (e->owner || e->doomed || e->kind != TKV_ENTRY_SESSION)
+            if (e->orphaned_ms == 0 || e->doomed || e->kind != TKV_ENTRY_SESSION)
                 continue;
+            if (e->orphaned_ms > until_ms) {
+                if (*oldest_ms == 0 || e->orphaned_ms < *oldest_ms)
+                    *oldest_ms = e->orphaned_ms;
+                continue;
+            }
             n++;
             if (e->busy || !outlives_owner(e))
                 tkv_sessions_doom(e, NULL);

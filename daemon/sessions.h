@@ -48,8 +48,9 @@ struct tkv_session_entry {
     struct tkv_rope_params rope;
     struct tkv_observation *observation; /* NULL: nothing was observed; the job's while busy */
     enum tkv_method method;
-    uint64_t arena_id; /* of a kept session, whose descriptor somebody holds; else 0 */
-    uint64_t boot_id;  /* of the daemon that opened it */
+    uint64_t arena_id;    /* of a kept session, whose descriptor somebody holds; else 0 */
+    uint64_t boot_id;     /* of the daemon that opened it */
+    uint64_t orphaned_ms; /* taken over, and nobody has come back for it since then; 0: not so */
     uint64_t opened_ms;
     uint64_t used_ms;
     bool busy; /* a job works on it, or it is lent to its owner's ring */
@@ -98,8 +99,11 @@ void tkv_sessions_remove(struct tkv_session_entry *e);
 /* The same, leaving the session to the successor. */
 void tkv_sessions_leave(struct tkv_session_entry *e);
 
-/* Doom all sessions without an owner, or store them: how many. */
-uint32_t tkv_sessions_doom_orphans(struct tkv_sessions *t);
+/*
+ * Doom all sessions that have been orphans since until_ms or longer, or store them: how many. Oldest_ms:
+ * of those that stay; 0 if there are none.
+ */
+uint32_t tkv_sessions_doom_orphans(struct tkv_sessions *t, uint64_t until_ms, uint64_t *oldest_ms);
 
 bool tkv_sessions_any_busy(const struct tkv_sessions *t);
 

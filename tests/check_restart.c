@@ -213,6 +213,26 @@ static void nobody_comes_back(void **state)
     end(&x);
 }
 
+/* The time to come back is not begun anew by a daemon that dies again and again. */
+static void nobody_comes_back_to_any(void **state)
+{
+    struct scene x;
+    int i;
+
+    (void)state;
+    begin(&x);
+    for (i = 0; i < 14 && x.m.n_kept > 0; i++) {
+        (void)manager_stop(&x.m, SIGKILL);
+        (void)manager_start(&x.m);
+        manager_listen(&x.m, 500);
+        assert_true(i < 4 ? x.m.n_kept == 1 : true);
+    }
+    assert_int_equal(x.m.n_kept, 0);
+    assert_int_equal(trikv_reconnect(x.c), 0);
+    assert_int_equal(trikv_reattach(x.s, NULL), TRIKV_E_NO_SESSION);
+    end(&x);
+}
+
 /* An upgrade to a daemon that lays memory out in another way: it says so, and starts cold. */
 static void another_version_starts_cold(void **state)
 {
@@ -481,6 +501,7 @@ int main(void)
         cmocka_unit_test(a_session_is_found_by_its_name),
         cmocka_unit_test(what_is_closed_is_not_kept),
         cmocka_unit_test(nobody_comes_back),
+        cmocka_unit_test(nobody_comes_back_to_any),
         cmocka_unit_test(another_version_starts_cold),
         cmocka_unit_test(prefixes_survive),
         cmocka_unit_test(a_session_is_handed_over),
