@@ -339,17 +339,6 @@ void tkv_cache_attend(const struct tkv_cache *c, const struct tkv_queries *q, vo
 
 size_t tkv_cache_check_queries(const struct tkv_cache *c, const struct tkv_queries *q)
 {
-    const size_t n = (size_t)q->n_tokens * c->shape.n_q_heads * c->shape.head_dim_k;
-    const size_t element_bytes = tkv_dtype_bytes(q->dtype);
-    uint16_t part[1024];
-
-    for (size_t at = 0; at < n; at += sizeof(part) / sizeof(part[0])) {
-        const size_t m = n - at < 1024 ? n - at : 1024;
-        const size_t good =
-            tkv_to_f16(c->kn, part, (const uint8_t *)q->q + at * element_bytes, q->dtype, m);
-
-        if (good < m)
-            return at + good;
-    }
-    return n;
+    return tkv_check_f16(c->kn, q->q, q->dtype,
+                         (size_t)q->n_tokens * c->shape.n_q_heads * c->shape.head_dim_k);
 }

@@ -187,3 +187,18 @@ size_t tkv_to_f16(const struct tkv_kernels *kn, uint16_t *dst, const void *src, 
     }
     return n;
 }
+
+size_t tkv_check_f16(const struct tkv_kernels *kn, const void *src, enum tkv_dtype type, size_t n)
+{
+    const uint8_t *from = src;
+    uint16_t part[PIECE];
+
+    for (size_t i = 0; i < n; i += PIECE) {
+        const size_t m = n - i < PIECE ? n - i : PIECE;
+        const size_t fine = tkv_to_f16(kn, part, from + i * tkv_dtype_bytes(type), type, m);
+
+        if (fine < m)
+            return i + fine;
+    }
+    return n;
+}

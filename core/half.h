@@ -30,4 +30,7 @@ void tkv_to_f32(const struct tkv_kernels *kn, float *dst, const void *src, enum 
 size_t tkv_to_f16(const struct tkv_kernels *kn, uint16_t *dst, const void *src, enum tkv_dtype type,
                   size_t n);
 
+/* What tkv_to_f16 would return. */
+size_t tkv_check_f16(const struct tkv_kernels *kn, const void *src, enum tkv_dtype type, size_t n);
+
 #endif /* TKV_CORE_HALF_H */

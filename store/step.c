@@ -24,8 +24,9 @@ struct run {
     const struct tkv_step *step;
     const struct tkv_exec *exec;
     int32_t *positions; /* [n_tokens], own copy */
-    uint16_t *k;        /* halves of the request */
+    uint16_t *k;        /* halves of n_halves tokens: all, or those of a part at a time */
     uint16_t *v;
+    uint32_t n_halves;
     void *memory; /* positions, k, v */
     size_t memory_bytes;
     void *attend; /* scratch */
@@ -137,21 +138,42 @@ static int bad_value(const struct run *r, const char *name, size_t at, uint32_t 
                     r->step->layer, name, at / dim / heads, at / dim % heads, at % dim);
 }
 
+static bool holds_all(const struct run *r)
+{
+    return r->n_halves == r->step->n_tokens;
+}
+
+static size_t to_halves(const struct run *r, uint16_t *dst, const void *src, size_t n)
+{
+    return holds_all(r) ? tkv_to_f16(r->s->kn, dst, src, r->step->dtype, n)
+                        : tkv_check_f16(r->s->kn, src, r->step->dtype, n);
+}
+
 static int convert(const struct run *r, struct tkv_report *why)
 {
     const struct tkv_shape *shape = &r->l->config.shape;
     const size_t n_k = (size_t)r->step->n_tokens * shape->n_kv_heads * shape->head_dim_k;
     const size_t n_v = (size_t)r->step->n_tokens * shape->n_kv_heads * tkv_stored_dim_v(shape);
-    size_t good = tkv_to_f16(r->s->kn, r->k, r->step->k, r->step->dtype, n_k);
+    size_t good = to_halves(r, r->k, r->step->k, n_k);
 
     if (good < n_k)
         return bad_value(r, "K", good, shape->n_kv_heads, shape->head_dim_k, why);
     if (n_v == 0)
         return 0;
-    good = tkv_to_f16(r->s->kn, r->v, r->step->v, r->step->dtype, n_v);
+    good = to_halves(r, r->v, r->step->v, n_v);
     if (good < n_v)
         return bad_value(r, "V", good, shape->n_kv_heads, shape->head_dim_v, why);
     return 0;
+}
+
+/* Rows of a request that was found good. A peer that changes them since then, in memory that it shares, has
+ * zeros for what is not good any more. */
+static void take_rows(const struct run *r, uint16_t *dst, const void *src, size_t first, size_t n)
+{
+    const uint8_t *from = (const uint8_t *)src + first * tkv_dtype_bytes(r->step->dtype);
+    const size_t good = n ? tkv_to_f16(r->s->kn, dst, from, r->step->dtype, n) : 0;
+
+    memset(dst + good, 0, (n - good) * sizeof(*dst));
 }
 
 static int check_queries(const struct run *r, struct tkv_report *why)
@@ -212,6 +234,14 @@ static void give_back(const struct run *r, void *p, size_t bytes)
         tkv_budget_free(r->s->budget, p, bytes);
 }
 
+/* Tokens that are pushed before a fold makes room again. */
+static uint32_t most_at_once(const struct run *r)
+{
+    const uint32_t most = r->l->pinned.most + r->l->tail.most;
+
+    return r->step->n_tokens < most ? r->step->n_tokens : most;
+}
+
 static int run_begin(struct run *r, bool appends, struct tkv_report *why)
 {
     const struct tkv_shape *shape;
@@ -222,10 +252,10 @@ static int run_begin(struct run *r, bool appends, struct tkv_report *why)
         return e;
     r->l = &r->s->layers[r->step->layer];
     shape = &r->l->config.shape;
+    r->n_halves = most_at_once(r);
     p_bytes = tkv_align(r->step->n_tokens * sizeof(int32_t), 64);
-    k_bytes = tkv_align((size_t)r->step->n_tokens * shape->n_kv_heads * shape->head_dim_k * 2, 64);
-    v_bytes =
-        tkv_align((size_t)r->step->n_tokens * shape->n_kv_heads * tkv_stored_dim_v(shape) * 2, 64);
+    k_bytes = tkv_align((size_t)r->n_halves * shape->n_kv_heads * shape->head_dim_k * 2, 64);
+    v_bytes = tkv_align((size_t)r->n_halves * shape->n_kv_heads * tkv_stored_dim_v(shape) * 2, 64);
     r->memory_bytes = p_bytes + (appends ? k_bytes + v_bytes : 0);
     r->memory = take(r, r->memory_bytes);
     if (!r->memory)
@@ -412,15 +442,20 @@ static void push_part(const struct run *r, uint32_t first, uint32_t n)
     const struct tkv_shape *shape = &r->l->config.shape;
     const size_t k_row = (size_t)shape->n_kv_heads * shape->head_dim_k;
     const size_t v_row = (size_t)shape->n_kv_heads * tkv_stored_dim_v(shape);
+    const size_t at = holds_all(r) ? first : 0;
     const struct tkv_half_tokens t = {
-        .k = r->k + first * k_row,
-        .v = r->v + first * v_row,
+        .k = r->k + at * k_row,
+        .v = r->v + at * v_row,
         .exact_k = (const uint8_t *)r->step->k + first * k_row * tkv_dtype_bytes(r->step->dtype),
         .dtype = r->step->dtype,
         .positions = r->positions + first,
         .n = n,
     };
 
+    if (!holds_all(r)) {
+        take_rows(r, r->k, r->step->k, first * k_row, n * k_row);
+        take_rows(r, r->v, r->step->v, first * v_row, n * v_row);
+    }
     tkv_layer_push(r->s, r->l, &t, n * k_row < MIN_PARALLEL_WORK ? NULL : r->exec);
     r->s->n_changes++;
 }

@@ -170,8 +170,10 @@ static void assert_unchanged(const struct aid *a, const struct tkv_session_stats
     assert_memory_equal(before, &now, sizeof(now));
 }
 
+/* In requests that are taken at once, and that are taken in parts, whose last is bad. */
 static void bad_values_change_nothing(void **state)
 {
+    enum { FIRST = 150, MOST = 800 };
     struct aid a;
     struct aid_tokens t;
     struct tkv_session_stats before;
@@ -180,26 +182,30 @@ static void bad_values_change_nothing(void **state)
     (void)state;
     aid_init(&a, "tq4");
     assert_int_equal(aid_open(&a), 0);
-    t = aid_tokens(&a, 300, 1);
-    assert_int_equal(aid_step(&a, 0, &t, 0, 150), 0);
+    t = aid_tokens(&a, MOST, 1);
+    assert_int_equal(aid_step(&a, 0, &t, 0, FIRST), 0);
     tkv_session_stats(a.session, &before);
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
-        float *victims[] = {t.k + 200 * 128 + 64 + 5, t.v + 299 * 128 + 127, t.q + 150 * 256};
-        static const char *const names[] = {"K[token 50][head 1][5]", "V[token 149][head 1][63]",
+        float *victims[] = {t.k + 200 * 128 + 64 + 5, t.v + (MOST - 1) * 128 + 127,
+                            t.q + 150 * 256};
+        static const char *const names[] = {"K[token 50][head 1][5]", "V[token 649][head 1][63]",
                                             "Q[token 0][head 0][0]"};
 
         for (size_t v = 0; v < 3; v++) {
             const float good = *victims[v];
 
             *victims[v] = bad[i];
-            assert_int_equal(aid_step(&a, 0, &t, 150, 150), TRIKV_E_VALUE);
+            assert_int_equal(aid_step(&a, 0, &t, FIRST, MOST - FIRST), TRIKV_E_VALUE);
             if (!strstr(a.why.text, names[v]))
                 fail_msg("want %s in \"%s\"", names[v], a.why.text);
+            assert_unchanged(&a, &before);
+            if (v == 0)
+                assert_int_equal(aid_step(&a, 0, &t, FIRST, 60), TRIKV_E_VALUE);
             assert_unchanged(&a, &before);
             *victims[v] = good;
         }
     }
-    assert_int_equal(aid_step(&a, 0, &t, 150, 150), 0);
+    assert_int_equal(aid_step(&a, 0, &t, FIRST, MOST - FIRST), 0);
     free(t.k);
     aid_close(&a);
 }
