@@ -10,13 +10,13 @@
 #include "daemon/server.h"
 
 /*
- * What is freed goes back to the kernel at once, and threads keep only small pieces: else jemalloc has
+ * What is freed goes back to the kernel at once, and threads keep none of it: else jemalloc has
  * some MiB more than is reserved, and the memory cap is not one (tests/check_overload.c). It reads
  * this by name; another allocator does not.
  */
 extern const char *malloc_conf;
 __attribute__((visibility("default"))) const char *malloc_conf =
-    "narenas:1,dirty_decay_ms:0,muzzy_decay_ms:0,tcache_max:4096";
+    "narenas:1,dirty_decay_ms:0,muzzy_decay_ms:0,tcache:false";
 
 static void print_diag(const struct tkv_diag *diag)
 {
