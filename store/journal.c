@@ -422,7 +422,6 @@ static int take_note(struct tkv_session *s, const void *note, size_t bytes, stru
     if (!own)
         return tkv_fail(why, TRIKV_E_MEMORY_CAP, "no room for a journal");
     memcpy(own, note, bytes);
-    tkv_session_free(s, j->note, j->note_bytes);
     j->note = own;
     j->note_bytes = bytes;
     j->is_changed = true;
@@ -514,15 +513,28 @@ bool tkv_session_is_kept(const struct tkv_session *s)
 
 int tkv_session_note(struct tkv_session *s, const void *note, size_t bytes, struct tkv_report *why)
 {
+    struct tkv_journal *j = s->journal;
+    void *const before = j ? j->note : NULL;
+    const size_t before_bytes = j ? j->note_bytes : 0;
+    const bool was_changed = j && j->is_changed;
     int e;
 
-    if (!s->journal)
+    if (!j)
         return 0;
     e = take_note(s, note, bytes, why);
-    e = e ? e : tkv_journal_prepare(s, 0, 0, why);
-    if (!e)
-        tkv_journal_commit(s, 0, 0);
-    return e;
+    if (e)
+        return e;
+    e = tkv_journal_prepare(s, 0, 0, why);
+    if (e) { /* a later commit must not bring it into force */
+        tkv_session_free(s, j->note, j->note_bytes);
+        j->note = before;
+        j->note_bytes = before_bytes;
+        j->is_changed = was_changed;
+        return e;
+    }
+    tkv_session_free(s, before, before_bytes);
+    tkv_journal_commit(s, 0, 0);
+    return 0;
 }
 
 void tkv_journal_end(struct tkv_session *s)

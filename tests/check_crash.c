@@ -10,11 +10,8 @@
 
 #include <cmocka.h>
 
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/plan.h"
@@ -178,30 +175,6 @@ static bool same(const struct tkv_session *x, const struct tkv_session *y)
 
 /* ---- a crash -------------------------------------------------------------------------------- */
 
-static int copy_file(int fd)
-{
-    const int copy = memfd_create("copy", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    struct stat st;
-    off_t at = 0;
-
-    assert_true(copy >= 0 && fstat(fd, &st) == 0 && ftruncate(copy, st.st_size) == 0);
-    while ((at = lseek(fd, at, SEEK_DATA)) >= 0) {
-        const off_t end = lseek(fd, at, SEEK_HOLE);
-        off_t from = at;
-
-        while (from < end) {
-            uint8_t bytes[16384];
-            const ssize_t n = pread(fd, bytes, sizeof(bytes), from);
-
-            assert_true(n > 0 && pwrite(copy, bytes, (size_t)n, from) == n);
-            from += n;
-        }
-        at = end;
-    }
-    assert_int_equal(fcntl(copy, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL), 0);
-    return copy;
-}
-
 static void adopt(struct crash *c, int fd, struct tkv_budget *b, struct world *w)
 {
     struct tkv_adoption *a;
@@ -330,7 +303,7 @@ static void crash(struct crash *c)
     struct aid keep = c->aid;
     struct world found = {.is_kept = true};
     struct tkv_budget b;
-    const int fd = copy_file(arena_fd(&c->real));
+    const int fd = aid_copy_arena(arena_fd(&c->real));
 
     tkv_budget_init(&b, CAP);
     adopt(c, fd, &b, &found);

@@ -6,8 +6,12 @@
 
 #include <cmocka.h>
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "core/cpu.h"
 #include "store/session_priv.h"
@@ -133,4 +137,28 @@ uint32_t aid_kept(const struct aid *a, uint32_t layer, uint32_t kv_head, int32_t
     for (uint32_t i = 0; i < l->tail.n; i++)
         positions[n++] = l->tail.positions[i];
     return n;
+}
+
+int aid_copy_arena(int fd)
+{
+    const int copy = memfd_create("copy", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    struct stat st;
+    off_t at = 0;
+
+    assert_true(copy >= 0 && fstat(fd, &st) == 0 && ftruncate(copy, st.st_size) == 0);
+    while ((at = lseek(fd, at, SEEK_DATA)) >= 0) {
+        const off_t end = lseek(fd, at, SEEK_HOLE);
+        off_t from = at;
+
+        while (from < end) {
+            uint8_t bytes[16384];
+            const ssize_t n = pread(fd, bytes, sizeof(bytes), from);
+
+            assert_true(n > 0 && pwrite(copy, bytes, (size_t)n, from) == n);
+            from += n;
+        }
+        at = end;
+    }
+    assert_int_equal(fcntl(copy, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL), 0);
+    return copy;
 }

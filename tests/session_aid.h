@@ -51,4 +51,7 @@ int aid_step(struct aid *a, uint32_t layer, const struct aid_tokens *t, uint32_t
 uint32_t aid_kept(const struct aid *a, uint32_t layer, uint32_t kv_head, int32_t *positions,
                   uint32_t cap);
 
+/* The file of a kept arena as it stands: what a successor of a killed process would get. */
+int aid_copy_arena(int fd);
+
 #endif /* TKV_TESTS_SESSION_AID_H */
