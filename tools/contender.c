@@ -199,23 +199,37 @@ static int search(struct search *s)
     return 0;
 }
 
+/*
+ * First what was left over and given to the newest tokens, for which bytes are exact; then whole
+ * blocks, for less than one changes no slab; then the half tiers.
+ */
+static bool shrink_tokens(struct tkv_remote_options *o, uint32_t n_tokens)
+{
+    const uint32_t n_more = (uint32_t)o->recent_tokens - o->beta_tokens;
+    uint32_t n_blocks = (o->budget_tokens - half_tokens(o)) / TKV_BLOCK_TOKENS;
+
+    if (n_more > 0)
+        o->recent_tokens -= (int32_t)(n_tokens < n_more ? n_tokens : n_more);
+    else if (n_blocks > 1)
+        n_blocks--;
+    else if (o->recent_tokens > 1)
+        o->beta_tokens = (uint32_t)(o->recent_tokens /= 2);
+    else
+        return false;
+    o->budget_tokens = half_tokens(o) + n_blocks * TKV_BLOCK_TOKENS;
+    return true;
+}
+
 bool tkv_contender_shrink(struct tkv_remote_options *o, const struct tkv_replayed *found,
                           double excess_bytes)
 {
     const double per_token = (double)found->stats.fp16_bytes / (double)found->stats.n_seen;
-    const uint32_t n = (uint32_t)(excess_bytes / per_token) + 1;
 
-    if (o->budget_bytes > 0) {
-        if (o->budget_bytes <= (uint64_t)excess_bytes + 1)
-            return false;
-        o->budget_bytes -= (uint64_t)excess_bytes + 1;
-        return true;
-    }
-    if (o->budget_tokens <= half_tokens(o) + n)
+    if (o->budget_bytes == 0)
+        return shrink_tokens(o, (uint32_t)(excess_bytes / per_token) + 1);
+    if (o->budget_bytes <= (uint64_t)excess_bytes + 1)
         return false;
-    o->budget_tokens -= n;
-    if (o->recent_tokens > (int32_t)n + MIN_RECENT_TOKENS)
-        o->recent_tokens -= (int32_t)n;
+    o->budget_bytes -= (uint64_t)excess_bytes + 1;
     return true;
 }
 
