@@ -34,7 +34,8 @@ static uint32_t blocks_of(const struct tkv_remote_options *o)
     return (o->budget_tokens - n_half) / TKV_BLOCK_TOKENS;
 }
 
-/* Shrink to the end: each step leaves fewer halves or fewer blocks, and no more of the other. */
+/* Shrink to the end: each step leaves fewer halves, a shorter tail or fewer blocks, and no more of
+ * the others. */
 static unsigned shrink_all(struct tkv_remote_options *o, double excess_bytes)
 {
     struct tkv_remote_options was = *o;
@@ -42,9 +43,10 @@ static unsigned shrink_all(struct tkv_remote_options *o, double excess_bytes)
 
     for (; tkv_contender_shrink(o, &replayed, excess_bytes); was = *o, n_steps++) {
         assert_true(o->recent_tokens >= 1 && o->beta_tokens >= 1);
-        assert_true(o->recent_tokens >= (int32_t)o->beta_tokens);
-        assert_true(o->recent_tokens <= was.recent_tokens && blocks_of(o) <= blocks_of(&was));
-        assert_true(o->recent_tokens < was.recent_tokens || blocks_of(o) < blocks_of(&was));
+        assert_true(o->recent_tokens <= was.recent_tokens && o->beta_tokens <= was.beta_tokens);
+        assert_true(blocks_of(o) <= blocks_of(&was));
+        assert_true(o->recent_tokens < was.recent_tokens || o->beta_tokens < was.beta_tokens ||
+                    blocks_of(o) < blocks_of(&was));
     }
     assert_int_equal(o->recent_tokens, 1);
     assert_int_equal(o->beta_tokens, 1);
@@ -52,19 +54,17 @@ static unsigned shrink_all(struct tkv_remote_options *o, double excess_bytes)
     return n_steps;
 }
 
-/* Half tokens that were a gift go as one, as many as the excess holds. */
-static void test_gift_first(void **state)
+/* A few of the newest tokens, as many as the excess holds; a block where they do not do. */
+static void test_newest_or_a_block(void **state)
 {
     struct tkv_remote_options o = settings(40, 100, 64);
 
     (void)state;
-    assert_true(tkv_contender_shrink(&o, &replayed, 10 * 3072 - 1));
-    assert_int_equal(o.recent_tokens, 90);
+    assert_true(tkv_contender_shrink(&o, &replayed, 60 * 3072 - 1));
+    assert_int_equal(o.recent_tokens, 40);
     assert_int_equal(blocks_of(&o), 40);
-    assert_true(tkv_contender_shrink(&o, &replayed, 1e6));
-    assert_int_equal(o.recent_tokens, 64);
-    assert_true(tkv_contender_shrink(&o, &replayed, 1));
-    assert_int_equal(o.recent_tokens, 64);
+    assert_true(tkv_contender_shrink(&o, &replayed, 10 * 3072));
+    assert_int_equal(o.recent_tokens, 40);
     assert_int_equal(blocks_of(&o), 39);
 }
 
@@ -73,16 +73,22 @@ static void test_every_step_takes(void **state)
     struct tkv_remote_options o = settings(40, 100, 64);
 
     (void)state;
-    assert_int_equal(shrink_all(&o, 1e6), 1 + 39 + 6);
+    assert_int_equal(shrink_all(&o, 1e6), 39 + 1 + 11);
+    o = settings(40, 100, 64);
+    assert_int_equal(shrink_all(&o, 1), 39 + 99 + 6);
 }
 
-/* One block, and a few halves too many: 46x of 2,048 tokens. */
-static void test_least_settings(void **state)
+/* 46x and 4x of docs/quality.md: one block with a few halves too many, and many blocks with too few. */
+static void test_of_the_page(void **state)
 {
     struct tkv_remote_options o = settings(1, 5, 1);
 
     (void)state;
     assert_int_equal(shrink_all(&o, 10653), 1);
+    o = settings(46, 35, 64);
+    for (unsigned i = 0; i < 2; i++)
+        assert_true(tkv_contender_shrink(&o, &replayed, 82572));
+    assert_int_equal(blocks_of(&o), 44);
 }
 
 static void test_bytes(void **state)
@@ -98,9 +104,9 @@ static void test_bytes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gift_first),
+        cmocka_unit_test(test_newest_or_a_block),
         cmocka_unit_test(test_every_step_takes),
-        cmocka_unit_test(test_least_settings),
+        cmocka_unit_test(test_of_the_page),
         cmocka_unit_test(test_bytes),
     };
 

@@ -200,20 +200,22 @@ static int search(struct search *s)
 }
 
 /*
- * First what was left over and given to the newest tokens, for which bytes are exact; then whole
- * blocks, for less than one changes no slab; then the half tiers.
+ * First newest tokens, for which bytes are exact, if it takes few of them; then whole blocks, for
+ * less than one changes no slab; then the half tiers.
  */
 static bool shrink_tokens(struct tkv_remote_options *o, uint32_t n_tokens)
 {
-    const uint32_t n_more = (uint32_t)o->recent_tokens - o->beta_tokens;
+    const int32_t least = o->beta_tokens > 1 ? (int32_t)o->beta_tokens / 2 : 1;
     uint32_t n_blocks = (o->budget_tokens - half_tokens(o)) / TKV_BLOCK_TOKENS;
 
-    if (n_more > 0)
-        o->recent_tokens -= (int32_t)(n_tokens < n_more ? n_tokens : n_more);
+    if ((double)n_tokens <= (double)o->recent_tokens - least)
+        o->recent_tokens -= (int32_t)n_tokens;
     else if (n_blocks > 1)
         n_blocks--;
-    else if (o->recent_tokens > 1)
-        o->beta_tokens = (uint32_t)(o->recent_tokens /= 2);
+    else if (o->recent_tokens > least)
+        o->recent_tokens = least;
+    else if (o->beta_tokens > 1)
+        o->beta_tokens = (uint32_t)(o->recent_tokens = least);
     else
         return false;
     o->budget_tokens = half_tokens(o) + n_blocks * TKV_BLOCK_TOKENS;
