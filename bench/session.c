@@ -1,13 +1,17 @@
 /*
  * A session of a real model's geometry through the daemon: opening and closing it; and once it is
- * long, storing it and opening others that begin with its tokens, forking it and going back by some tokens, which must not depend on how long it is, and
- * attention in the daemon and on a map of it in this process.
+ * long, storing it and opening others that begin with its tokens, forking it and going back by some
+ * tokens, which must not depend on how long it is; all that with client and daemon on one processor, so
+ * that waking another one is not what is measured. Then attention, in the daemon and on a map of it in
+ * this process, on all processors.
  */
+#include <sched.h>
 #include <stdlib.h>
 
 #include "bench/commands.h"
 #include "bench/inputs.h"
 #include "bench/machine.h"
+#include "bench/pingpong.h"
 #include "bench/service.h"
 #include "core/half.h"
 
@@ -29,6 +33,7 @@ struct bench {
     struct tkv_samples hit_us;
     struct tkv_samples open_us, close_us, fork_us, truncate_us, map_us, local_us, daemon_us;
     uint64_t fork_bytes;
+    cpu_set_t all;
 };
 
 static size_t row_values(const struct tkv_bench_options *o)
@@ -231,7 +236,20 @@ static int measure_long(struct bench *b, struct trikv_session *session, struct t
     while (tkv_bench_clock_go_on(&clock))
         if (guess_and_truncate(b, session, why))
             return -1;
+    if (tkv_pin_process(0, &b->all, why) || tkv_pin_process(b->service.daemon.pid, &b->all, why))
+        return -1;
     return measure_attention(b, session, why);
+}
+
+static int pin(struct bench *b, struct tkv_reason *why)
+{
+    int first = 0;
+
+    if (sched_getaffinity(0, sizeof(b->all), &b->all))
+        return tkv_reason_set(why, "cannot learn which processors there are");
+    while (first < CPU_SETSIZE - 1 && !CPU_ISSET((unsigned)first, &b->all))
+        first++;
+    return tkv_pin(first, why);
 }
 
 static int measure(struct bench *b, struct tkv_reason *why)
@@ -275,6 +293,7 @@ int tkv_bench_session(const struct tkv_bench_options *o, struct tkv_record *r,
     struct tkv_machine m;
     int e = tkv_machine_init(&m, 1, NULL, why);
 
+    e = e ? e : pin(&b, why);
     if (!e) {
         tkv_record_text(r, "cpu", "CPU", m.cpu);
         tkv_record_text(r, "features", "kernels", m.features);

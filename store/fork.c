@@ -48,8 +48,30 @@ static bool fork_layer(struct tkv_session *s, struct tkv_layer *to, const struct
     return true;
 }
 
+/* What every fork has of its own; the little that some have besides is allocated piece by piece. */
+static size_t room_bytes(const struct tkv_session *from)
+{
+    size_t n = tkv_align(from->config.n_layers * sizeof(*from->layers), 64);
+
+    for (uint32_t i = 0; i < from->config.n_layers; i++) {
+        const struct tkv_layer *l = &from->layers[i];
+        const size_t heads = l->config.shape.n_kv_heads * sizeof(*l->heads);
+
+        n += tkv_align(heads, 64) + (l->checkpoint.heads ? tkv_align(2 * heads, 64) : 0);
+        n += l->rulers ? tkv_align(l->config.shape.n_q_heads * sizeof(*l->rulers), 64) : 0;
+    }
+    return n;
+}
+
 static bool fork_session(struct tkv_session *s, const struct tkv_session *from)
 {
+    const size_t bytes = room_bytes(from);
+
+    s->room.base = tkv_budget_alloc(s->budget, bytes);
+    if (!s->room.base)
+        return false;
+    s->room.bytes = bytes;
+    s->own_bytes += bytes;
     s->arena = tkv_arena_share(from->arena);
     s->layers = tkv_session_alloc(s, s->config.n_layers * sizeof(*s->layers));
     if (!s->arena || !s->layers)
@@ -77,6 +99,7 @@ int tkv_session_fork(struct tkv_session **child, struct tkv_session *parent, str
         s->fold = NULL;
         s->pin_value = 0;
         s->journal = NULL;
+        s->room = (struct tkv_room){0};
         if (fork_session(s, parent)) {
             *child = s;
             return 0;

@@ -15,10 +15,30 @@
 #include "store/budget.h"
 #include "store/journal.h"
 
+static void *take_room(struct tkv_room *room, size_t bytes)
+{
+    const size_t need = tkv_align(bytes, 64);
+
+    if (need > room->bytes - room->used_bytes)
+        return NULL;
+    room->used_bytes += need;
+    return room->base + room->used_bytes - need;
+}
+
+static bool is_of_room(const struct tkv_room *room, const void *p)
+{
+    const uint8_t *const at = p;
+
+    return room->base && at >= room->base && at < room->base + room->bytes;
+}
+
 void *tkv_session_alloc(struct tkv_session *s, size_t bytes)
 {
-    void *p = tkv_budget_alloc(s->budget, bytes);
+    void *p = bytes ? take_room(&s->room, bytes) : NULL;
 
+    if (p)
+        return p;
+    p = tkv_budget_alloc(s->budget, bytes);
     if (p)
         s->own_bytes += bytes;
     return p;
@@ -26,7 +46,7 @@ void *tkv_session_alloc(struct tkv_session *s, size_t bytes)
 
 void tkv_session_free(struct tkv_session *s, void *p, size_t bytes)
 {
-    if (!p)
+    if (!p || is_of_room(&s->room, p))
         return;
     tkv_budget_free(s->budget, p, bytes);
     s->own_bytes -= bytes;
@@ -327,6 +347,7 @@ void tkv_session_destroy(struct tkv_session **session)
     tkv_shared_unref(s, s->coders);
     tkv_shared_unref(s, s->fold);
     tkv_arena_destroy(&s->arena);
+    tkv_budget_free(s->budget, s->room.base, s->room.bytes);
     tkv_budget_free(s->budget, s, sizeof(*s));
     *session = NULL;
 }

@@ -110,6 +110,15 @@ struct tkv_layer {
 
 struct tkv_journal;
 
+/*
+ * Memory for everything that a fork has of its own, in one piece: what is allocated comes from it as long
+ * as there is some, and goes back with the session. Zeroed.
+ */
+struct tkv_room {
+    uint8_t *base; /* or NULL */
+    size_t bytes, used_bytes;
+};
+
 struct tkv_session {
     struct tkv_budget *budget;
     const struct tkv_kernels *kn;
@@ -123,6 +132,7 @@ struct tkv_session {
     struct tkv_block_id pin; /* buffer of pin_value, if that is not 0 */
     uint64_t pin_value;
     size_t own_bytes;        /* private memory that it refers to: tables, coders */
+    struct tkv_room room;    /* of a fork */
     uint32_t horizon_tokens; /* method default: what the plan is for, config.max_tokens at first */
     uint64_t n_changes;      /* that leave all tables as they are */
     uint64_t generation;
