@@ -66,6 +66,26 @@ struct tkv_arena_core {
     size_t n_front_pages; /* of it: before the slabs, that have memory; under the lock */
 };
 
+/* One user. */
+struct tkv_arena {
+    struct tkv_arena_core *core;
+    size_t *reserved; /* of each class, by this user; changes under the lock as the core does */
+    uint32_t cap_reserved;
+    bool defers;
+    struct tkv_block_id *deferred; /* references given up, but not yet */
+    uint32_t n_deferred, cap_deferred;
+};
+
+static inline void tkv_arena_lock(const struct tkv_arena *a)
+{
+    (void)pthread_mutex_lock(&a->core->lock);
+}
+
+static inline void tkv_arena_unlock(const struct tkv_arena *a)
+{
+    (void)pthread_mutex_unlock(&a->core->lock);
+}
+
 /* Private tables, counted in the budget: room for element number n in *table, which has room
  * for *cap. */
 bool tkv_arena_table_grow(struct tkv_arena_core *c, void **table, size_t element_bytes, uint32_t n,
@@ -109,6 +129,10 @@ void tkv_core_destroy(struct tkv_arena_core *c);
 struct tkv_arena *tkv_core_add_user(struct tkv_arena_core *c);
 struct tkv_arena_core *tkv_arena_core(const struct tkv_arena *a);
 int tkv_core_map(struct tkv_arena_core *c);
+
+/* Let this user have n places reserved, with the lock held. */
+int tkv_arena_reserve_places(struct tkv_arena *a, size_t block_bytes, enum tkv_slab_kind kind,
+                             size_t n, struct tkv_report *why);
 
 /*
  * arena_kept.c: what a kept arena's file says of itself, so that another process can take it over. The
