@@ -230,7 +230,7 @@ static bool is_first_query(const struct tkv_layer *l, int32_t position)
 }
 
 /* A round is due at the latest when the mean of the heads has come to budget + beta: so far none of them
- * may go beyond what that round is prepared for (round.c, layer_bound). */
+ * may go beyond what that round is prepared for (round_prepare.c, layer_bound). */
 static uint64_t most_cold(const struct tkv_session *s, const struct tkv_layer *l)
 {
     const uint32_t hot = l->tail.n < s->config.recent_tokens ? l->tail.n : s->config.recent_tokens;

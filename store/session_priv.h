@@ -397,8 +397,8 @@ struct tkv_cache tkv_layer_cache(const struct tkv_session *s, const struct tkv_l
 void tkv_layer_fold(struct tkv_session *s, struct tkv_layer *l, const struct tkv_exec *exec);
 
 /*
- * store/round.c. Folds and rounds are prepared before a request changes anything: arena blocks, tables and
- * working memory for those that n_new more tokens (the last at last_position) can
+ * store/round_prepare.c. Folds and rounds are prepared before a request changes anything: arena blocks,
+ * tables and working memory for those that n_new more tokens (the last at last_position) can
  * cause in layer l, or in all layers if l is NULL or layers are coupled. Then running them cannot
  * fail. Release gives the working memory and unused blocks back.
  */
@@ -416,8 +416,8 @@ void tkv_round_release(struct tkv_session *s, struct tkv_round_memory *m);
 /* Slabs that hold few blocks are emptied into others and given back. */
 void tkv_round_gather(struct tkv_session *s);
 
-/* A fold of l, whose tail is full, and the round that is due with it, if one is; l NULL: of all
- * layers, and a round whether it is due or not. */
+/* store/round.c: a fold of l, whose tail is full, and the round that is due with it, if one is; l NULL:
+ * of all layers, and a round whether it is due or not. */
 void tkv_round_run(struct tkv_session *s, struct tkv_layer *l, const struct tkv_round_memory *m,
                    const struct tkv_exec *exec);
 
